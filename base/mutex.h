@@ -1,0 +1,93 @@
+// Ranked, annotated mutexes. The enum *is* the lock order (DESIGN §8): a thread may only take a higher rank
+// than it holds, and one lock per rank. Checked by clang (-Wthread-safety) at compile time for what is
+// guarded, and at run time in debug builds (FOLDSWAP_DEBUG_CHECKS) for the order: a violation prints both
+// ranks and aborts. The layout lock (rank 0) is a futex word in shared memory (base/wire.h); the daemon's
+// side reports its holds here with RankScope, so that the one order covers it too.
+// Technique: jemalloc's witness.h; LevelDB's port annotations.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+
+#if defined(__clang__)
+#define FS_TSA(x) __attribute__((x))
+#else
+#define FS_TSA(x)
+#endif
+#define FS_CAPABILITY(x) FS_TSA(capability(x))
+#define FS_SCOPED_CAPABILITY FS_TSA(scoped_lockable)
+#define FS_GUARDED_BY(x) FS_TSA(guarded_by(x))
+#define FS_PT_GUARDED_BY(x) FS_TSA(pt_guarded_by(x))
+#define FS_REQUIRES(...) FS_TSA(requires_capability(__VA_ARGS__))
+#define FS_ACQUIRE(...) FS_TSA(acquire_capability(__VA_ARGS__))
+#define FS_TRY_ACQUIRE(...) FS_TSA(try_acquire_capability(__VA_ARGS__))
+#define FS_RELEASE(...) FS_TSA(release_capability(__VA_ARGS__))
+#define FS_EXCLUDES(...) FS_TSA(locks_excluded(__VA_ARGS__))
+
+namespace foldswap {
+
+enum class LockRank : std::uint8_t { layout = 0, client = 1, pool_shard = 2, leaf = 3 };
+
+namespace rank_check {
+// Called by the lock types. No-ops unless FOLDSWAP_DEBUG_CHECKS.
+void acquired(LockRank rank);
+void released(LockRank rank);
+// Locks the calling thread holds now; always 0 without FOLDSWAP_DEBUG_CHECKS.
+[[nodiscard]] unsigned held_now();
+// The most data-path locks any thread has held at once since start (debug builds; else 0).
+[[nodiscard]] unsigned held_max();
+}  // namespace rank_check
+
+template <LockRank kRank>
+class FS_CAPABILITY("mutex") RankedMutex {
+ public:
+  RankedMutex() = default;
+  RankedMutex(const RankedMutex&) = delete;
+  RankedMutex& operator=(const RankedMutex&) = delete;
+
+  void lock() FS_ACQUIRE() {
+#if defined(FOLDSWAP_DEBUG_CHECKS)
+    rank_check::acquired(kRank);  // before blocking: an inversion is reported, not deadlocked on
+#endif
+    mutex_.lock();
+  }
+  void unlock() FS_RELEASE() {
+    mutex_.unlock();
+#if defined(FOLDSWAP_DEBUG_CHECKS)
+    rank_check::released(kRank);
+#endif
+  }
+
+ private:
+  std::mutex mutex_;
+};
+
+// The only way to hold a RankedMutex.
+template <LockRank kRank>
+class FS_SCOPED_CAPABILITY RankedLock {
+ public:
+  explicit RankedLock(RankedMutex<kRank>& mutex) FS_ACQUIRE(mutex) : mutex_(mutex) {
+    mutex_.lock();
+  }
+  ~RankedLock() FS_RELEASE() { mutex_.unlock(); }
+  RankedLock(const RankedLock&) = delete;
+  RankedLock& operator=(const RankedLock&) = delete;
+
+ private:
+  RankedMutex<kRank>& mutex_;
+};
+
+// For a lock that is no RankedMutex (the layout word): takes part in the rank check only.
+class RankScope {
+ public:
+  explicit RankScope(LockRank rank) : rank_(rank) { rank_check::acquired(rank_); }
+  ~RankScope() { rank_check::released(rank_); }
+  RankScope(const RankScope&) = delete;
+  RankScope& operator=(const RankScope&) = delete;
+
+ private:
+  LockRank rank_;
+};
+
+}  // namespace foldswap

@@ -1,0 +1,1 @@
+extern "C" const char foldswap_test_preload[] = "loaded";

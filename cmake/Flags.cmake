@@ -1,0 +1,21 @@
+# Every target of ours links foldswap_flags: warnings as errors, sanitizers, thread-safety analysis.
+add_library(foldswap_flags INTERFACE)
+target_include_directories(foldswap_flags INTERFACE ${PROJECT_SOURCE_DIR})
+target_compile_options(foldswap_flags INTERFACE
+  -Wall -Wextra -Wconversion -Wshadow -Werror -fno-omit-frame-pointer)
+if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+  target_compile_options(foldswap_flags INTERFACE -Wthread-safety -Wthread-safety-beta)
+elseif(FOLDSWAP_SANITIZE MATCHES "thread")
+  # g++ says that fences are not modelled by TSan; none of our synchronisation rests on a fence alone.
+  target_compile_options(foldswap_flags INTERFACE -Wno-tsan)
+endif()
+if(FOLDSWAP_DEBUG_CHECKS)
+  target_compile_definitions(foldswap_flags INTERFACE FOLDSWAP_DEBUG_CHECKS=1)
+endif()
+# The preload library lives in other people's processes and never gets a sanitizer: it links
+# foldswap_plain_flags instead.
+add_library(foldswap_sanitize INTERFACE)
+if(FOLDSWAP_SANITIZE)
+  target_compile_options(foldswap_sanitize INTERFACE -fsanitize=${FOLDSWAP_SANITIZE} -fno-sanitize-recover=all)
+  target_link_options(foldswap_sanitize INTERFACE -fsanitize=${FOLDSWAP_SANITIZE})
+endif()

@@ -1,0 +1,45 @@
+// Control: the admin socket. One request line of JSON per connection, one reply line (see docs/ARCHITECTURE.md, "Admin
+// protocol"). Each connection has a short-lived thread of its own, because reclaim, restore and drain wait for clients.
+// Thread safety: handle() from the control thread; commands run on their own threads against atomics and snapshots.
+// Errors: every bad request gets {"ok":false,"exit":1|2,"error":"..."}; a request is at most 64 KiB and has 10 s to arrive.
+#pragma once
+
+#include <atomic>
+#include <list>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "daemon/access.h"
+#include "daemon/daemon.h"
+
+namespace foldswap {
+
+class Control {
+ public:
+  Control(Daemon& daemon, const Access& access) : daemon_(daemon), access_(access) {}
+  ~Control();
+  void accept_one(int listener);
+  // Ends what is running; the destructor joins.
+  void stop() { stop_ = true; }
+
+ private:
+  struct Session {
+    std::atomic<bool> done{false};
+    std::thread thread;
+  };
+  void serve(UniqueFd socket);
+  void reap(bool all);
+  [[nodiscard]] nlohmann::json run(const nlohmann::json& request);
+  [[nodiscard]] nlohmann::json get(const nlohmann::json& request);
+  [[nodiscard]] nlohmann::json set(const nlohmann::json& request);
+  [[nodiscard]] nlohmann::json limit(const nlohmann::json& request);
+  [[nodiscard]] nlohmann::json reclaim(const nlohmann::json& request);
+  [[nodiscard]] nlohmann::json restore(const nlohmann::json& request);
+
+  Daemon& daemon_;
+  const Access& access_;
+  std::atomic<bool> stop_{false};
+  std::list<Session> sessions_;
+};
+
+}  // namespace foldswap

@@ -1,0 +1,237 @@
+#include "daemon/daemon.h"
+
+#include <spdlog/spdlog.h>
+#include <sys/epoll.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <csignal>
+#include <utility>
+
+#include "daemon/control.h"
+
+namespace foldswap {
+namespace {
+
+enum Token : std::uint64_t {
+  kTokenClients = 1ULL << 63,
+  kTokenAdmin,
+  kTokenVetted,
+  kTokenSignal,
+};
+
+std::uint64_t meminfo_bytes(Os& os, std::string_view key) {
+  const auto text = os.read_file("/proc/meminfo");
+  if (!text) return 0;
+  const std::size_t at = text->find(std::string(key) + ":");
+  if (at == std::string::npos) return 0;
+  const std::size_t digits = text->find_first_of("0123456789", at);
+  std::uint64_t kib = 0;
+  (void)std::from_chars(text->data() + digits, text->data() + text->size(), kib);
+  return kib * 1024;
+}
+
+
+Status watch(int epoll, int fd, std::uint64_t token) {
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.u64 = token;
+  if (::epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) != 0) return fail_errno("epoll_ctl failed");
+  return {};
+}
+
+}  // namespace
+
+Daemon::Daemon(Os& os, Config config, std::string runtime_dir, Vetting vetting)
+    : os_(os),
+      config_(std::move(config)),
+      runtime_dir_(std::move(runtime_dir)),
+      started_us_(os.now_us()),
+      vetting_(std::move(vetting)),
+      budgets_(os) {}
+
+Result<std::unique_ptr<Daemon>> Daemon::create(Os& os, Config config, std::string runtime_dir, Vetting vetting) {
+  auto access = Access::resolve(config);
+  if (!access) return std::unexpected(access.error());
+  std::unique_ptr<Daemon> daemon(new Daemon(os, std::move(config), std::move(runtime_dir), std::move(vetting)));
+  daemon->access_ = std::move(*access);
+  if (auto s = daemon->lock_runtime_dir(); !s) return std::unexpected(s.error());
+  if (auto s = daemon->make_pool(); !s) return std::unexpected(s.error());
+  if (auto s = daemon->start_threads(); !s) return std::unexpected(s.error());
+  if (auto s = daemon->open_sockets(); !s) return std::unexpected(s.error());
+  return daemon;
+}
+
+Daemon::~Daemon() {
+  // Readers first: they use what the evictors fill; both before the registry and the pool go.
+  fault_threads_.clear();
+  evict_threads_.clear();
+  if (client_listener_.valid()) (void)::unlink((runtime_dir_ + "/client.sock").c_str());
+  if (admin_listener_.valid()) (void)::unlink((runtime_dir_ + "/admin.sock").c_str());
+}
+
+Status Daemon::lock_runtime_dir() {
+  if (::mkdir(runtime_dir_.c_str(), 0755) != 0 && errno != EEXIST) {
+    return fail_errno("cannot make the runtime directory " + runtime_dir_);
+  }
+  const std::string path = runtime_dir_ + "/daemon.lock";
+  lock_.reset(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (!lock_.valid()) return fail_errno("cannot open " + path);
+  if (::flock(lock_.get(), LOCK_EX | LOCK_NB) != 0) {
+    return fail("another foldswapd runs on " + runtime_dir_);
+  }
+  return {};
+}
+
+Status Daemon::make_pool() {
+  auto state = State::create(os_);
+  if (!state) return std::unexpected(state.error());
+  state_ = std::move(*state);
+  tunables_.incarnation = state_->header().incarnation;
+  const Config config = this->config();
+  PoolConfig pool_config;
+  pool_config.geometry = {static_cast<std::uint32_t>(config.pool_frame_bytes),
+                          static_cast<std::uint32_t>(config.pool_buddies)};
+  pool_config.limit_bytes = config.pool_limit.resolve(meminfo_bytes(os_, "MemTotal"));
+  auto pool = Pool::create(os_, pool_config);
+  if (!pool) return std::unexpected(pool.error());
+  pool_ = std::move(*pool);
+  store_ = std::make_unique<PageStore>(*pool_);
+  registry_ = std::make_unique<Registry>(os_, *state_);
+  registry_->set_placer([this](std::shared_ptr<Client> client) { place(std::move(client)); });
+  handshake_ = std::make_unique<Handshake>(os_, *registry_, vetting_, access_, tunables_, limits_, draining_, *state_);
+  apply_tunables();
+  return {};
+}
+
+Status Daemon::start_threads() {
+  const Config config = this->config();
+  for (std::uint64_t i = 0; i < config.evict_threads; ++i) {
+    auto codec = PageCodec::make();
+    if (!codec) return std::unexpected(codec.error());
+    auto evictor = std::make_unique<Evictor>(os_, *state_, *store_, budgets_, tunables_, std::move(*codec),
+                                             [this](Client& client) { reader_of(client).kick(client); });
+    evict_threads_.push_back(std::make_unique<EvictThread>(os_, std::move(evictor), budgets_));
+  }
+  for (std::uint64_t i = 0; i < config.fault_threads; ++i) {
+    auto codec = PageCodec::make();
+    if (!codec) return std::unexpected(codec.error());
+    auto service = std::make_unique<FaultService>(os_, *state_, *store_, *registry_, tunables_, std::move(*codec));
+    fault_threads_.push_back(std::make_unique<FaultThread>(os_, tunables_, std::move(service),
+                                                           [this](Client& client) { client_gone(client); }));
+  }
+  for (auto& thread : fault_threads_) {
+    if (auto s = thread->start(); !s) return s;
+  }
+  for (auto& thread : evict_threads_) thread->start();
+  return {};
+}
+
+Result<UniqueFd> Daemon::listen_on(const std::string& name, int type, unsigned mode) {
+  const std::string path = runtime_dir_ + "/" + name;
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof(address.sun_path)) return fail("the runtime directory's path is too long: " + runtime_dir_);
+  std::ranges::copy(path, address.sun_path);
+  UniqueFd socket(::socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!socket.valid()) return fail_errno("socket failed");
+  (void)::unlink(path.c_str());  // ours by the lock: a predecessor's
+  if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+    return fail_errno("cannot bind " + path);
+  }
+  if (::chmod(path.c_str(), mode) != 0) return fail_errno("cannot set the mode of " + path);
+  if (::listen(socket.get(), 512) != 0) return fail_errno("cannot listen on " + path);
+  return socket;
+}
+
+Status Daemon::open_sockets() {
+  // Who may connect is decided by credentials, not by the mode: the user list can name anybody.
+  auto admin = listen_on("admin.sock", SOCK_STREAM, 0666);
+  if (!admin) return std::unexpected(admin.error());
+  admin_listener_ = std::move(*admin);
+  auto clients = listen_on("client.sock", SOCK_SEQPACKET, 0666);
+  if (!clients) return std::unexpected(clients.error());
+  client_listener_ = std::move(*clients);
+  return {};
+}
+
+void Daemon::place(std::shared_ptr<Client> client) {
+  evictor_of(*client).add(client);
+  reader_of(*client).add(std::move(client));
+}
+
+FaultThread& Daemon::reader_of(const Client& client) {
+  return *fault_threads_[client.id % fault_threads_.size()];
+}
+
+EvictThread& Daemon::evictor_of(const Client& client) {
+  return *evict_threads_[client.id % evict_threads_.size()];
+}
+
+void Daemon::kick_evictor(const Client& client) { evictor_of(client).kick(); }
+
+void Daemon::client_gone(Client& client) {
+  handshake_->dispose(client);
+  registry_->remove(client);
+  if (registry_->size() == 0) (void)pool_->trim(0);
+}
+
+Status Daemon::run() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (const int signal : {SIGTERM, SIGINT}) sigaddset(&signals, signal);
+  UniqueFd signal_fd(::signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK));
+  UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
+  if (!signal_fd.valid() || !epoll.valid()) return fail_errno("signalfd or epoll failed");
+  for (const auto& [fd, token] : std::initializer_list<std::pair<int, std::uint64_t>>{
+           {client_listener_.get(), kTokenClients},
+           {admin_listener_.get(), kTokenAdmin},
+           {vetting_.result_fd(), kTokenVetted},
+           {signal_fd.get(), kTokenSignal}}) {
+    if (auto s = watch(epoll.get(), fd, token); !s) return s;
+  }
+  Control control(*this, access_);
+  spdlog::info("ready on {}", runtime_dir_);
+  std::thread stopping;
+  std::atomic<bool> finished{false}, never{false};
+  while (!finished) {
+    std::array<epoll_event, 64> events{};
+    const int n = ::epoll_wait(epoll.get(), events.data(), events.size(), stopping.joinable() ? 50 : 1'000);
+    for (int i = 0; i < n; ++i) {
+      const epoll_event& event = events[static_cast<std::size_t>(i)];
+      switch (event.data.u64) {
+        case kTokenClients: handshake_->accept_one(client_listener_.get(), epoll.get()); break;
+        case kTokenAdmin: control.accept_one(admin_listener_.get()); break;
+        case kTokenVetted: handshake_->on_vetted(); break;
+        case kTokenSignal: {
+          signalfd_siginfo info{};
+          (void)!::read(signal_fd.get(), &info, sizeof(info));
+          if (stopping.joinable()) break;
+          spdlog::info("stopping: bringing everything back first");
+          // Everything goes back into the clients first (DESIGN §10); while memory does not suffice, it waits.
+          stopping = std::thread([&] {
+            for (auto done = drain(never); !done; done = drain(never)) {
+              spdlog::warn("cannot stop yet: {}", done.error().text());
+              os_.sleep_us(1'000'000);
+            }
+            finished = true;
+          });
+          break;
+        }
+        default: handshake_->on_socket(event.data.u64, event.events); break;
+      }
+    }
+    handshake_->expire(os_.now_us());
+  }
+  stopping.join();
+  spdlog::info("stopped");
+  return {};
+}
+
+}  // namespace foldswap

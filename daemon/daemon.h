@@ -1,0 +1,84 @@
+// Daemon: puts the parts together and does what administrators ask. Start-up reads top to bottom in daemon.cc.
+// Thread safety: construction, run() and destruction on the main thread; the commands (reclaim, restore, drain, ...) on any.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/mutex.h"
+#include "daemon/access.h"
+#include "daemon/budget.h"
+#include "daemon/config.h"
+#include "daemon/handshake.h"
+#include "daemon/registry.h"
+#include "daemon/threads.h"
+#include "daemon/tunables.h"
+#include "daemon/vetting.h"
+#include "pool/pool.h"
+
+namespace foldswap {
+
+class Daemon {
+ public:
+  // `vetting` was started before any thread.
+  static Result<std::unique_ptr<Daemon>> create(Os& os, Config config, std::string runtime_dir, Vetting vetting);
+  ~Daemon();
+
+  // Serves until a signal says stop. SIGTERM and SIGINT restore every client first.
+  [[nodiscard]] Status run();
+
+  // -- what administrators ask; errors are sentences for them
+  [[nodiscard]] Result<std::uint64_t> reclaim(Client& client, std::uint64_t pages, const std::atomic<bool>& stop);
+  [[nodiscard]] Status restore(const std::vector<std::shared_ptr<Client>>& clients, std::uint64_t hold_until_us,
+                               const std::atomic<bool>& stop);
+  // Nothing moves when what is out does not fit into memory.
+  [[nodiscard]] Status drain(const std::atomic<bool>& stop);
+  void resume();
+  [[nodiscard]] Status set(const std::string& key, const std::string& value);
+  [[nodiscard]] Config config() const;
+  void kick_evictor(const Client& client);
+
+  [[nodiscard]] Os& os() { return os_; }
+  [[nodiscard]] State& state() { return *state_; }
+  [[nodiscard]] Registry& registry() { return *registry_; }
+  [[nodiscard]] Pool& pool() { return *pool_; }
+  [[nodiscard]] std::uint64_t started_us() const { return started_us_; }
+
+ private:
+  Daemon(Os& os, Config config, std::string runtime_dir, Vetting vetting);
+  [[nodiscard]] Status lock_runtime_dir();
+  [[nodiscard]] Status make_pool();
+  [[nodiscard]] Status start_threads();
+  [[nodiscard]] Status open_sockets();
+  [[nodiscard]] Result<UniqueFd> listen_on(const std::string& name, int type, unsigned mode);
+  void apply_tunables();
+  void place(std::shared_ptr<Client> client);
+  [[nodiscard]] FaultThread& reader_of(const Client& client);
+  [[nodiscard]] EvictThread& evictor_of(const Client& client);
+  [[nodiscard]] Status fits(const std::vector<std::shared_ptr<Client>>& clients);
+  void client_gone(Client& client);
+
+  Os& os_;
+  Config config_ FS_GUARDED_BY(config_mutex_);
+  mutable RankedMutex<LockRank::leaf> config_mutex_;
+  const std::string runtime_dir_;
+  const std::uint64_t started_us_;
+  Tunables tunables_;
+  Handshake::Limits limits_;
+  Vetting vetting_;
+  std::atomic<bool> draining_{false};
+  UniqueFd lock_, client_listener_, admin_listener_;
+  std::unique_ptr<State> state_;
+  std::unique_ptr<Pool> pool_;
+  std::unique_ptr<PageStore> store_;
+  BudgetBook budgets_;
+  std::unique_ptr<Registry> registry_;
+  Access access_;
+  std::unique_ptr<Handshake> handshake_;
+  std::vector<std::unique_ptr<EvictThread>> evict_threads_;
+  std::vector<std::unique_ptr<FaultThread>> fault_threads_;
+};
+
+}  // namespace foldswap

@@ -1,0 +1,141 @@
+// What administrators ask of the daemon. See daemon.h.
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <charconv>
+
+#include "daemon/daemon.h"
+
+namespace foldswap {
+namespace {
+
+constexpr std::uint64_t kPollUs = 2'000;
+
+std::uint64_t memory_available(Os& os) {
+  const auto text = os.read_file("/proc/meminfo");
+  const std::size_t at = text ? text->find("MemAvailable:") : std::string::npos;
+  if (at == std::string::npos) return ~std::uint64_t{0};
+  const std::size_t digits = text->find_first_of("0123456789", at);
+  std::uint64_t kib = 0;
+  (void)std::from_chars(text->data() + digits, text->data() + text->size(), kib);
+  return kib * 1024;
+}
+
+}  // namespace
+
+Config Daemon::config() const {
+  const RankedLock lock(config_mutex_);
+  return config_;
+}
+
+void Daemon::apply_tunables() {
+  const Config config = this->config();
+  tunables_.spin_us = static_cast<std::uint32_t>(config.fault_spin_us);
+  tunables_.readahead_max = static_cast<std::uint32_t>(config.fault_readahead_max_pages);
+  tunables_.quarantine_us = config.evict_quarantine_s * 1'000'000;
+  limits_.clients_per_user = config.quota_clients_per_user;
+  if (const auto spec = parse_codec_spec(config.pool_codec)) {
+    tunables_.codec = static_cast<std::uint32_t>(spec->codec);
+    tunables_.codec_level = spec->level;
+  }
+  spdlog::set_level(static_cast<spdlog::level::level_enum>(static_cast<int>(config.log_level)));
+}
+
+Status Daemon::set(const std::string& key, const std::string& value) {
+  Config changed = config();
+  if (auto done = set_runtime_key(changed, key, value); !done) return done;
+  if (key == "pool.limit") {
+    const auto text = os_.read_file("/proc/meminfo");
+    std::uint64_t total_kib = 0;
+    if (text) {
+      const std::size_t digits = text->find_first_of("0123456789");
+      (void)std::from_chars(text->data() + digits, text->data() + text->size(), total_kib);
+    }
+    if (auto done = pool_->set_limit(changed.pool_limit.resolve(total_kib * 1024)); !done) return done;
+  }
+  {
+    const RankedLock lock(config_mutex_);
+    config_ = changed;
+  }
+  apply_tunables();
+  spdlog::info("{} is now {}", key, value);
+  return {};
+}
+
+Result<std::uint64_t> Daemon::reclaim(Client& client, std::uint64_t pages, const std::atomic<bool>& stop) {
+  if (!client.has_agent()) return fail(client.label() + " is " + to_string(client.state()) + ": nothing can be evicted");
+  if (client.reclaim_running.exchange(true)) return fail(client.label() + " is being reclaimed already");
+  client.hold_until_us = 0;
+  client.reclaim_stuck = false;
+  client.reclaimed_pages = 0;
+  // "Everything" is what is resident now, and not also what the program touches meanwhile.
+  const std::uint64_t everything = client.rss_bytes / kPage + (64ULL << 20) / kPage;
+  const auto rss = read_rss_anon(os_, client.pid());
+  client.reclaim_pages = pages == ~std::uint64_t{0} ? (rss ? *rss / kPage : everything) : pages;
+  client.reclaim_fresh = true;
+  kick_evictor(client);
+  while (client.reclaim_running && !client.gone() && !stop) os_.sleep_us(kPollUs);
+  if (stop) client.reclaim_running = false;
+  return client.reclaimed_pages.load();
+}
+
+// Bringing everything back needs memory that the pool's shrinking gives back only bit by bit.
+Status Daemon::fits(const std::vector<std::shared_ptr<Client>>& clients) {
+  std::uint64_t pages = 0;
+  for (const auto& client : clients) pages += client->evicted_pages();
+  const std::uint64_t available = memory_available(os_);
+  if (pages * kPage <= available) return {};
+  return fail("bringing back " + std::to_string(pages * kPage >> 20) + " MiB needs more memory than the " +
+              std::to_string(available >> 20) + " MiB that are available");
+}
+
+Status Daemon::restore(const std::vector<std::shared_ptr<Client>>& clients, std::uint64_t hold_until_us,
+                       const std::atomic<bool>& stop) {
+  if (auto ok = fits(clients); !ok) return ok;
+  for (const auto& client : clients) {
+    client->hold_until_us = ~std::uint64_t{0};  // budgets are suspended while it runs, too
+    client->restore_wanted = true;
+    reader_of(*client).kick(*client);
+  }
+  for (const auto& client : clients) {
+    while (client->restore_wanted && !client->gone() && !stop) os_.sleep_us(kPollUs);
+    client->hold_until_us = hold_until_us;
+  }
+  return {};
+}
+
+Status Daemon::drain(const std::atomic<bool>& stop) {
+  draining_ = true;
+  auto clients = registry_->all();
+  if (auto ok = fits(clients); !ok) {
+    draining_ = false;
+    return ok;
+  }
+  for (const auto& client : clients) {
+    client->restore_wanted = true;
+    client->release_wanted = true;
+    reader_of(*client).kick(*client);
+    kick_evictor(*client);
+  }
+  for (const auto& client : clients) {
+    while ((client->restore_wanted || client->release_wanted) && !client->gone() && !stop) {
+      reader_of(*client).kick(*client);
+      os_.sleep_us(kPollUs);
+    }
+  }
+  (void)pool_->trim(0);
+  return {};
+}
+
+void Daemon::resume() {
+  draining_ = false;
+  for (const auto& client : registry_->all()) {
+    if (client->state() != ClientState::released || client->retire_wanted) continue;
+    // Staging was unregistered with the rest; the agent moves into it again.
+    if (os_.uffd_register(client->uffd.get(), client->record.staging, wire::kStagingBytes) != 0) continue;
+    client->set_state(ClientState::active);
+    kick_evictor(*client);
+  }
+}
+
+}  // namespace foldswap

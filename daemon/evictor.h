@@ -1,0 +1,78 @@
+// Evictor: takes cold pages out of the clients of one evict thread (DESIGN §5). Reads top to bottom as one eviction:
+//   budget -> plan (policy) -> mark OUT -> post to the agent -> results -> compress, store, publish -> settled
+//
+// Shape (DESIGN §10): step() does what can be done now and never waits for a client; every system call goes through the Os
+// seam. Two commands per client may be under way (one per staging half), so that the agent moves while we compress.
+// Thread safety: one instance per evict thread; with the readers it shares what client.h says.
+// Invariants: a page is OUT from before its command is posted until it is published, put back or rescued; a batch holds a
+// pool reservation for its worst case, so that storing cannot fail for the pool's limit.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <unordered_map>
+
+#include "base/os.h"
+#include "daemon/budget.h"
+#include "daemon/client.h"
+#include "daemon/page_store.h"
+#include "daemon/policy.h"
+#include "daemon/thread_guard.h"
+#include "daemon/tunables.h"
+
+namespace foldswap {
+
+class Evictor {
+ public:
+  using KickReader = std::function<void(Client&)>;
+
+  Evictor(Os& os, State& state, PageStore& store, BudgetBook& budgets, const Tunables& tunables,
+          std::unique_ptr<PageCodec> codec, KickReader kick_reader);
+
+  // Microseconds after which to call again at the latest.
+  std::uint64_t step(Client& client);
+  // The client has left this evictor's care.
+  void forget(const Client& client) { guards_.erase(client.id); }
+
+ private:
+  // -- one eviction, in order
+  [[nodiscard]] std::uint32_t pages_wanted(Client& client, std::uint64_t now_us);
+  bool begin_batch(Client& client, std::uint32_t half, std::uint32_t wanted, std::uint64_t now_us);
+  [[nodiscard]] std::uint32_t mark_out(Client& client, std::uint32_t half, EvictionPlan& plan);
+  void post(Client& client, std::uint32_t half, const EvictionPlan& plan, std::uint32_t epoch,
+            std::uint32_t threads_created);
+  void take_results(Client& client, std::uint32_t half, std::uint64_t now_us);
+  void publish_batch(Client& client, std::uint32_t half);
+  void publish_page(Client& client, std::uint32_t half, std::uint32_t slot, Entry out);
+  void settle(Client& client, std::uint32_t half, std::uint64_t now_us);
+  void end_batch(Client& client, std::uint32_t half);
+
+  // -- trouble
+  void abandon_batches(Client& client);
+  void resolve_lost_agent(Client& client, std::uint64_t now_us);
+
+  // -- housekeeping (evictor_house.cc)
+  void housekeeping(Client& client, std::uint64_t now_us);
+  void refresh_vmas(Client& client, std::uint64_t now_us, std::uint64_t max_age_us);
+  void list_registered(Client& client, bool everything);
+  void release_when_empty(Client& client, std::uint64_t now_us);
+  void note_unregistered(Client& client);
+  void free_transfer(Client& client);
+  void finish_reclaim(Client& client);
+
+  Os& os_;
+  State& state_;
+  Counters& counters_;
+  PageStore& store_;
+  BudgetBook& budgets_;
+  const Tunables& tunables_;
+  std::unique_ptr<PageCodec> codec_;
+  std::unique_ptr<EvictionPolicy> policy_;
+  KickReader kick_reader_;
+  Mapping page_;                  // one page: what is compressed is ours alone
+  std::unordered_map<std::uint64_t, ThreadGuard> guards_;
+  std::uint64_t pool_full_said_us_ = 0;
+};
+
+}  // namespace foldswap

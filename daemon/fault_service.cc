@@ -1,0 +1,332 @@
+#include "daemon/fault_service.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+namespace foldswap {
+namespace {
+
+constexpr std::uint64_t kRetrySoonUs = 20;       // someone else is a few instructions from done
+constexpr std::uint64_t kRetryMemoryUs = 5'000;  // ENOMEM, or over the hard line of a budget
+constexpr std::uint64_t kMostHoldNs = 200'000'000;
+constexpr std::size_t kReadBatch = 64;
+
+}  // namespace
+
+FaultService::FaultService(Os& os, State& state, PageStore& store, ForkHost& host,
+                           const Tunables& tunables, std::unique_ptr<PageCodec> codec)
+    : os_(os),
+      state_(state),
+      counters_(state.counters()),
+      store_(store),
+      address_space_(os, store, host),
+      tunables_(tunables),
+      codec_(std::move(codec)),
+      buffer_(Mapping::anonymous(kMostWindow * kPage).value()),
+      window_(kMostWindow) {}
+
+StepResult FaultService::step(Client& client) {
+  StepResult result;
+  client.kicked = false;
+  if (client.gone()) {
+    let_go(client);
+    return result;
+  }
+  constexpr int kMostRounds = 8;
+  for (int round = 0; round < kMostRounds; ++round) {
+    const ReadResult read = read_messages(client);
+    if (read == ReadResult::gone) {
+      client.set_state(ClientState::exiting);
+      let_go(client);
+      return result;
+    }
+    if (read == ReadResult::busy) result.retry_us = kRetrySoonUs;
+    result.worked = result.worked || read == ReadResult::some;
+    if (!address_space_.apply(client, os_.now_us())) {
+      result.retry_us = kRetrySoonUs;
+      return result;  // what was read is not applied: nothing may be copied
+    }
+    client.unapplied = false;
+    if (answer_faults(client, result)) break;
+    result.retry_us = kRetrySoonUs;  // EAGAIN: drain and try again
+    if (client.gone()) return result;
+  }
+  run_give_back(client);
+  serve_request(client, result);
+  run_restore(client, result);
+  run_unregister(client, result);
+  run_trim(client);
+  return result;
+}
+
+FaultService::ReadResult FaultService::read_messages(Client& client) {
+  ClientRecord& record = client.record;
+  if (record.inbox_count + kReadBatch > kInboxMessages) return ReadResult::nothing;
+  uffd_msg* tail = record.inbox + record.inbox_count;
+  const std::span inbox(tail, kReadBatch);
+  int count = 0;
+  {
+    const LayoutTryLock lock(client, tunables_.incarnation);
+    if (!lock.held()) {
+      store_word(client.mailbox->reader_waits, 1);
+      return ReadResult::busy;
+    }
+    std::memset(static_cast<void*>(tail), 0, inbox.size_bytes());  // HAZARDS 19: entries validate themselves
+    count = os_.uffd_read(client.uffd.get(), inbox);
+    if (count > 0 && std::any_of(tail, tail + count, is_address_event)) {
+      client.unapplied = true;  // before the epoch moves: see client.h
+      if (client.mailbox != nullptr) add_word(client.mailbox->epoch);
+    }
+    if (client.mailbox != nullptr && load_word(client.mailbox->reader_waits) != 0) {
+      store_word(client.mailbox->reader_waits, 0);
+    }
+  }
+  if (count == 0) return ReadResult::nothing;
+  if (count < 0) return ReadResult::gone;
+  const std::uint64_t now_ns = os_.now_ns();
+  for (int i = 0; i < count; ++i) take_message(client, tail[i], now_ns);
+  return ReadResult::some;
+}
+
+void FaultService::take_message(Client& client, const uffd_msg& message, std::uint64_t now_ns) {
+  if (is_address_event(message)) {
+    // Events stay in the inbox until they are applied; faults leave it (they can be raised again).
+    client.record.inbox[client.record.inbox_count++] = message;
+    return;
+  }
+  if (message.event != UFFD_EVENT_PAGEFAULT) return;
+  PendingFault fault;
+  fault.page = page_floor(message.arg.pagefault.address);
+  fault.read_ns = now_ns;
+  fault.tid = message.arg.pagefault.feat.ptid;
+  fault.write = (message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0;
+  client.last_fault_tid.store(fault.tid, std::memory_order_relaxed);
+  if (client.pid() == 0) client.learn_pid(read_tgid(os_, static_cast<pid_t>(fault.tid)));
+  if (client.pending.size() == kMostPending) {
+    (void)os_.uffd_wake(client.uffd.get(), fault.page, kPage);  // raised again in a moment
+    return;
+  }
+  client.pending.push_back(fault);
+}
+
+// False: the descriptor has events to read first.
+bool FaultService::answer_faults(Client& client, StepResult& result) {
+  const std::uint64_t now_us = os_.now_us();
+  std::size_t kept = 0;
+  bool changing = false, parked = false;
+  for (std::size_t i = 0; i < client.pending.size(); ++i) {
+    PendingFault& fault = client.pending[i];
+    Outcome outcome = Outcome::later;
+    if (changing) {
+      outcome = Outcome::changing;
+    } else if (fault.retry_at_us <= now_us) {
+      outcome = answer(client, fault);
+    }
+    if (outcome == Outcome::gone) {
+      client.set_state(ClientState::exiting);
+      return false;
+    }
+    if (outcome == Outcome::done) {
+      result.worked = true;
+      continue;
+    }
+    changing = changing || outcome == Outcome::changing;
+    if (outcome == Outcome::later) {
+      parked = true;
+      const std::uint64_t wait = fault.retry_at_us > now_us ? fault.retry_at_us - now_us : kRetryMemoryUs;
+      result.retry_us = result.retry_us == 0 ? wait : std::min(result.retry_us, wait);
+    }
+    client.pending[kept++] = fault;
+  }
+  client.pending.resize(kept);
+  client.faults_parked = parked;
+  if (client.mailbox != nullptr && (load_word(client.mailbox->faults_wait) != 0) != parked) {
+    store_word(client.mailbox->faults_wait, parked ? 1 : 0);
+  }
+  return !changing;
+}
+
+FaultService::Outcome FaultService::answer(Client& client, PendingFault& fault) {
+  fault.retry_at_us = 0;
+  const Entry entry = client.map->load(fault.page);
+  switch (entry.state()) {
+    case PageState::none:
+      if (!client.in_staging(fault.page) && must_hold(client, fault)) return Outcome::later;
+      return answer_none(client, fault);
+    case PageState::same:
+    case PageState::same_record:
+    case PageState::object:
+      if (must_hold(client, fault)) return Outcome::later;
+      return answer_evicted(client, fault, entry);
+    case PageState::out: return answer_out(client, fault, entry);
+    case PageState::bad: return answer_bad(client, fault);
+  }
+  return Outcome::later;
+}
+
+// A fault waits while its client is far over its budget and eviction is getting somewhere (also what keeps a COPY from
+// hitting a memory cgroup's limit: HAZARDS 15). Never for long: the budget is soft, progress is not.
+bool FaultService::must_hold(Client& client, PendingFault& fault) const {
+  const std::uint64_t line = client.hold_above_bytes.load(std::memory_order_relaxed);
+  if (line == wire::kNoLimit) return false;
+  const std::uint64_t resident = client.rss_bytes.load(std::memory_order_relaxed) +
+                                 client.copied_pages.load(std::memory_order_relaxed) * kPage;
+  if (resident <= line) return false;
+  const std::uint64_t now_ns = os_.now_ns();
+  if (now_ns - fault.read_ns > kMostHoldNs) return false;
+  fault.retry_at_us = now_ns / 1'000 + 100;
+  return true;
+}
+
+FaultService::Outcome FaultService::answer_none(Client& client, const PendingFault& fault) {
+  UffdProgress progress;
+  // Staging faults come from mlockall (HAZARDS 21): a zero page costs nothing and is thrown away again.
+  if (fault.write && !client.in_staging(fault.page)) {
+    std::memset(buffer_.data(), 0, kPage);
+    progress = os_.uffd_copy(client.uffd.get(), fault.page, buffer_.data(), kPage);
+  } else {
+    progress = os_.uffd_zeropage(client.uffd.get(), fault.page, kPage);
+  }
+  if (progress.done == 0) return settle_error(client, fault.page, progress.error);
+  client.copied_pages.fetch_add(1, std::memory_order_relaxed);
+  finish_fault(client, fault, counters_.faults_zero);
+  return Outcome::done;
+}
+
+FaultService::Outcome FaultService::answer_evicted(Client& client, const PendingFault& fault,
+                                                   Entry entry) {
+  if (entry.state() == PageState::same && entry.pattern() == 0 && !fault.write) {
+    const auto progress = os_.uffd_zeropage(client.uffd.get(), fault.page, kPage);
+    if (progress.done == 0) return settle_error(client, fault.page, progress.error);
+    (void)store_.clear(client, fault.page, entry, 1);
+    finish_fault(client, fault, counters_.faults_same_filled);
+    return Outcome::done;
+  }
+  // A fault where the last window ended doubles the window; anything else is one page again.
+  const std::uint32_t most =
+      std::clamp<std::uint32_t>(tunables_.readahead_max.load(std::memory_order_relaxed), 1, kMostWindow);
+  const std::uint32_t want =
+      fault.page == client.window_next ? std::min(client.window_pages * 2, most) : 1;
+  std::uint32_t pages = fill_window(client, fault.page, entry, want);
+  if (pages == 0) {
+    if (store_.poison(client, fault.page, entry)) {
+      spdlog::error("{}: the object of page {:#x} does not verify: the page is poisoned", client.label(), fault.page);
+    }
+    return answer_bad(client, fault);
+  }
+  std::uint32_t done = 0;
+  Outcome outcome = copy_in(client, fault.page, pages, true, done);
+  if (done == 0 && pages > 1 && outcome == Outcome::later) {
+    pages = 1;  // HAZARDS 10: a window over a border fails as a whole though its first page can be had
+    outcome = copy_in(client, fault.page, 1, true, done);
+  }
+  if (done == 0) return outcome;
+  client.window_pages = want;
+  client.window_next = fault.page + done * kPage;
+  bump(counters_.readahead_pages, done - 1);
+  finish_fault(client, fault,
+               entry.state() == PageState::object ? counters_.faults_pool : counters_.faults_same_filled);
+  return Outcome::done;
+}
+
+std::uint32_t FaultService::fill_window(Client& client, std::uint64_t start, Entry first,
+                                        std::uint32_t most) {
+  std::uint32_t pages = 0;
+  for (Entry entry = first; pages < most; entry = client.map->load(start + pages * kPage)) {
+    if (!entry.evicted()) break;
+    const std::span<std::byte, kPage> page(buffer_.data() + pages * kPage, kPage);
+    if (!store_.fetch(entry, *codec_, page)) break;
+    window_[pages++] = entry;
+  }
+  return pages;
+}
+
+FaultService::Outcome FaultService::copy_in(Client& client, std::uint64_t start, std::uint32_t pages,
+                                            bool demanded, std::uint32_t& done_pages) {
+  const auto progress = os_.uffd_copy(client.uffd.get(), start, buffer_.data(), pages * kPage);
+  done_pages = static_cast<std::uint32_t>(progress.done / kPage);
+  // COPY first, then the entry, then the object (DESIGN §10). One hot page is worth a heat bit; a run read in
+  // sequence stays cold, so that it can leave again as a run.
+  const unsigned heat = demanded && pages == 1 ? 1 : 0;
+  for (std::uint32_t i = 0; i < done_pages; ++i) {
+    (void)store_.clear(client, start + i * kPage, window_[i], heat);
+  }
+  client.copied_pages.fetch_add(done_pages, std::memory_order_relaxed);
+  if (done_pages != 0) return Outcome::done;
+  if (progress.error == ENOENT && pages > 1) return Outcome::later;  // caller tries one page
+  if (progress.error == EEXIST) {
+    // The page is there although the map says out: the page won (DESIGN §10).
+    (void)store_.clear(client, start, window_[0]);
+  }
+  return settle_error(client, start, progress.error);
+}
+
+// No fault ends without COPY, ZEROPAGE, POISON or WAKE (HAZARDS 10).
+FaultService::Outcome FaultService::settle_error(Client& client, std::uint64_t page, int error) {
+  switch (error) {
+    case EAGAIN: return Outcome::changing;
+    case ESRCH: return Outcome::gone;
+    case ENOMEM: return Outcome::later;  // evict, retry later, and wake only then
+    case EEXIST:   // it came by another way
+    case ENOENT:   // its mapping is gone
+    case EINVAL:   // its mapping is no longer ours
+    default: {
+      const int woken = os_.uffd_wake(client.uffd.get(), page, kPage);
+      return woken == -ESRCH ? Outcome::gone : Outcome::done;
+    }
+  }
+}
+
+FaultService::Outcome FaultService::answer_out(Client& client, PendingFault& fault, Entry entry) {
+  if (!entry.wanted() && !client.map->replace(fault.page, entry, entry.with_wanted())) {
+    return answer(client, fault);  // it was published or put back meanwhile: look again
+  }
+  const Entry claimed = entry.with_wanted();
+  Batch& batch = client.batch[entry.half()];
+  if (!batch.in_transfer.load(std::memory_order_acquire) || client.transfer == nullptr ||
+      !batch.moved[entry.slot()]) {
+    return Outcome::later;  // the evictor kicks us when the agent has let go of it
+  }
+  const Outcome outcome = rescue(client, fault.page, claimed);
+  if (outcome == Outcome::done) finish_fault(client, fault, counters_.faults_rescued);
+  return outcome;
+}
+
+// Straight back, never through the pool. The transfer area is the client's memory too: copied out once, trusted never.
+FaultService::Outcome FaultService::rescue(Client& client, std::uint64_t page, Entry claimed) {
+  const std::uint64_t offset = (std::uint64_t{claimed.half()} * wire::kHalfPages + claimed.slot()) * kPage;
+  std::memcpy(buffer_.data(), client.transfer + offset, kPage);
+  const auto progress = os_.uffd_copy(client.uffd.get(), page, buffer_.data(), kPage);
+  if (progress.done == 0 && progress.error != EEXIST) return settle_error(client, page, progress.error);
+  // While events wait the evictor may publish even a wanted page; it is back now, so that has to go again.
+  if (!client.map->replace(page, claimed, Entry::none(2))) store_.clear_range(client, page, page + kPage);
+  if (progress.done == 0) return settle_error(client, page, progress.error);
+  client.copied_pages.fetch_add(1, std::memory_order_relaxed);
+  return Outcome::done;
+}
+
+FaultService::Outcome FaultService::answer_bad(Client& client, const PendingFault& fault) {
+  const int error = os_.uffd_poison(client.uffd.get(), fault.page);
+  if (error != 0 && error != -EEXIST) return settle_error(client, fault.page, -error);
+  if (error == -EEXIST) return settle_error(client, fault.page, EEXIST);
+  finish_fault(client, fault, counters_.faults_poisoned);
+  return Outcome::done;
+}
+
+void FaultService::finish_fault(Client& client, const PendingFault& fault, Counter& kind) {
+  record_latency(counters_, os_.now_ns() - fault.read_ns);
+  bump(kind);
+  bump(client.record.faults);
+}
+
+void FaultService::let_go(Client& client) {
+  if (client.reader_done || client.batches.load() != 0) return;  // the evictor ends its batch first
+  store_.clear_range(client, 0, kAddressEnd);
+  client.pending.clear();
+  client.reader_done = true;
+}
+
+}  // namespace foldswap

@@ -1,0 +1,94 @@
+// FaultService: answers the faults of the clients of one fault thread (DESIGN §6), and does everything else that only a
+// client's reader may do: read its events, COPY pages back, bring ranges back on request, unregister what is quiet.
+//
+// Shape (DESIGN §10): step() is a function of the client's state, its messages and the clock; every system call goes
+// through the Os seam, nothing blocks, and the caller decides when to call again.
+// Thread safety: one instance per fault thread, used by it alone. The fault path allocates nothing and holds no lock
+// across a system call but the layout lock's own read.
+// The order inside a step is the contract: read -> apply events -> answer faults -> requests -> restore -> unregister.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "base/os.h"
+#include "daemon/address_space.h"
+#include "daemon/client.h"
+#include "daemon/page_store.h"
+#include "daemon/tunables.h"
+
+namespace foldswap {
+
+struct StepResult {
+  bool worked = false;          // something was answered, applied or brought back
+  bool again = false;           // call again at once: there is more to do
+  std::uint64_t retry_us = 0;   // call again after this long; 0: when the client's descriptor is readable or it is kicked
+};
+
+class FaultService {
+ public:
+  FaultService(Os& os, State& state, PageStore& store, ForkHost& host, const Tunables& tunables,
+               std::unique_ptr<PageCodec> codec);
+
+  StepResult step(Client& client);
+
+ private:
+  enum class Outcome : std::uint8_t {
+    done,      // answered
+    later,     // waits for the evictor or for memory; PendingFault::retry_at_us says when to look again
+    changing,  // EAGAIN: events first
+    gone,      // the address space is gone
+  };
+  enum class ReadResult : std::uint8_t { nothing, some, busy, gone };
+
+  [[nodiscard]] ReadResult read_messages(Client& client);
+  void take_message(Client& client, const uffd_msg& message, std::uint64_t now_ns);
+  [[nodiscard]] bool answer_faults(Client& client, StepResult& result);
+
+  [[nodiscard]] Outcome answer(Client& client, PendingFault& fault);
+  [[nodiscard]] Outcome answer_none(Client& client, const PendingFault& fault);
+  [[nodiscard]] Outcome answer_evicted(Client& client, const PendingFault& fault, Entry entry);
+  [[nodiscard]] Outcome answer_out(Client& client, PendingFault& fault, Entry entry);
+  // From the transfer area; the entry is OUT, wanted, and its page has left the client.
+  [[nodiscard]] Outcome rescue(Client& client, std::uint64_t page, Entry claimed);
+  [[nodiscard]] Outcome answer_bad(Client& client, const PendingFault& fault);
+  [[nodiscard]] bool must_hold(Client& client, PendingFault& fault) const;
+
+  // Copies `pages` pages from the buffer to `start` and clears their entries. Bytes done are in `done_pages`.
+  [[nodiscard]] Outcome copy_in(Client& client, std::uint64_t start, std::uint32_t pages,
+                                bool demanded, std::uint32_t& done_pages);
+  [[nodiscard]] Outcome settle_error(Client& client, std::uint64_t page, int error);
+  // Decompresses the run of evicted pages that begins at `start`, at most `most` of them, into the buffer.
+  [[nodiscard]] std::uint32_t fill_window(Client& client, std::uint64_t start, Entry first,
+                                          std::uint32_t most);
+  void finish_fault(Client& client, const PendingFault& fault, Counter& kind);
+
+  void serve_request(Client& client, StepResult& result);
+  [[nodiscard]] bool unify(Client& client, std::uint64_t start, std::uint64_t bytes);
+  // True when nothing of [start, end) is out any more. Does a bounded amount of work per call.
+  [[nodiscard]] bool bring_back(Client& client, std::uint64_t start, std::uint64_t end,
+                                std::uint64_t& cursor, StepResult& result);
+  // Nothing but poisoned pages.
+  [[nodiscard]] static bool nothing_out(const Client& client, std::uint64_t start, std::uint64_t end);
+  [[nodiscard]] bool unregister(Client& client, std::uint64_t start, std::uint64_t bytes,
+                                bool for_request);
+  void run_give_back(Client& client);
+  void run_trim(Client& client);
+  void run_restore(Client& client, StepResult& result);
+  void run_unregister(Client& client, StepResult& result);
+  void let_go(Client& client);
+
+  Os& os_;
+  State& state_;
+  Counters& counters_;
+  PageStore& store_;
+  AddressSpace address_space_;
+  const Tunables& tunables_;
+  std::unique_ptr<PageCodec> codec_;
+  Mapping buffer_;                       // kMostWindow pages
+  std::vector<Entry> window_;            // the entries whose pages are in the buffer
+  static constexpr std::uint32_t kMostWindow = 64;
+};
+
+}  // namespace foldswap

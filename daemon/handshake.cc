@@ -1,0 +1,342 @@
+#include "daemon/handshake.h"
+
+#include <fcntl.h>
+#include <spdlog/spdlog.h>
+#include <sys/epoll.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <utility>
+
+#include "base/fd_message.h"
+
+namespace foldswap {
+namespace {
+
+constexpr std::size_t kMostHandshakes = 256, kMostHandshakesPerUser = 64;
+constexpr std::uint64_t kDeadlineUs = 5'000'000;
+constexpr std::uint64_t kFeatures = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |
+                                    UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP |
+                                    UFFD_FEATURE_THREAD_ID;
+constexpr int kSoPeerPidfd = 77;
+// A token of a client's lifeline has this bit; the rest is the client's id.
+constexpr std::uint64_t kLifeline = 1ULL << 62;
+
+template <typename T>
+T message(wire::MessageType type) {
+  T m{};
+  m.header = {wire::kMagic, wire::kProtocolVersion, static_cast<std::uint32_t>(type), sizeof(T)};
+  return m;
+}
+
+UniqueFd pidfd_of(int socket, pid_t pid) {
+  int fd = -1;
+  socklen_t bytes = sizeof(fd);
+  if (::getsockopt(socket, SOL_SOCKET, kSoPeerPidfd, &fd, &bytes) == 0) return UniqueFd(fd);
+  return UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+}
+
+// What a stranger calls itself goes to logs and terminals.
+void copy_name(char* to, const char* from) {
+  std::size_t i = 0;
+  for (; i + 1 < wire::kNameBytes && from[i] != 0; ++i) {
+    const auto c = static_cast<unsigned char>(from[i]);
+    to[i] = c >= 0x20 && c < 0x7f && c != '"' && c != '\\' ? from[i] : '_';
+  }
+  to[i] = 0;
+}
+
+}  // namespace
+
+Handshake::Handshake(Os& os, Registry& registry, Vetting& vetting, const Access& access,
+                     const Tunables& tunables, Limits& limits, std::atomic<bool>& draining, State& state)
+    : os_(os),
+      registry_(registry),
+      vetting_(vetting),
+      access_(access),
+      tunables_(tunables),
+      limits_(limits),
+      draining_(draining),
+      state_(state),
+      device_(::open("/dev/userfaultfd", O_RDWR | O_CLOEXEC)) {}
+
+Handshake::~Handshake() = default;
+
+void Handshake::make_room(std::uint32_t uid) {
+  const auto of_user = static_cast<std::size_t>(
+      std::ranges::count_if(pending_, [&](const auto& p) { return p.second.peer.uid == uid; }));
+  if (of_user < kMostHandshakesPerUser && pending_.size() < kMostHandshakes) return;
+  // The oldest of the same user gives way; of anybody when the table is full of others.
+  const auto oldest = std::ranges::find_if(pending_, [&](const auto& p) {
+    return p.second.peer.uid == uid || of_user == 0;
+  });
+  if (oldest != pending_.end()) refuse(oldest->first, "too many handshakes at once");
+}
+
+void Handshake::accept_one(int listener, int epoll) {
+  epoll_ = epoll;
+  UniqueFd socket(::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  if (!socket.valid()) {
+    if (errno == EMFILE || errno == ENFILE) spdlog::warn("out of descriptors: a new client has to wait");
+    return;
+  }
+  Pending pending;
+  socklen_t bytes = sizeof(pending.peer);
+  if (::getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &pending.peer, &bytes) != 0) return;
+  make_room(pending.peer.uid);
+  pending.socket = std::move(socket);
+  pending.deadline_us = os_.now_us() + kDeadlineUs;
+  const std::uint64_t token = state_.header().next_client_id.fetch_add(1);
+  auto& stored = pending_.emplace(token, std::move(pending)).first->second;
+  if (!access_.may_be_client(stored.peer)) {
+    refuse(token, "this user may not be a client (access.users, access.groups)");
+    return;
+  }
+  if (draining_) {
+    refuse(token, "the daemon is drained; 'foldswap resume' lets clients in again");
+    return;
+  }
+  if (registry_.count_of_user(stored.peer.uid) >= limits_.clients_per_user) {
+    refuse(token, "this user has as many clients as quota.clients_per_user allows");
+    return;
+  }
+  if (const auto sent = welcome(stored, token); !sent) {
+    // Who connects only to see whether we are there is no event worth a line.
+    spdlog::debug("a connection ended before its welcome: {}", sent.error().text());
+    drop(token);
+    return;
+  }
+  epoll_event event{};
+  event.events = EPOLLIN | EPOLLRDHUP;
+  event.data.u64 = token;
+  if (::epoll_ctl(epoll_, EPOLL_CTL_ADD, stored.socket.get(), &event) != 0) drop(token);
+}
+
+Status Handshake::welcome(Pending& pending, std::uint64_t token) {
+  auto mailbox = os_.memory_file("foldswap-mailbox", wire::kMailboxBytes);
+  if (!mailbox) return std::unexpected(mailbox.error());
+  auto transfer = os_.memory_file("foldswap-transfer", wire::kTransferBytes);
+  if (!transfer) return std::unexpected(transfer.error());
+  pending.mailbox_fd = std::move(*mailbox);
+  pending.transfer_fd = std::move(*transfer);
+  wire::Mailbox head{};
+  head.magic = wire::kMagic;
+  head.version = wire::kProtocolVersion;
+  head.client_id = token;
+  head.incarnation = tunables_.incarnation;
+  if (::pwrite(pending.mailbox_fd.get(), &head, offsetof(wire::Mailbox, exclusions), 0) < 0) {
+    return fail_errno("writing the mailbox failed");
+  }
+  auto hello = message<wire::Welcome>(wire::MessageType::welcome);
+  hello.client_id = token;
+  hello.capabilities = wire::kCapabilities;
+  hello.mailbox_bytes = wire::kMailboxBytes;
+  hello.transfer_bytes = wire::kTransferBytes;
+  FdList fds;
+  fds.push(device_.get());
+  fds.push(pending.mailbox_fd.get());
+  fds.push(pending.transfer_fd.get());
+  if (!send_with_fds(pending.socket.get(), &hello, sizeof(hello), fds)) return fail_errno("sending the welcome failed");
+  return {};
+}
+
+void Handshake::on_socket(std::uint64_t token, std::uint32_t events) {
+  if ((token & kLifeline) != 0) {
+    if ((events & (EPOLLHUP | EPOLLRDHUP | EPOLLERR)) != 0) lifeline_hup(token);
+    return;
+  }
+  const auto it = pending_.find(token);
+  if (it == pending_.end()) return;
+  if ((events & EPOLLIN) != 0 && !it->second.submitted) {
+    // Not a byte is read here: that is for the helper (HAZARDS 8).
+    if ((events & EPOLLHUP) != 0) {
+      drop(token);  // came to look, or gave up
+      return;
+    }
+    it->second.submitted = true;
+    (void)::epoll_ctl(epoll_, EPOLL_CTL_DEL, it->second.socket.get(), nullptr);
+    if (const auto sent = vetting_.submit(token, it->second.socket.get()); !sent) {
+      refuse(token, sent.error().message);
+    }
+    return;
+  }
+  if ((events & (EPOLLHUP | EPOLLRDHUP | EPOLLERR)) != 0) drop(token);
+}
+
+void Handshake::on_vetted() {
+  while (auto vetted = vetting_.take()) {
+    const auto it = pending_.find(vetted->token);
+    if (it == pending_.end()) continue;  // its deadline passed meanwhile
+    if (!vetted->accepted) {
+      refuse(vetted->token, vetted->reason);
+      continue;
+    }
+    const bool child = vetted->hello.kind == static_cast<std::uint32_t>(wire::HelloKind::child);
+    const Status done = child ? finish_child(it->second, *vetted) : finish(vetted->token, it->second, *vetted);
+    if (!done) {
+      refuse(vetted->token, done.error().text());
+      continue;
+    }
+    pending_.erase(vetted->token);
+  }
+}
+
+Status Handshake::finish_child(Pending& pending, const VettedHello& vetted) {
+  const auto child = registry_.child_waiting(vetted.hello.parent_id, vetted.hello.fork_seq);
+  if (child == nullptr || child->uid != pending.peer.uid) {
+    return fail("no forked child of client " + std::to_string(vetted.hello.parent_id) + " waits for a hello");
+  }
+  child->learn_pid(pending.peer.pid);
+  auto ready = message<wire::Ready>(wire::MessageType::ready);
+  ready.client_id = child->id;
+  (void)send_with_fds(pending.socket.get(), &ready, sizeof(ready), {});
+  return {};
+}
+
+Status Handshake::finish(std::uint64_t token, Pending& pending, VettedHello& vetted) {
+  const wire::Hello& hello = vetted.hello;
+  if (hello.staging == 0 || hello.staging % wire::kExtentBytes != 0 ||
+      hello.staging > kAddressEnd - wire::kStagingBytes) {
+    return fail("staging lies outside the address space");
+  }
+  for (const wire::Range& own : hello.own) {
+    if (own.start > kAddressEnd || own.bytes > kAddressEnd - own.start) {
+      return fail("a range of the library lies outside the address space");
+    }
+  }
+  pending.pidfd = pidfd_of(pending.socket.get(), pending.peer.pid);
+  if (!pending.pidfd.valid()) return fail("the process is gone");
+  // It must poll, whatever the client did to the description.
+  const int flags = ::fcntl(vetted.uffd.get(), F_GETFL);
+  if (::fcntl(vetted.uffd.get(), F_SETFL, flags | O_NONBLOCK) != 0) return fail_errno("fcntl of the userfaultfd failed");
+  if (const int error = os_.uffd_api(vetted.uffd.get(), kFeatures); error != 0) {
+    return fail_errno(error == -EINVAL ? "the userfaultfd was initialised before, or the kernel lacks its events"
+                                       : "UFFDIO_API failed", -error);
+  }
+  UniqueFd pagemap(::open(("/proc/" + std::to_string(pending.peer.pid) + "/pagemap").c_str(), O_RDONLY | O_CLOEXEC));
+  if (!pagemap.valid()) return fail_errno("cannot open its pagemap");
+  auto mailbox = Mapping::shared(pending.mailbox_fd.get(), wire::kMailboxBytes);
+  if (!mailbox) return std::unexpected(mailbox.error());
+  auto transfer = Mapping::shared(pending.transfer_fd.get(), wire::kTransferBytes);
+  if (!transfer) return std::unexpected(transfer.error());
+  auto map = PageMap::create(os_);
+  if (!map) return std::unexpected(map.error());
+  ClientRecord* record = registry_.claim_record();
+  if (record == nullptr) return fail("the client table is full");
+  record->id = token;
+  record->pid = pending.peer.pid;
+  record->uid = pending.peer.uid;
+  record->staging = hello.staging;
+  record->resident_max_bytes = hello.resident_max_bytes;
+  record->group_max_bytes = hello.group_max_bytes;
+  std::ranges::copy(hello.own, record->own);
+  copy_name(record->name, hello.name);
+  copy_name(record->group, hello.group);
+
+  ClientParts parts;
+  parts.record = record;
+  parts.map = std::move(*map);
+  parts.uffd = std::move(vetted.uffd);
+  parts.pidfd = std::move(pending.pidfd);
+  parts.pagemap = std::move(pagemap);
+  parts.mailbox_fd = std::move(pending.mailbox_fd);
+  parts.transfer_fd = std::move(pending.transfer_fd);
+  parts.mailbox = std::move(*mailbox);
+  parts.transfer = std::move(*transfer);
+  parts.lifeline = std::move(pending.socket);
+  const auto client = registry_.make_client(std::move(parts));
+  registry_.add(client);
+  epoll_event event{};
+  event.events = EPOLLRDHUP;  // never EPOLLIN: whatever is sent on a lifeline stays there
+  event.data.u64 = kLifeline | token;
+  (void)::epoll_ctl(epoll_, EPOLL_CTL_ADD, client->lifeline.get(), &event);
+  auto ready = message<wire::Ready>(wire::MessageType::ready);
+  ready.client_id = token;
+  (void)send_with_fds(client->lifeline.get(), &ready, sizeof(ready), {});
+  spdlog::debug("{}: registered", client->label());
+  return {};
+}
+
+void Handshake::lifeline_hup(std::uint64_t token) {
+  const auto client = registry_.by_id(token & ~kLifeline);
+  if (client == nullptr) return;
+  (void)::epoll_ctl(epoll_, EPOLL_CTL_DEL, client->lifeline.get(), nullptr);
+  // Most often the whole process ended; if not, it goes on being served without its agent.
+  client->set_state(os_.uffd_probe(client->uffd.get(), kPage) == Probe::gone ? ClientState::exiting
+                                                                            : ClientState::agentless);
+}
+
+void Handshake::refuse(std::uint64_t token, const std::string& reason) {
+  const auto it = pending_.find(token);
+  if (it == pending_.end()) return;
+  auto refused = message<wire::Refused>(wire::MessageType::refused);
+  std::snprintf(refused.reason, sizeof(refused.reason), "%s", reason.c_str());
+  (void)send_with_fds(it->second.socket.get(), &refused, sizeof(refused), {});
+  // A flood of refusals is one line a second, and a count.
+  const std::uint64_t now_us = os_.now_us();
+  constexpr std::uint64_t kBurst = 20;
+  if (now_us - said_at_us_ > 1'000'000) {
+    if (unsaid_ > kBurst) spdlog::warn("{} more registrations were refused", unsaid_ - kBurst);
+    said_at_us_ = now_us;
+    unsaid_ = 0;
+  }
+  if (++unsaid_ <= kBurst) {
+    spdlog::warn("refused a registration of pid {} (uid {}): {}", it->second.peer.pid, it->second.peer.uid, reason);
+  }
+  drop(token);
+}
+
+void Handshake::drop(std::uint64_t token) {
+  const auto it = pending_.find(token);
+  if (it == pending_.end()) return;
+  // Messages that were never received hold descriptors; they are closed with the last reference, which is the helper's.
+  vetting_.dispose(it->second.socket.get());
+  pending_.erase(it);
+}
+
+void Handshake::expire(std::uint64_t now_us) {
+  std::vector<std::uint64_t> late;
+  for (const auto& [token, pending] : pending_) {
+    if (now_us > pending.deadline_us) late.push_back(token);
+  }
+  for (const std::uint64_t token : late) refuse(token, "no Hello within 5 seconds");
+}
+
+Status check_kernel(Os& os) {
+  UniqueFd device(::open("/dev/userfaultfd", O_RDWR | O_CLOEXEC));
+  if (!device.valid()) return fail_errno("cannot open /dev/userfaultfd");
+  UniqueFd uffd(::ioctl(device.get(), USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK));
+  if (!uffd.valid()) return fail_errno("cannot make a userfaultfd from /dev/userfaultfd");
+  if (const int error = os.uffd_api(uffd.get(), kFeatures); error != 0) {
+    return fail_errno(error == -EPERM ? "userfaultfd fork events need CAP_SYS_PTRACE"
+                                      : "this kernel lacks a userfaultfd feature (fork, remap, remove, unmap events, thread ids)",
+                      -error);
+  }
+  auto area = Mapping::anonymous(2 * kPage);
+  if (!area) return std::unexpected(area.error());
+  const auto address = reinterpret_cast<std::uint64_t>(area->data());
+  if (os.uffd_register(uffd.get(), address, 2 * kPage) != 0) return fail_errno("UFFDIO_REGISTER failed");
+  uapi::UffdMove move{address, address + kPage, kPage, 0, 0};
+  const bool moved = ::ioctl(uffd.get(), uapi::kUffdioMove, &move) == 0;
+  const int error = errno;
+  (void)os.uffd_unregister(uffd.get(), address, 2 * kPage);
+  // An empty source page answers ENOENT where MOVE exists; ENOTTY or EINVAL where it does not.
+  if (!moved && error != ENOENT) return fail("this kernel has no UFFDIO_MOVE (Linux 6.8 or newer is needed)");
+  UniqueFd pagemap(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+  uapi::PmScanArg arg{};
+  arg.size = sizeof(arg);
+  arg.start = address;
+  arg.end = address + kPage;
+  arg.category_mask = arg.return_mask = uapi::kPageIsPresent;
+  uapi::PageRegion region{};
+  arg.vec = reinterpret_cast<std::uint64_t>(&region);
+  arg.vec_len = 1;
+  if (!pagemap.valid() || os.pagemap_scan(pagemap.get(), arg) < 0) {
+    return fail("this kernel has no PAGEMAP_SCAN (Linux 6.7 or newer is needed)");
+  }
+  return {};
+}
+
+}  // namespace foldswap

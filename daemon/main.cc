@@ -1,0 +1,126 @@
+// foldswapd: start-up, as a list of passes.
+#include <fcntl.h>
+#include <spdlog/async.h>
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <iostream>
+
+#include "daemon/daemon.h"
+#include "daemon/keeper.h"
+#include "daemon/version.h"
+
+namespace foldswap {
+namespace {
+
+struct Options {
+  std::optional<std::filesystem::path> config_file;
+  std::string runtime_dir;
+  bool keeper = false;
+  std::vector<std::string> settings;
+};
+
+// Logging is asynchronous and drops rather than waits: the sink may be a pipe whose reader is one of our clients.
+void start_logging() {
+  spdlog::init_thread_pool(8192, 1);
+  auto logger = std::make_shared<spdlog::async_logger>("foldswapd", std::make_shared<spdlog::sinks::stderr_sink_mt>(),
+                                                       spdlog::thread_pool(), spdlog::async_overflow_policy::overrun_oldest);
+  logger->set_pattern("%Y-%m-%dT%H:%M:%S.%e %l foldswapd: %v");
+  logger->flush_on(spdlog::level::info);
+  spdlog::set_default_logger(std::move(logger));
+}
+
+// The daemon's own memory must never wait for memory.
+void guard_own_memory() {
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+  constexpr int kOnFault = 4;  // MCL_ONFAULT: the state files are sparse
+  if (::mlockall(MCL_CURRENT | MCL_FUTURE | kOnFault) != 0) {
+    spdlog::warn("cannot lock own memory ({}): under pressure faults may be slow", std::strerror(errno));
+  }
+#endif
+  const UniqueFd score(::open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC));
+  if (!score.valid() || ::write(score.get(), "-900", 4) != 4) {
+    spdlog::debug("cannot lower the OOM score");
+  }
+}
+
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  (void)::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+int complain(const std::string& text) {
+  std::cerr << "foldswapd: " << text << "\n";
+  return 1;
+}
+
+int run_daemon(const Options& options, Config config) {
+  // 1. The vetting helpers are forked while this process has one thread and no client's descriptor.
+  auto vetting = Vetting::start();
+  if (!vetting) return complain(vetting.error().text());
+  // 2. Signals are taken by a descriptor; every thread inherits the mask.
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (const int signal : {SIGTERM, SIGINT, SIGPIPE, SIGHUP}) sigaddset(&signals, signal);
+  (void)::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  // 3. Logging, limits.
+  start_logging();
+  raise_descriptor_limit();
+  guard_own_memory();
+  // 4. State, pool, threads, sockets.
+  auto daemon = Daemon::create(real_os(), std::move(config), options.runtime_dir, std::move(*vetting));
+  if (!daemon) {
+    spdlog::shutdown();
+    return complain(daemon.error().text());
+  }
+  // 5. Serve.
+  const auto done = (*daemon)->run();
+  daemon->reset();
+  spdlog::shutdown();
+  return done ? 0 : complain(done.error().text());
+}
+
+int start(int argc, char** argv) {
+  Options options;
+  CLI::App app{"foldswapd: compressed swap in user space"};
+  std::string config_file;
+  app.add_option("--config", config_file, "configuration file (default: /etc/foldswap/foldswap.toml)");
+  app.add_option("--runtime-dir", options.runtime_dir, "directory of the sockets (default: $FOLDSWAP_RUNTIME_DIR or /run/foldswap)");
+  app.add_flag("--keeper", options.keeper, "hold every descriptor in a parent process that outlives the daemon");
+  app.add_option("--set", options.settings, "KEY=VALUE: overrides the configuration; may be repeated")->allow_extra_args(false);
+  app.set_version_flag("--version", std::string("foldswapd ") + kVersion);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  if (options.runtime_dir.empty()) {
+    const char* from_env = std::getenv("FOLDSWAP_RUNTIME_DIR");
+    options.runtime_dir = from_env != nullptr && *from_env != 0 ? from_env : "/run/foldswap";
+  }
+  if (!config_file.empty()) options.config_file = config_file;
+  auto config = load_config(options.config_file);
+  if (!config) return complain(config.error().text());
+  for (const std::string& setting : options.settings) {
+    if (auto done = set_assignment(*config, setting); !done) {
+      (void)complain("--set: " + done.error().text());
+      return 2;
+    }
+  }
+  if (auto ok = check_kernel(real_os()); !ok) return complain(ok.error().text());
+  if (!options.keeper) return run_daemon(options, std::move(*config));
+  return run_keeper(options.runtime_dir, [&] { return run_daemon(options, *config); });
+}
+
+}  // namespace
+}  // namespace foldswap
+
+int main(int argc, char** argv) { return foldswap::start(argc, argv); }

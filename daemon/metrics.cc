@@ -1,0 +1,105 @@
+#include "daemon/metrics.h"
+
+#include <unistd.h>
+
+#include "daemon/version.h"
+
+namespace foldswap {
+namespace {
+
+using nlohmann::json;
+
+std::uint64_t value(const Counter& counter) { return counter.load(std::memory_order_relaxed); }
+
+json or_null(std::uint64_t bytes) { return bytes == wire::kNoLimit ? json(nullptr) : json(bytes); }
+
+json client_json(const Client& client) {
+  const std::uint64_t pool = value(client.record.pool_pages), same = value(client.record.same_filled_pages);
+  return {{"pid", client.pid()},
+          {"name", client.name()},
+          {"uid", client.uid},
+          {"state", to_string(client.state())},
+          {"resident_max_bytes", or_null(client.record.resident_max_bytes.load())},
+          {"resident_bytes", client.rss_bytes.load()},
+          {"evicted_pages", pool + same},
+          {"pool_pages", pool},
+          {"disk_pages", 0},
+          {"same_filled_pages", same},
+          {"faults", value(client.record.faults)}};
+}
+
+// resident memory of this process, shared memory files included
+std::uint64_t own_rss_bytes(Os& os) {
+  const auto text = os.read_file("/proc/self/statm");
+  unsigned long long size = 0, resident = 0;
+  if (!text || std::sscanf(text->c_str(), "%llu %llu", &size, &resident) != 2) return 0;
+  return resident * 4096;
+}
+
+json faults_json(const Counters& c) {
+  const std::uint64_t zero = value(c.faults_zero), same = value(c.faults_same_filled), pool = value(c.faults_pool),
+                      disk = value(c.faults_disk), rescued = value(c.faults_rescued), poisoned = value(c.faults_poisoned);
+  const auto us = [&](double share) { return static_cast<double>(latency_quantile(c, share)) / 1000.0; };
+  return {{"total", zero + same + pool + disk + rescued + poisoned},
+          {"zero", zero},
+          {"same_filled", same},
+          {"pool", pool},
+          {"disk", disk},
+          {"rescued", rescued},
+          {"readahead_pages", value(c.readahead_pages)},
+          {"poisoned", poisoned},
+          {"latency_us",
+           {{"p50", us(0.5)}, {"p90", us(0.9)}, {"p99", us(0.99)},
+            {"max", static_cast<double>(value(c.latency_max_ns)) / 1000.0}}}};
+}
+
+}  // namespace
+
+json clients_json(const Registry& registry) {
+  json list = json::array();
+  for (const auto& client : registry.all()) list.push_back(client_json(*client));
+  return list;
+}
+
+json stats_json(Os& os, State& state, Registry& registry, Pool& pool, std::uint64_t started_us) {
+  const auto clients = registry.all();
+  const PoolStats p = pool.stats();
+  std::uint64_t same_pages = 0, quarantined = 0, maps = state.resident_bytes();
+  for (const auto& client : clients) {
+    same_pages += value(client->record.same_filled_pages);
+    maps += client->map->resident_bytes();
+    const RankedLock lock(client->mutex);
+    quarantined += client->quarantine.pages();
+  }
+  const Counters& c = state.counters();
+  return {{"schema", 1},
+          {"version", kVersion},
+          {"uptime_s", (os.now_us() - started_us) / 1'000'000},
+          {"daemon",
+           {{"pid", ::getpid()},
+            {"rss_bytes", own_rss_bytes(os)},
+            {"clients", clients.size()},
+            {"restarts", state.header().incarnation - 1},
+            {"held_locks_max", rank_check::held_max()}}},
+          {"pool",
+           {{"stored_pages", p.objects},
+            {"same_filled_pages", same_pages},
+            {"incompressible_pages", p.incompressible},
+            {"compressed_bytes", p.compressed_bytes},
+            {"frame_bytes", p.frame_bytes},
+            {"metadata_bytes", p.metadata_bytes + maps},
+            {"limit_bytes", p.limit_bytes}}},
+          {"writeback",
+           {{"enabled", false}, {"file_bytes", 0}, {"live_bytes", 0}, {"pages", 0}, {"written_bytes", 0},
+            {"read_bytes", 0}, {"errors", 0}}},
+          {"faults", faults_json(c)},
+          {"evict",
+           {{"pages", value(c.evict_pages)},
+            {"pinned", value(c.evict_pinned)},
+            {"shared", value(c.evict_shared)},
+            {"quarantined", quarantined},
+            {"aborted", value(c.evict_aborted)}}},
+          {"clients", clients_json(registry)}};
+}
+
+}  // namespace foldswap

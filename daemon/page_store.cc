@@ -1,0 +1,115 @@
+#include "daemon/page_store.h"
+
+#include "compress/same_filled.h"
+
+namespace foldswap {
+namespace {
+
+ObjectId object_of(Entry entry) { return ObjectId{entry.object_id()}; }
+
+}  // namespace
+
+void PageStore::count(Client& client, Entry entry, bool up) {
+  if (!entry.evicted()) return;
+  Counter& counter = entry.state() == PageState::object ? client.record.pool_pages
+                                                        : client.record.same_filled_pages;
+  up ? bump(counter) : drop(counter);
+}
+
+Status PageStore::fetch(Entry entry, PageCodec& codec, std::span<std::byte, kPage> page) {
+  if (entry.state() == PageState::same) {
+    fill_pattern(page, entry.pattern());
+    return {};
+  }
+  std::byte packed[kPage];
+  const auto loaded = pool_.load(object_of(entry), packed);
+  if (!loaded) return std::unexpected(loaded.error());
+  if (loaded->codec == Codec::pattern) {
+    fill_pattern(page, loaded->pattern);
+    return {};
+  }
+  return codec.decompress(loaded->codec, std::span(packed, loaded->length), page);
+}
+
+Result<Entry> PageStore::put(std::span<const std::byte, kPage> page, CodecSpec spec,
+                             PageCodec& codec) {
+  if (const auto pattern = same_filled(page)) {
+    if (const auto entry = Entry::same(*pattern)) return *entry;
+    const auto id = pool_.store_pattern(*pattern);
+    if (!id) return std::unexpected(id.error());
+    return Entry::same_record(static_cast<std::uint64_t>(*id));
+  }
+  std::byte packed[kPage];
+  const auto result = codec.compress(spec, page, packed);
+  const auto id = pool_.store(std::span(packed, result.length), result.codec);
+  if (!id) return std::unexpected(id.error());
+  return Entry::object(static_cast<std::uint64_t>(*id));
+}
+
+bool PageStore::publish(Client& client, std::uint64_t page, Entry out, Entry entry) {
+  // Counted before it can be seen, so that a fault in between never counts below zero.
+  count(client, entry, true);
+  if (client.map->replace(page, out, entry)) return true;
+  count(client, entry, false);
+  discard(entry);
+  return false;
+}
+
+void PageStore::discard(Entry entry) {
+  if (entry.has_record()) pool_.unref(object_of(entry));
+}
+
+bool PageStore::clear(Client& client, std::uint64_t page, Entry entry, unsigned heat) {
+  if (!client.map->replace(page, entry, Entry::none(heat))) return false;
+  count(client, entry, false);
+  discard(entry);
+  return true;
+}
+
+void PageStore::clear_range(Client& client, std::uint64_t start, std::uint64_t end) {
+  for (std::uint64_t p = client.map->next_out(start, end); p < end;
+       p = client.map->next_out(p + kPage, end)) {
+    // The evictor may be publishing this very page: look again until it holds still.
+    for (Entry e = client.map->load(p); e.state() != PageState::none; e = client.map->load(p)) {
+      (void)clear(client, p, e);
+    }
+  }
+}
+
+bool PageStore::poison(Client& client, std::uint64_t page, Entry entry) {
+  if (!client.map->replace(page, entry, Entry::bad())) return false;
+  count(client, entry, false);
+  discard(entry);
+  return true;
+}
+
+bool PageStore::share(Client& child, std::uint64_t page, Entry entry) {
+  if (entry.state() == PageState::none) return true;
+  if (entry.has_record() && !pool_.ref(object_of(entry))) return false;
+  {
+    const RankedLock lock(child.mutex);
+    if (child.map->ensure(page) == nullptr) {
+      discard(entry);
+      return false;
+    }
+  }
+  count(child, entry, true);
+  return child.map->replace(page, Entry::none(), entry);
+}
+
+void PageStore::move(Client& client, std::uint64_t from, std::uint64_t to, Entry entry) {
+  bool room = false;
+  {
+    const RankedLock lock(client.mutex);
+    room = client.map->ensure(to) != nullptr;
+  }
+  if (!room) {
+    client.kill("its page map is full, a moved page cannot be noted");
+    return;
+  }
+  // The reader alone moves, with no batch in flight: nobody else changes these two words.
+  (void)client.map->replace(to, client.map->load(to), entry);
+  (void)client.map->replace(from, entry, Entry::none());
+}
+
+}  // namespace foldswap

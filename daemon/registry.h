@@ -1,0 +1,52 @@
+// Registry: all clients, and which threads care for each. Owns the life cycle: added after the handshake (or a FORK event),
+// removed when the kernel says that the address space is gone and both its threads have let go.
+// Thread safety: any thread (a leaf mutex inside; never held while anything else is called).
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/mutex.h"
+#include "daemon/address_space.h"
+#include "daemon/client.h"
+
+namespace foldswap {
+
+class Registry final : public ForkHost {
+ public:
+  using Placer = std::function<void(std::shared_ptr<Client>)>;  // hands a client to its two threads
+
+  Registry(Os& os, State& state) : os_(os), state_(state) {}
+  void set_placer(Placer placer) { placer_ = std::move(placer); }
+
+  // The client is complete: from here it is served.
+  void add(std::shared_ptr<Client> client);
+  void remove(const Client& client);
+  [[nodiscard]] std::vector<std::shared_ptr<Client>> all() const;
+  // By pid or name; every one that fits.
+  [[nodiscard]] std::vector<std::shared_ptr<Client>> find(const std::string& pid_or_name) const;
+  [[nodiscard]] std::shared_ptr<Client> by_id(std::uint64_t id) const;
+  [[nodiscard]] std::size_t size() const;
+  [[nodiscard]] std::size_t count_of_user(std::uint32_t uid) const;
+  // The forked child that waits for its hello; nullptr when there is none.
+  [[nodiscard]] std::shared_ptr<Client> child_waiting(std::uint64_t parent_id, std::uint32_t fork_seq) const;
+
+  std::shared_ptr<Client> adopt_child(Client& parent, UniqueFd uffd) override;
+  void child_ready(std::shared_ptr<Client> child) override;
+
+  // Record table access is serialised here: handshakes and forks both claim.
+  [[nodiscard]] ClientRecord* claim_record();
+  // The last reference to it gives the record back.
+  [[nodiscard]] std::shared_ptr<Client> make_client(ClientParts parts);
+
+ private:
+  Os& os_;
+  State& state_;
+  Placer placer_;
+  mutable RankedMutex<LockRank::leaf> mutex_;
+  std::vector<std::shared_ptr<Client>> clients_ FS_GUARDED_BY(mutex_);
+};
+
+}  // namespace foldswap

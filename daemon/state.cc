@@ -1,0 +1,113 @@
+#include "daemon/state.h"
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <new>
+#include <utility>
+
+namespace foldswap {
+namespace {
+
+constexpr std::uint64_t round_page(std::uint64_t bytes) { return (bytes + 4095) & ~4095ULL; }
+constexpr std::uint64_t kRecordBytes = round_page(sizeof(ClientRecord));
+constexpr std::uint64_t kClientsOffset = round_page(sizeof(StateHeader));
+constexpr std::uint64_t kStateBytes = kClientsOffset + kMostClients * kRecordBytes;
+
+// Values below 16 have a bucket each; above, three bits below the leading one choose the bucket.
+std::uint32_t latency_bucket(std::uint64_t ns) {
+  if (ns < 16) return static_cast<std::uint32_t>(ns);
+  const auto top = static_cast<std::uint32_t>(std::bit_width(ns)) - 1;
+  const auto bucket = (top - 2) * 8 + static_cast<std::uint32_t>((ns >> (top - 3)) & 7);
+  return bucket < kLatencyBuckets ? bucket : kLatencyBuckets - 1;
+}
+
+std::uint64_t bucket_top_ns(std::uint32_t bucket) {
+  if (bucket < 16) return bucket;
+  const std::uint32_t top = bucket / 8 + 2;
+  return ((8ULL + bucket % 8 + 1) << (top - 3)) - 1;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<State>> State::create(Os& os) {
+  auto fd = os.memory_file("foldswap-state", kStateBytes);
+  if (!fd) return std::unexpected(fd.error());
+  auto mapping = Mapping::shared(fd->get(), kStateBytes);
+  if (!mapping) return std::unexpected(mapping.error());
+  return std::unique_ptr<State>(new State(os, std::move(*fd), std::move(*mapping)));
+}
+
+State::State(Os& os, UniqueFd fd, Mapping mapping)
+    : os_(os), fd_(std::move(fd)), mapping_(std::move(mapping)) {
+  StateHeader& h = header();
+  h.magic = kMagic;
+  h.version = kVersion;
+  h.bytes = kStateBytes;
+  h.client_record_bytes = kRecordBytes;
+  h.clients_offset = kClientsOffset;
+  h.most_clients = kMostClients;
+  h.incarnation = 1;
+  h.next_client_id = 1;
+}
+
+std::byte* State::record_at(std::uint32_t index) const {
+  return mapping_.data() + kClientsOffset + index * kRecordBytes;
+}
+
+ClientRecord* State::claim_record() {
+  StateHeader& h = header();
+  for (std::uint32_t i = 0; i < kMostClients; ++i) {
+    if (h.record_in_use[i] != 0) continue;
+    h.record_in_use[i] = 1;
+    auto* record = reinterpret_cast<ClientRecord*>(record_at(i));
+    record->id = h.next_client_id.fetch_add(1);
+    record->resident_max_bytes = wire::kNoLimit;
+    record->group_max_bytes = wire::kNoLimit;
+    return record;
+  }
+  return nullptr;
+}
+
+std::uint32_t State::index_of(const ClientRecord* record) const {
+  const auto offset = reinterpret_cast<const std::byte*>(record) - record_at(0);
+  return static_cast<std::uint32_t>(static_cast<std::uint64_t>(offset) / kRecordBytes);
+}
+
+void State::wipe_record(ClientRecord* record) {
+  if (os_.punch(fd_.get(), kClientsOffset + index_of(record) * kRecordBytes, kRecordBytes) != 0) {
+    std::memset(static_cast<void*>(record), 0, sizeof(ClientRecord));
+  }
+}
+
+std::uint64_t State::resident_bytes() const {
+  std::uint64_t records = 0;
+  for (const auto used : header().record_in_use) records += used != 0 ? kRecordBytes : 0;
+  return kClientsOffset + records;
+}
+
+void record_latency(Counters& counters, std::uint64_t ns) {
+  bump(counters.latency[latency_bucket(ns)]);
+  std::uint64_t seen = counters.latency_max_ns.load(std::memory_order_relaxed);
+  while (ns > seen &&
+         !counters.latency_max_ns.compare_exchange_weak(seen, ns, std::memory_order_relaxed)) {
+  }
+}
+
+std::uint64_t latency_quantile(const Counters& counters, double share) {
+  std::uint64_t total = 0;
+  for (const auto& bucket : counters.latency) total += bucket.load(std::memory_order_relaxed);
+  if (total == 0) return 0;
+  const auto wanted = static_cast<std::uint64_t>(std::ceil(share * static_cast<double>(total)));
+  std::uint64_t seen = 0;
+  for (std::uint32_t i = 0; i < kLatencyBuckets; ++i) {
+    seen += counters.latency[i].load(std::memory_order_relaxed);
+    if (seen >= wanted) {
+      const std::uint64_t max = counters.latency_max_ns.load(std::memory_order_relaxed);
+      return bucket_top_ns(i) < max ? bucket_top_ns(i) : max;
+    }
+  }
+  return counters.latency_max_ns.load(std::memory_order_relaxed);
+}
+
+}  // namespace foldswap

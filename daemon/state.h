@@ -1,0 +1,115 @@
+// The daemon's state file: one versioned memfd with the counters and the client table. Position independent, no
+// pointers, no std containers, so that a later daemon can take it over (DESIGN §10). Page maps and the pool have
+// memfds of their own.
+//
+// Thread safety: atomics are for all; the rest of a ClientRecord is written by the thread named beside it.
+#pragma once
+
+#include <linux/userfaultfd.h>
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+#include "base/mapping.h"
+#include "base/os.h"
+#include "base/wire.h"
+
+namespace foldswap {
+
+using Counter = std::atomic<std::uint64_t>;
+inline void bump(Counter& counter, std::uint64_t by = 1) {
+  counter.fetch_add(by, std::memory_order_relaxed);
+}
+inline void drop(Counter& counter, std::uint64_t by = 1) {
+  counter.fetch_sub(by, std::memory_order_relaxed);
+}
+
+// Latency histogram: 8 linear buckets per power of two of nanoseconds.
+inline constexpr std::uint32_t kLatencyBuckets = 8 * 40;
+
+struct Counters {
+  Counter faults_zero, faults_same_filled, faults_pool, faults_disk, faults_rescued, faults_poisoned;
+  Counter readahead_pages;
+  Counter evict_pages, evict_pinned, evict_shared, evict_aborted;
+  Counter latency_max_ns;
+  Counter latency[kLatencyBuckets];
+};
+
+inline constexpr std::uint32_t kInboxMessages = 1024;
+inline constexpr std::uint32_t kQuarantines = 512;
+inline constexpr std::uint32_t kMostClients = 1024;
+
+// A range whose pages a REMOVE event announced as going (DESIGN §5); written by the reader and the evictor under the
+// client's mutex.
+struct Quarantine {
+  std::uint64_t start, end;
+  std::uint64_t since_us;    // of the last REMOVE that touched it
+  std::uint64_t witness;     // generation of the thread snapshot that was taken after it; 0: none yet
+};
+
+// What a batch in flight took: page of each slot. Written by the evictor before the command is posted.
+struct BatchRecord {
+  std::uint64_t batch;   // generation; part of the OUT entries
+  std::uint32_t pages;   // 0: none in flight
+  std::uint32_t reserved;
+  std::uint64_t page[wire::kHalfPages];
+};
+
+struct ClientRecord {
+  std::atomic<std::int32_t> pid;  // 0: not known yet (a forked child before its hello)
+  std::uint32_t reserved;
+  std::uint64_t id, parent_id;
+  std::uint32_t uid, fork_seq;
+  std::uint64_t staging;         // 0: none (a forked child)
+  std::atomic<std::uint64_t> resident_max_bytes, group_max_bytes;  // wire::kNoLimit: none
+  wire::Range own[wire::kOwnRanges];
+  char name[wire::kNameBytes];
+  char group[wire::kNameBytes];
+  Counter pool_pages, same_filled_pages, faults;
+  // The event inbox: read(2) writes straight into it. The reader's. inbox_count entries are not yet applied.
+  std::uint32_t inbox_count, inbox_reserved;
+  uffd_msg inbox[kInboxMessages];
+  std::uint32_t quarantine_count, quarantine_reserved;
+  Quarantine quarantine[kQuarantines];
+  BatchRecord batch[wire::kHalves];
+};
+
+struct StateHeader {
+  std::uint32_t magic, version;
+  std::uint64_t bytes, client_record_bytes, clients_offset;
+  std::uint32_t most_clients;
+  std::uint32_t incarnation;  // of the daemon that runs: 1, 2, ... part of the layout lock words
+  std::atomic<std::uint64_t> next_client_id;
+  Counters counters;
+  std::uint8_t record_in_use[kMostClients];
+};
+
+class State {
+ public:
+  static constexpr std::uint32_t kMagic = 0x53545346, kVersion = 1;  // "FSTS"
+  static Result<std::unique_ptr<State>> create(Os& os);
+
+  [[nodiscard]] StateHeader& header() const { return *mapping_.as<StateHeader>(); }
+  [[nodiscard]] Counters& counters() const { return header().counters; }
+  // A zeroed record, or nullptr when the table is full. Callers serialise claim_record() and free_record().
+  [[nodiscard]] ClientRecord* claim_record();
+  // Giving one back, in two steps because no system call is made under a lock.
+  void wipe_record(ClientRecord* record);
+  void free_record(ClientRecord* record) { header().record_in_use[index_of(record)] = 0; }
+  [[nodiscard]] std::uint64_t resident_bytes() const;
+
+ private:
+  State(Os& os, UniqueFd fd, Mapping mapping);
+  [[nodiscard]] std::byte* record_at(std::uint32_t index) const;
+  [[nodiscard]] std::uint32_t index_of(const ClientRecord* record) const;
+  Os& os_;
+  UniqueFd fd_;
+  Mapping mapping_;
+};
+
+void record_latency(Counters& counters, std::uint64_t ns);
+// Latency in nanoseconds below which `share` (0..1) of the recorded ones lie (upper bound of its bucket).
+[[nodiscard]] std::uint64_t latency_quantile(const Counters& counters, double share);
+
+}  // namespace foldswap

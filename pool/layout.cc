@@ -1,0 +1,190 @@
+#include "pool/layout.h"
+
+#include <cstring>
+#include <new>
+#include <string>
+
+namespace foldswap {
+namespace {
+
+constexpr std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
+
+constexpr std::uint32_t kItemBytes[3] = {sizeof(Record), sizeof(FrameMeta), 0};
+
+std::uint64_t items_of_page(std::uint32_t item_bytes) {
+  return kTablePageBytes / item_bytes - (item_bytes < 64 ? 64 / item_bytes : 1);
+}
+
+// Of one shard: see Arena::Table.
+std::uint64_t bitmap_bytes(std::uint32_t pages) {
+  return std::uint64_t{2} * Arena::bitmap_words(pages) * sizeof(std::uint64_t);
+}
+
+// Writing one byte per page takes the fault here, where no lock is held.
+void touch(std::byte* base, std::uint64_t bytes) {
+  for (std::uint64_t at = 0; at < bytes; at += wire::kPageBytes) {
+    *static_cast<volatile std::byte*>(base + at) = std::byte{0};
+  }
+}
+
+}  // namespace
+
+// A shard may own twice its share of every table: stores are spread evenly, but lives differ.
+Status PoolLayout::plan() {
+  const PoolGeometry& g = config_.geometry;
+  if (const Status ok = g.check(); !ok) return ok;
+  if (config_.shards < 1 || config_.shards > kShardsMax) return fail("pool shards not in 1 to 64");
+  if (config_.limit_bytes > config_.frame_bytes_max) {
+    return fail("pool limit of " + std::to_string(config_.limit_bytes) + " bytes is over the " +
+                std::to_string(config_.frame_bytes_max) + " that the pool was laid out for");
+  }
+  block_bytes_ = g.buddies < 4 ? 16 : g.buddies < 8 ? 32 : 64;
+  const std::uint64_t frames = config_.frame_bytes_max / g.frame_bytes;
+  const std::uint64_t items[3] = {config_.objects_max, frames,
+                                  frames + config_.objects_max / block_slots()};
+  for (int t = 0; t < 3; ++t) {
+    const std::uint32_t item_bytes = t == 2 ? block_bytes_ : kItemBytes[t];
+    const std::uint64_t pages = 1 + 2 * items[t] / items_of_page(item_bytes) / config_.shards;
+    // Numbers of items are 32 bits wide; a page holds at most 256.
+    if (pages * config_.shards >= (1ULL << 32) / (kTablePageBytes / item_bytes)) {
+      return fail("pool is laid out for more objects or frames than 32-bit numbers can name");
+    }
+    pages_[t] = static_cast<std::uint32_t>(pages);
+  }
+  std::uint64_t at = (1 + std::uint64_t{config_.shards}) * kTablePageBytes;
+  for (int t = 0; t < 3; ++t) {
+    bitmap_offset_[t] = at;
+    at = round_up(at + bitmap_bytes(pages_[t]) * config_.shards, 64);
+  }
+  frame_table_offset_ = round_up(at, kTablePageBytes);
+  block_table_offset_ =
+      frame_table_offset_ + std::uint64_t{pages_[1]} * config_.shards * kTablePageBytes;
+  meta_bytes_ = block_table_offset_ + std::uint64_t{pages_[2]} * config_.shards * kTablePageBytes;
+  records_bytes_ = (1 + std::uint64_t{pages_[0]} * config_.shards) * kTablePageBytes;
+  frames_bytes_ = std::uint64_t{pages_[1]} * config_.shards *
+                  (kTablePageBytes / sizeof(FrameMeta)) * g.frame_bytes;
+  return {};
+}
+
+Status PoolLayout::open_files(Os& os) {
+  struct File {
+    const char* name;
+    std::uint64_t bytes;
+    std::uint64_t backed;  // from the start
+    UniqueFd& fd;
+    Mapping& mapping;
+  };
+  File files[] = {{"foldswap-frames", frames_bytes_, 0, frames_fd_, frames_},
+                  {"foldswap-records", records_bytes_, kTablePageBytes, records_fd_, records_},
+                  {"foldswap-meta", meta_bytes_, frame_table_offset_, meta_fd_, meta_}};
+  for (File& file : files) {
+    auto fd = os.memory_file(file.name, file.bytes);
+    if (!fd) return std::unexpected(fd.error());
+    file.fd = std::move(*fd);
+    auto mapping = Mapping::shared(file.fd.get(), file.bytes);
+    if (!mapping) return std::unexpected(mapping.error());
+    file.mapping = std::move(*mapping);
+    if (file.backed == 0) continue;
+    const int error = os.allocate(file.fd.get(), 0, file.backed);
+    if (error != 0) return fail_errno(std::string("no memory for ") + file.name, -error);
+    touch(file.mapping.data(), file.backed);
+  }
+  for (std::uint32_t s = 0; s < config_.shards; ++s) {
+    const std::uint64_t offset = std::uint64_t{scratch_frame(s)} * config_.geometry.frame_bytes;
+    const int error = os.allocate(frames_fd_.get(), offset, kObjectBytesMax);
+    if (error != 0) return fail_errno("no memory for a scratch frame", -error);
+    touch(frames_.data() + offset, kObjectBytesMax);
+  }
+  return {};
+}
+
+void PoolLayout::write_headers() const {
+  PoolHeader header{};
+  header.version = PoolHeader::kVersion;
+  header.frame_bytes = config_.geometry.frame_bytes;
+  header.buddies = config_.geometry.buddies;
+  header.chunk_bytes = kChunkBytes;
+  header.shards = config_.shards;
+  header.block_bytes = block_bytes_;
+  header.frames_file_bytes = frames_bytes_;
+  header.record_pages = pages_[0];
+  header.frame_pages = pages_[1];
+  header.block_pages = pages_[2];
+  header.magic = PoolHeader::kMagicRecords;
+  header.file_bytes = records_bytes_;
+  *records_.as<PoolHeader>() = header;
+  header.magic = PoolHeader::kMagicMeta;
+  header.file_bytes = meta_bytes_;
+  *meta_.as<PoolHeader>() = header;
+  for (std::uint32_t s = 0; s < config_.shards; ++s) {
+    ::new (static_cast<void*>(&shard_state(s))) ShardState{};
+  }
+}
+
+Result<PoolLayout> PoolLayout::create(Os& os, const PoolConfig& config) {
+  PoolLayout layout;
+  layout.config_ = config;
+  if (const Status ok = layout.plan(); !ok) return std::unexpected(ok.error());
+  if (const Status ok = layout.open_files(os); !ok) return std::unexpected(ok.error());
+  layout.write_headers();
+  return layout;
+}
+
+PoolLayout::Where PoolLayout::where(Table table) const {
+  switch (table) {
+    case Table::records:
+      return {records_fd_.get(), records_.data() + kTablePageBytes, kTablePageBytes};
+    case Table::frames:
+      return {meta_fd_.get(), meta_.data() + frame_table_offset_, frame_table_offset_};
+    case Table::blocks:
+      break;
+  }
+  return {meta_fd_.get(), meta_.data() + block_table_offset_, block_table_offset_};
+}
+
+Arena PoolLayout::arena(Table table, std::uint32_t shard) const {
+  const auto t = static_cast<std::size_t>(table);
+  ShardState& state = shard_state(shard);
+  ArenaState* states[3] = {&state.records, &state.frames, &state.blocks};
+  return Arena(
+      {.base = where(table).base,
+       .item_bytes = table == Table::blocks ? block_bytes_ : kItemBytes[t],
+       .shards = config_.shards,
+       .shard = shard,
+       .pages = pages_[t],
+       .state = states[t],
+       .bitmaps = meta_.as<std::uint64_t>(bitmap_offset_[t] + shard * bitmap_bytes(pages_[t]))});
+}
+
+int PoolLayout::back_page(Os& os, Table table, std::uint32_t page) const {
+  const Where w = where(table);
+  const std::uint64_t at = std::uint64_t{page} * kTablePageBytes;
+  const int error = os.allocate(w.fd, w.offset + at, kTablePageBytes);
+  if (error == 0) touch(w.base + at, kTablePageBytes);
+  return error;
+}
+
+int PoolLayout::punch_page(Os& os, Table table, std::uint32_t page) const {
+  const Where w = where(table);
+  return os.punch(w.fd, w.offset + std::uint64_t{page} * kTablePageBytes, kTablePageBytes);
+}
+
+int PoolLayout::back_frame(Os& os, std::uint32_t frame) const {
+  const std::uint64_t bytes = config_.geometry.frame_bytes, at = frame * bytes;
+  const int error = os.allocate(frames_fd_.get(), at, bytes);
+  if (error == 0) touch(frames_.data() + at, bytes);
+  return error;
+}
+
+int PoolLayout::punch_frames(Os& os, std::uint32_t first, std::uint32_t count) const {
+  const std::uint64_t bytes = config_.geometry.frame_bytes;
+  return os.punch(frames_fd_.get(), first * bytes, count * bytes);
+}
+
+std::uint64_t PoolLayout::fixed_bytes() const {
+  return frame_table_offset_ + kTablePageBytes + std::uint64_t{config_.shards} * kObjectBytesMax;
+}
+
+}  // namespace foldswap

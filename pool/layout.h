@@ -1,0 +1,141 @@
+// PoolLayout: where everything of a pool lies in its three memory files, and the mappings of them.
+//
+//   frames   frame f at f * frame_bytes. Nothing but objects' bytes.
+//   records  header page, then the table of Records: object id i at 4096 + i * 16.
+//   meta     header page; one state page per shard; bitmaps of the three tables; table of
+//   FrameMeta;
+//            table of slot blocks.
+// The tables are cut into pages that belong to shards in turn (pool/arena.h), so a shard's lock
+// protects whole pages and a page that nothing lives in can be given back. Frame numbers whose
+// table index is a page header's (0 and 1 of every 128) are no frames; number 128 * s is the
+// scratch of shard s.
+//
+// Sizes are for the most that the pool may ever hold; the files are sparse, mapped without
+// reservation, and touched only where memory was allocated first (so a system without memory
+// answers with an Error, not with SIGBUS). Do not mlockall() them without MCL_ONFAULT. Numbers and
+// offsets only, no pointers: another process can map the same files and go on. Thread safety:
+// constant after create().
+#pragma once
+
+#include <cstdint>
+
+#include "base/mapping.h"
+#include "base/os.h"
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "pool/arena.h"
+#include "pool/geometry.h"
+#include "pool/record.h"
+
+namespace foldswap {
+
+inline constexpr std::uint32_t kShardsMax = 64;
+
+struct PoolConfig {
+  PoolGeometry geometry;
+  std::uint32_t shards = 4;                     // 1..64
+  std::uint64_t limit_bytes = 1ULL << 30;       // hard limit for all frames together
+  std::uint64_t frame_bytes_max = 64ULL << 30;  // the most that set_limit() may ever ask for
+  std::uint64_t objects_max = 1ULL << 27;       // address space only, until used
+};
+
+// Opens every file that has a header page.
+struct PoolHeader {
+  static constexpr std::uint64_t kMagicRecords = 0x0053445243455246;  // "FRECRDS"
+  static constexpr std::uint64_t kMagicMeta = 0x004154454d4c4f50;     // "POLMETA"
+  static constexpr std::uint32_t kVersion = 1;
+  std::uint64_t magic;
+  std::uint32_t version;
+  std::uint32_t frame_bytes, buddies, chunk_bytes, shards, block_bytes;
+  std::uint64_t file_bytes;
+  std::uint64_t frames_file_bytes;
+  std::uint32_t record_pages, frame_pages, block_pages;  // of one shard
+  std::uint32_t reserved;
+};
+
+// One frame. Identity: frame chunks == free_chunks + sum of its objects' chunks.
+struct FrameMeta {
+  std::uint32_t next, prev;   // on the list of its class
+  std::uint32_t first_block;  // of its slots; kNoItem: none
+  std::uint16_t blocks;
+  std::uint16_t objects;
+  std::uint16_t free_chunks;  // all of the room, wherever it lies
+  std::uint16_t tail;         // from here to the end nothing lies
+  std::uint16_t gap,
+      gap_chunks;      // the largest known hole below the tail; gap_chunks == 0: none known
+  std::uint16_t list;  // class, or kDetached
+  std::uint16_t reserved[3];
+};
+static_assert(sizeof(FrameMeta) == 32);
+inline constexpr std::uint32_t kNoFrame = 0;
+inline constexpr std::uint16_t kDetached = 0xffff;  // growing, or on its way back to the system
+
+inline constexpr std::uint32_t kClassWords = (kClasses + 63) / 64;
+
+// All that a shard knows beside its tables. One page.
+struct ShardState {
+  ArenaState records, frames, blocks;
+  std::uint64_t list_bits[kClassWords];  // bit c: list c is not empty
+  std::uint32_t list_head[kClasses];
+  std::uint32_t empty_frames;
+  std::uint64_t objects, patterns, incompressible;
+  std::uint64_t compressed_bytes;
+  std::uint64_t compactions, compacted_bytes;
+  std::uint64_t misuses;
+};
+static_assert(sizeof(ShardState) <= kTablePageBytes);
+
+class PoolLayout {
+ public:
+  // Error: the configuration is out of range, or the system has no memory for headers and bitmaps.
+  [[nodiscard]] static Result<PoolLayout> create(Os& os, const PoolConfig& config);
+
+  enum class Table : std::uint8_t { records, frames, blocks };
+  [[nodiscard]] Arena arena(Table table, std::uint32_t shard) const;
+  [[nodiscard]] ShardState& shard_state(std::uint32_t shard) const {
+    return *meta_.as<ShardState>((1 + std::size_t{shard}) * kTablePageBytes);
+  }
+  [[nodiscard]] std::byte* frames() const { return frames_.data(); }
+  [[nodiscard]] static constexpr std::uint32_t scratch_frame(std::uint32_t shard) {
+    return shard * static_cast<std::uint32_t>(kTablePageBytes / sizeof(FrameMeta));
+  }
+
+  // Memory for one page of a table, or one frame: allocated and touched, so that nobody faults
+  // later.
+  [[nodiscard]] int back_page(Os& os, Table table, std::uint32_t page) const;
+  [[nodiscard]] int punch_page(Os& os, Table table, std::uint32_t page) const;
+  [[nodiscard]] int back_frame(Os& os, std::uint32_t frame) const;
+  [[nodiscard]] int punch_frames(Os& os, std::uint32_t first, std::uint32_t count) const;
+
+  [[nodiscard]] const PoolGeometry& geometry() const { return config_.geometry; }
+  [[nodiscard]] const PoolConfig& config() const { return config_; }
+  // Slots of one block, and its words: a link and the slots.
+  [[nodiscard]] std::uint32_t block_slots() const { return block_bytes_ / 4 - 1; }
+  // Memory that the pool holds from the start: headers, state, bitmaps, scratch.
+  [[nodiscard]] std::uint64_t fixed_bytes() const;
+  [[nodiscard]] int frames_fd() const { return frames_fd_.get(); }
+  [[nodiscard]] int records_fd() const { return records_fd_.get(); }
+  [[nodiscard]] int meta_fd() const { return meta_fd_.get(); }
+
+ private:
+  struct Where {
+    int fd;
+    std::byte* base;
+    std::uint64_t offset;  // of the table in its file
+  };
+  [[nodiscard]] Where where(Table table) const;
+  [[nodiscard]] Status plan();
+  [[nodiscard]] Status open_files(Os& os);
+  void write_headers() const;
+
+  PoolConfig config_;
+  std::uint32_t block_bytes_ = 0;
+  std::uint32_t pages_[3] = {};          // of one shard, by Table
+  std::uint64_t bitmap_offset_[3] = {};  // in meta, shard after shard
+  std::uint64_t frame_table_offset_ = 0, block_table_offset_ = 0;
+  std::uint64_t frames_bytes_ = 0, records_bytes_ = 0, meta_bytes_ = 0;
+  UniqueFd frames_fd_, records_fd_, meta_fd_;
+  Mapping frames_, records_, meta_;
+};
+
+}  // namespace foldswap

@@ -1,0 +1,123 @@
+// Pool: the fold pool. Keeps compressed pages, by object id, in as little memory as it can.
+//
+// z3fold's idea without its limit: many objects share a frame; a new one takes the frame that it
+// fits best; a frame whose room is in pieces is compacted in place; emptied frames go back to the
+// system in batches. All metadata lives outside the frames. The pool knows no processes, no
+// userfaultfd, no disk and no policy, and it never calls out: what is cold, and what to do about
+// it, others decide.
+//
+// The files:   geometry  frame, buddy, chunk          record   the 16 bytes about an object
+//              layout    what lies where in the memfds  arena    numbered items in pages
+//              budget    the limit, reservations       frame_table, compact   frames and their
+//              objects shard     one lock and its share        pool     this: the system calls
+//              between the locks
+//
+// Thread safety: every method may be called from any thread. Objects are spread over shards, each
+// with a
+//   lock of rank pool_shard; no two are ever held at once, and nothing is allocated, called or
+//   waited for under one. Any lock of a lower rank may be held by the caller, but store, unref,
+//   trim and reserve may make system calls, so DESIGN's rule keeps callers from holding one.
+// Invariants: frames held <= the limit, always (but see set_limit). A stored object never moves to
+// another
+//   id, and its record's meta word never changes but for the reference count.
+// Errors: ENOSPC the limit is reached or the tables are full; ENOMEM the system has no memory;
+//   EINVAL the object has a size or codec that cannot be; ENOENT no object has this id; EIO the
+//   checksum does not hold. The pool is whole after any of them.
+// Units: bytes.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/os.h"
+#include "base/result.h"
+#include "base/size.h"
+#include "pool/budget.h"
+#include "pool/layout.h"
+#include "pool/record.h"
+#include "pool/shard.h"
+
+namespace foldswap {
+
+struct Loaded {
+  Codec codec = Codec::raw;
+  std::uint32_t length = 0;   // bytes copied out; 0 for a pattern
+  std::uint64_t pattern = 0;  // Codec::pattern only
+};
+
+class Pool {
+ public:
+  // Empty frames beyond this go back to the system by themselves.
+  static constexpr std::uint64_t kKeepEmptyBytes = 512 * kKiB;
+
+  // `os` outlives the pool.
+  [[nodiscard]] static Result<std::unique_ptr<Pool>> create(Os& os, const PoolConfig& config);
+  ~Pool() = default;
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  // Keeps codec output of 1..4096 bytes; the new object has one reference. Within the caller's
+  // reservation this never fails for the limit.
+  [[nodiscard]] Result<ObjectId> store(std::span<const std::byte> data, Codec codec);
+  // An object that is one 8-byte word again and again: a record, no frame space, no reservation.
+  [[nodiscard]] Result<ObjectId> store_pattern(std::uint64_t pattern);
+  // Copies the codec's output into `out` and verifies it.
+  [[nodiscard]] Result<Loaded> load(ObjectId id, std::span<std::byte, 4096> out);
+
+  // One more reference. False when the count is full (2^20 - 1) or the id names no object.
+  [[nodiscard]] bool ref(ObjectId id);
+  // One less; the last one frees the object, and may give surplus memory back to the system.
+  void unref(ObjectId id);
+  // 0 when the id names no object.
+  [[nodiscard]] std::uint32_t refs(ObjectId id);
+  [[nodiscard]] ObjectInfo info(ObjectId id);
+
+  // Sets room aside for pages that are about to be taken out of a client: 4096 bytes for each,
+  // however well it will compress. True: as many stores as that cannot fail for the limit, whatever
+  // other threads do under their own reservations. Both round up to whole pages. Release it when
+  // the batch is stored, all at once or page by page; the sum must match.
+  [[nodiscard]] bool reserve(std::uint64_t bytes_worst_case);
+  void release_reservation(std::uint64_t bytes_worst_case);
+
+  // Rounds down to whole frames. A limit below what is held stops growth and reservations; nothing
+  // is dropped. Error: more than PoolConfig::frame_bytes_max.
+  [[nodiscard]] Status set_limit(std::uint64_t bytes);
+  // Gives empty frames back until at most `keep_bytes` of them are left (or reservations count on
+  // the rest), and table pages that nothing lives in. Returns the bytes given back, of both.
+  std::uint64_t trim(std::uint64_t keep_bytes);
+
+  [[nodiscard]] PoolStats stats();
+  // Walks everything and names the first thing that is wrong. Each shard is locked in turn, for
+  // long. The budget is compared only when `quiet`: no other thread uses the pool meanwhile.
+  [[nodiscard]] Status validate(bool quiet = true);
+
+  [[nodiscard]] const PoolLayout& layout() const { return layout_; }
+
+ private:
+  enum class Outcome : std::uint8_t { done, no_room, no_memory, table_full };
+
+  explicit Pool(Os& os, PoolLayout layout);
+  [[nodiscard]] Shard& shard_of(ObjectId id);
+  [[nodiscard]] std::uint32_t next_shard();
+  [[nodiscard]] Outcome search(std::uint32_t turn, const NewObject& object, ObjectId& id);
+  [[nodiscard]] Outcome store_in(Shard& shard, const NewObject& object, ObjectId& id);
+  [[nodiscard]] Outcome grow(Shard& shard);
+  [[nodiscard]] Outcome grow_reserved(Shard& shard);
+  [[nodiscard]] Outcome add_page(Shard& shard, Shard::Table table);
+  std::uint64_t release_frames(Shard& shard, std::uint64_t keep_frames);
+  std::uint64_t release_pages(Shard& shard, std::uint32_t keep_pages);
+  [[nodiscard]] bool punch_run(Shard& shard, std::span<const std::uint32_t> run);
+
+  // Constant after construction.
+  Os& os_;
+  const PoolLayout layout_;
+  // Thread-safe by themselves.
+  Budget budget_;
+  std::vector<std::unique_ptr<Shard>> shards_;
+  std::atomic<std::uint64_t> ticket_{0};
+};
+
+}  // namespace foldswap

@@ -1,0 +1,121 @@
+// Shard: one lock of the pool with all that it protects: a share of the records and a share of the
+// frames. An object and its frame always belong to the same shard, so no operation needs two shard
+// locks.
+//
+// Thread safety: every method takes the lock and may be called from any thread. Under the lock
+// there is
+//   no allocation, no system call, no callback; what needs one is split in two (claim / attach,
+//   detach / drop), and pool.cc makes the system call in between.
+// Invariants: see pool/frame_table.h and pool/arena.h; validate() walks them all.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <span>
+
+#include "base/mutex.h"
+#include "pool/frame_table.h"
+#include "pool/layout.h"
+#include "pool/record.h"
+
+namespace foldswap {
+
+// What the pool is made of now. Bytes where the name says so, else counts.
+struct PoolStats {
+  std::uint64_t objects = 0;           // with bytes in frames
+  std::uint64_t pattern_objects = 0;   // without
+  std::uint64_t incompressible = 0;    // of objects: raw, 4096 bytes
+  std::uint64_t compressed_bytes = 0;  // of objects, exact codec output
+  std::uint64_t frame_bytes = 0;       // all frames held, empty ones too
+  std::uint64_t empty_frame_bytes = 0;
+  std::uint64_t metadata_bytes = 0;  // all other memory of the pool
+  std::uint64_t limit_bytes = 0;
+  std::uint64_t reserved_bytes = 0;
+  std::uint64_t compactions = 0, compacted_bytes = 0;  // since create()
+  std::uint64_t misuses = 0;  // calls with an id that names no object; 0 unless a caller is wrong
+};
+
+struct ObjectInfo {
+  Codec codec = Codec::raw;
+  Tier tier = Tier::none;  // none: a pattern
+  std::uint32_t length = 0;
+  std::uint32_t refs = 0;
+};
+
+// An object to be, with its checksum already computed outside the lock.
+struct NewObject {
+  std::span<const std::byte> data;
+  Codec codec = Codec::raw;
+  std::uint32_t checksum = 0;
+};
+
+// An object's bytes as they were copied out; the checksum is still to be compared, outside the
+// lock.
+struct RawLoad {
+  ObjectMeta meta;
+  std::uint64_t pattern = 0;
+};
+
+// What a shard holds more of than it needs, to be given back without the lock.
+struct Surplus {
+  bool frames = false;
+  bool pages = false;
+};
+
+class Shard {
+ public:
+  using Table = PoolLayout::Table;
+  using FrameBatch = std::array<std::uint32_t, 64>;
+
+  Shard(const PoolLayout& layout, std::uint32_t shard, Budget& budget);
+
+  enum class Stored : std::uint8_t { done, no_frame, no_record_page, no_block_page };
+  [[nodiscard]] Stored store(const NewObject& object, ObjectId& id);
+  [[nodiscard]] Stored store_pattern(std::uint64_t pattern, ObjectId& id);
+  // Empty when the id names no object.
+  [[nodiscard]] std::optional<RawLoad> load(ObjectId id, std::span<std::byte, 4096> out);
+  [[nodiscard]] bool ref(ObjectId id);
+  Surplus unref(ObjectId id);
+  [[nodiscard]] std::optional<ObjectInfo> info(ObjectId id);
+
+  // Growing: see FrameTable.
+  [[nodiscard]] std::uint32_t take_frame();
+  void drop_frame(std::uint32_t frame);
+  void add_frame(std::uint32_t frame);
+  // Takes empty frames off the lists while the whole pool holds more than `keep`; returns how many.
+  [[nodiscard]] std::size_t detach_empty(FrameBatch& batch, std::uint64_t keep);
+  [[nodiscard]] std::uint32_t claim_page(Table table);
+  void attach_page(Table table, std::uint32_t page);
+  void forget_page(Table table, std::uint32_t page);
+  // An empty page, while there are more than `keep` of them; else kNoPage.
+  [[nodiscard]] std::uint32_t detach_page(Table table, std::uint32_t keep);
+
+  // Adds this shard's share.
+  void add_stats(PoolStats& stats);
+  // What is wrong, or nullptr. Holds the lock for long: a diagnostic.
+  [[nodiscard]] const char* validate(std::uint64_t& places);
+
+  // Empty pages a table keeps without being trimmed.
+  static constexpr std::uint32_t kKeepPages = 16;
+
+ private:
+  using Lock = RankedLock<LockRank::pool_shard>;
+  [[nodiscard]] Arena& arena(Table table) FS_REQUIRES(mutex_);
+  [[nodiscard]] Record& record(ObjectId id) FS_REQUIRES(mutex_) {
+    return *reinterpret_cast<Record*>(records_.at(static_cast<std::uint32_t>(id)));
+  }
+  // Null (and counted as misuse) when the id names no object.
+  [[nodiscard]] Record* find(ObjectId id) FS_REQUIRES(mutex_);
+  void count(const ObjectMeta& meta, std::uint64_t by) FS_REQUIRES(mutex_);
+  [[nodiscard]] const char* validate_counts(std::uint64_t in_frames) FS_REQUIRES(mutex_);
+
+  RankedMutex<LockRank::pool_shard> mutex_;
+  ShardState& state_ FS_GUARDED_BY(mutex_);
+  Arena records_ FS_GUARDED_BY(mutex_);
+  FrameTable frames_ FS_GUARDED_BY(mutex_);
+  Budget& budget_;
+  const std::uint64_t keep_frames_;
+};
+
+}  // namespace foldswap

@@ -1,0 +1,140 @@
+// The walkers behind Pool::validate(). They run under a shard's lock, so they allocate nothing and
+// report what is wrong as a literal.
+#include "compress/checksum.h"
+#include "pool/frame_table.h"
+#include "pool/shard.h"
+
+namespace foldswap {
+
+// Every list: members, their order, and what they add up to.
+const char* FrameTable::validate_lists(Sums& sums, std::uint64_t& places) const {
+  std::uint64_t empty = 0;
+  for (std::uint32_t list = 0; list < kClasses; ++list) {
+    const bool bit = (state_.list_bits[list / 64] >> (list % 64) & 1) != 0;
+    if (bit != (state_.list_head[list] != kNoFrame)) return "list bitmap and list head differ";
+    std::uint32_t before = kNoFrame;
+    for (std::uint32_t f = state_.list_head[list]; f != kNoFrame; f = meta(f).next) {
+      if (!frame_arena_.live(f)) return "list leads to a frame that is not held";
+      const FrameMeta& m = meta(f);
+      if (m.list != list || class_of(m) != list) return "frame hangs on the wrong list";
+      if (m.prev != before) return "frame list: previous link is wrong";
+      if (list == kClassEmpty) ++empty;
+      ++sums.frames;
+      sums.free_chunks += m.free_chunks;
+      sums.objects += m.objects;
+      places += static_cast<std::uint64_t>(places_of(m));
+      before = f;
+    }
+  }
+  return empty == state_.empty_frames ? nullptr : "count of empty frames is wrong";
+}
+
+const char* FrameTable::validate_object(ObjectId id, std::uint32_t frame,
+                                        std::uint32_t slot) const {
+  if (!records_.live(static_cast<std::uint32_t>(id))) return "slot names a free record";
+  const ObjectMeta what = record(id).what();
+  const Location where = record(id).where();
+  if (what.refs == 0) return "object without a reference";
+  if (what.codec == Codec::pattern || what.length == 0 || what.length > kObjectBytesMax) {
+    return "object with bytes has a wrong codec or length";
+  }
+  if (where.tier != Tier::frame || where.frame != frame || where.slot != slot) {
+    return "slot and record disagree";
+  }
+  if (where.chunk + chunks_for(what.length) > geometry_.frame_chunks()) {
+    return "object reaches past the end of its frame";
+  }
+  if (checksum28({data(where), what.length}) != what.checksum) return "checksum does not hold";
+  return nullptr;
+}
+
+const char* FrameTable::validate_frame(std::uint32_t frame) {
+  const FrameMeta& m = meta(frame);
+  std::uint32_t slot = 0, blocks = 0, objects = 0, used = 0;
+  for (std::uint32_t b = m.first_block; b != kNoItem; b = block(b)[0], ++blocks) {
+    if (!block_arena_.live(b)) return "frame has a slot block that is free";
+    for (std::uint32_t i = 1; i <= block_slots_; ++i, ++slot) {
+      const ObjectId id{block(b)[i]};
+      if (id == ObjectId::none) continue;
+      ++objects;
+      if (const char* wrong = validate_object(id, frame, slot)) return wrong;
+    }
+  }
+  if (blocks != m.blocks || objects != m.objects) return "frame's counts and its slots differ";
+  if (objects > geometry_.buddies) return "frame has more buddies than it may";
+  if (objects == 0 && (blocks != 0 || m.tail != 0 || m.gap_chunks != 0)) {
+    return "empty frame is not as new";
+  }
+  std::uint32_t end = 0;
+  const std::size_t count = gather(frame);
+  for (std::size_t i = 0; i < count; ++i) {
+    const Extent& object = order_[i];
+    if (object.chunk < end) return "two objects overlap";
+    end = object.end();
+    used += object.chunks;
+    if (m.gap_chunks != 0 && object.chunk < std::uint32_t{m.gap} + m.gap_chunks && m.gap < end) {
+      return "an object lies in the gap";
+    }
+  }
+  if (end > m.tail || m.tail > geometry_.frame_chunks()) return "tail is wrong";
+  if (m.gap_chunks != 0 && std::uint32_t{m.gap} + m.gap_chunks > m.tail) return "gap is wrong";
+  return used + m.free_chunks == geometry_.frame_chunks() ? nullptr : "frame has lost room";
+}
+
+const char* FrameTable::validate(std::uint64_t& places, std::uint64_t& objects) {
+  if (const char* wrong = frame_arena_.validate()) return wrong;
+  if (const char* wrong = block_arena_.validate()) return wrong;
+  Sums listed, held;
+  if (const char* wrong = validate_lists(listed, places)) return wrong;
+  const char* wrong = nullptr;
+  std::uint64_t blocks_of_frames = 0, blocks_held = 0;
+  frame_arena_.for_each_live([&](std::uint32_t frame) {
+    const FrameMeta& m = meta(frame);
+    if (m.list == kDetached) return;  // on its way in or out: another thread's
+    ++held.frames;
+    held.free_chunks += m.free_chunks;
+    held.objects += m.objects;
+    blocks_of_frames += m.blocks;
+    if (wrong == nullptr) wrong = validate_frame(frame);
+  });
+  if (wrong != nullptr) return wrong;
+  block_arena_.for_each_live([&](std::uint32_t) { ++blocks_held; });
+  if (blocks_of_frames != blocks_held) return "slot blocks have leaked";
+  objects = held.objects;
+  return listed == held ? nullptr : "free space: sum over lists and sum over frames differ";
+}
+
+// Records against frames: each object has one record and one slot, and the counters are their sums.
+const char* Shard::validate_counts(std::uint64_t in_frames) {
+  std::uint64_t objects = 0, patterns = 0, incompressible = 0, bytes = 0;
+  const char* wrong = nullptr;
+  records_.for_each_live([&](std::uint32_t item) {
+    const Record& entry = *reinterpret_cast<const Record*>(records_.at(item));
+    const ObjectMeta what = entry.what();
+    if (what.refs == 0) wrong = "record is taken but has no reference";
+    if (what.codec == Codec::pattern) {
+      ++patterns;
+      return;
+    }
+    ++objects;
+    bytes += what.length;
+    if (what.codec == Codec::raw && what.length == kObjectBytesMax) ++incompressible;
+  });
+  if (wrong != nullptr) return wrong;
+  if (objects != in_frames) return "records with bytes and slots in use differ";
+  if (objects != state_.objects || patterns != state_.patterns ||
+      incompressible != state_.incompressible || bytes != state_.compressed_bytes) {
+    return "counters are not what the records add up to";
+  }
+  return nullptr;
+}
+
+const char* Shard::validate(std::uint64_t& places) {
+  const Lock lock(mutex_);
+  if (const char* wrong = records_.validate()) return wrong;
+  std::uint64_t in_frames = 0;
+  if (const char* wrong = frames_.validate(places, in_frames)) return wrong;
+  return validate_counts(in_frames);
+}
+
+}  // namespace foldswap

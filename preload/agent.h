@@ -1,0 +1,23 @@
+// The agent: a raw thread inside the client (HAZARDS 11: no pthread). It moves pages for the
+// daemon, follows the program's credentials, and leaves on request. Own stack, own descriptor
+// table, own working directory, every signal blocked, inline system calls only; it touches Control,
+// mailbox, transfer area and staging, nothing else.
+#pragma once
+
+#include "preload/state.h"
+
+namespace foldswap::preload {
+
+// Starts the agent on `control`'s page and the stack below it, and waits until it has a descriptor
+// table of its own and staging is registered. False: it has not started, or has gone again;
+// control.start_errno says why.
+[[nodiscard]] bool start_agent(Control& control);
+
+// Asks the agent and waits for the answer. False: there is no agent (any more).
+// The caller holds the request lock and has signals blocked.
+[[nodiscard]] bool ask_agent(Control& control, AgentOp op);
+
+// Waits until the agent is no longer a thread of this process.
+void await_agent_exit(Control& control, std::uint32_t tid);
+
+}  // namespace foldswap::preload

@@ -1,0 +1,72 @@
+// The mappings a client brings: private area, staging, mailbox, transfer area. A Region unmaps
+// itself unless kept. Thread safety: for the constructor, which is alone.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "base/wire.h"
+#include "preload/reason.h"
+#include "preload/state.h"
+
+namespace foldswap::preload {
+
+class Region {
+ public:
+  Region() = default;
+  Region(std::byte* start, std::size_t bytes) : start_(start), bytes_(bytes) {}
+  Region(Region&& other) noexcept
+      : start_(std::exchange(other.start_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+  Region& operator=(Region&& other) noexcept {
+    std::swap(start_, other.start_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  Region(const Region&) = delete;
+  Region& operator=(const Region&) = delete;
+  ~Region() {
+    if (start_ != nullptr) sys::call(SYS_munmap, start_, bytes_);
+  }
+
+  [[nodiscard]] std::byte* start() const { return start_; }
+  [[nodiscard]] std::size_t bytes() const { return bytes_; }
+  [[nodiscard]] wire::Range range() const {
+    return {reinterpret_cast<std::uint64_t>(start_), bytes_};
+  }
+  void keep() { start_ = nullptr; }
+
+ private:
+  std::byte* start_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+struct Areas {
+  Region own;  // [alive page][guard][agent's stack][Control]
+  Region staging, mailbox, transfer;
+
+  [[nodiscard]] std::uint32_t* alive() const {
+    return reinterpret_cast<std::uint32_t*>(own.start());
+  }
+  [[nodiscard]] Control* control() const {
+    return reinterpret_cast<Control*>(own.start() + 2 * kPage + kStackBytes);
+  }
+  void keep() {
+    own.keep();
+    staging.keep();
+    mailbox.keep();
+    transfer.keep();
+  }
+};
+
+// Maps all four, with their advice for fork and core dumps; no page of staging is touched.
+[[nodiscard]] bool map_areas(int mailbox_fd, int transfer_fd, Areas& areas, Reason& reason);
+
+// The library's writable data, which must never be evicted: the segment around `library`.
+[[nodiscard]] wire::Range own_data();
+
+// Whether both addresses belong to one loaded object. (dladdr would read the whole symbol table to
+// say so.)
+[[nodiscard]] bool same_module(const void* a, const void* b);
+
+}  // namespace foldswap::preload

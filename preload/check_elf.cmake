@@ -1,0 +1,24 @@
+# libfoldswap.so needs libc alone, exports what it interposes alone, and binds everything at start.
+#   cmake -DREADELF=... -DLIBRARY=... -P check_elf.cmake
+execute_process(COMMAND ${READELF} --wide --dynamic ${LIBRARY} OUTPUT_VARIABLE dynamic
+  COMMAND_ERROR_IS_FATAL ANY)
+string(REGEX MATCHALL "Shared library: \\[[^]]*\\]" needed "${dynamic}")
+list(FILTER needed EXCLUDE REGEX "\\[(libc|ld-linux[^]]*)\\.so")
+if(needed)
+  message(FATAL_ERROR "needs more than libc: ${needed}")
+endif()
+if(NOT dynamic MATCHES "BIND_NOW|NOW")
+  message(FATAL_ERROR "is not bound at start")
+endif()
+
+execute_process(COMMAND ${READELF} --wide --dyn-syms ${LIBRARY} OUTPUT_VARIABLE symbols
+  COMMAND_ERROR_IS_FATAL ANY)
+string(REGEX MATCHALL "(GLOBAL|WEAK) +DEFAULT +[0-9]+ [^\n]*" defined "${symbols}")
+list(TRANSFORM defined REPLACE "^.* " "")
+list(SORT defined)
+set(wanted initgroups madvise mremap pthread_create pthread_mutex_init realloc reallocarray
+  setegid seteuid setgid setgroups setns setregid setresgid setresuid setreuid setuid thrd_create
+  unshare)
+if(NOT "${defined}" STREQUAL "${wanted}")
+  message(FATAL_ERROR "exports\n  ${defined}\ninstead of\n  ${wanted}")
+endif()

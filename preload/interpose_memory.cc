@@ -1,0 +1,157 @@
+// mremap, realloc, reallocarray, madvise: calls that go wrong over ranges which are partly
+// registered, or that discard pages without an event (HAZARDS 12, 13). Each announces itself, has
+// the daemon bring its range to one state, and only then calls the real function. Without a client
+// behind it, each is a load and a jump.
+#include <malloc.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include <cerrno>
+
+#include "base/uapi.h"
+#include "preload/next.h"
+#include "preload/remap_fallback.h"
+#include "preload/request.h"
+
+namespace foldswap::preload {
+namespace {
+
+constinit Next<void*(void*, std::size_t, std::size_t, int, ...)> next_mremap{"mremap"};
+constinit Next<void*(void*, std::size_t)> next_realloc{"realloc"};
+constinit Next<int(void*, std::size_t, int)> next_madvise{"madvise"};
+
+// By copying where the kernel would fail half-way, else as the program asked.
+void* remap_orphan(const RemapCall& call, void* target) {
+  void* moved = nullptr;
+  int error = 0;
+  if (!remap_by_copy(call, moved, error)) {
+    return next_mremap(call.address, call.old_bytes, call.new_bytes, call.flags, target);
+  }
+  if (error != 0) errno = error;
+  return moved;
+}
+
+void* remap(const RemapCall& call, void* target) {
+  Control* const control = live();
+  if (control == nullptr) {
+    return orphaned()
+               ? remap_orphan(call, target)
+               : next_mremap(call.address, call.old_bytes, call.new_bytes, call.flags, target);
+  }
+  LayoutSection section(*control);
+  const auto start = reinterpret_cast<std::uint64_t>(call.address);
+  if (!section.prepare(wire::RequestOp::unify, start, call.old_bytes)) {
+    return remap_orphan(call, target);
+  }
+  return next_mremap(call.address, call.old_bytes, call.new_bytes, call.flags, target);
+}
+
+// glibc's malloc chunk: two words before the pointer, {previous size, size | flags}. A chunk that
+// was mapped by itself begins `previous size` before that, and realloc mremaps it by a call that
+// cannot be interposed.
+struct Chunk {
+  std::size_t previous;
+  std::size_t size;
+};
+constexpr std::size_t kChunkFlags = 7;
+constexpr std::size_t kChunkMapped = 2;
+
+const Chunk& chunk_of(const void* pointer) {
+  return static_cast<const Chunk*>(pointer)[-1];
+}
+
+void* realloc_by_copy(void* pointer, std::size_t bytes) {
+  const std::size_t usable = (chunk_of(pointer).size & ~kChunkFlags) - sizeof(Chunk);
+  void* const moved = malloc(bytes);
+  if (moved == nullptr) return nullptr;
+  sys::copy_bytes(moved, pointer, usable < bytes ? usable : bytes);
+  free(pointer);
+  return moved;
+}
+
+void* realloc_orphan(void* pointer, std::size_t bytes, std::uint64_t start, std::size_t total) {
+  int protection = 0;
+  return spans_vmas(start, total, protection) ? realloc_by_copy(pointer, bytes)
+                                              : next_realloc(pointer, bytes);
+}
+
+void* realloc_mapped(void* pointer, std::size_t bytes) {
+  const Chunk& chunk = chunk_of(pointer);
+  const std::uint64_t start = reinterpret_cast<std::uint64_t>(&chunk) - chunk.previous;
+  const std::size_t total = chunk.previous + (chunk.size & ~kChunkFlags);
+  Control* const control = live();
+  if (control == nullptr) {
+    return orphaned() ? realloc_orphan(pointer, bytes, start, total) : next_realloc(pointer, bytes);
+  }
+  LayoutSection section(*control);
+  return section.prepare(wire::RequestOp::unify, start, total)
+             ? next_realloc(pointer, bytes)
+             : realloc_orphan(pointer, bytes, start, total);
+}
+
+// Advice that takes pages away, or hides them from us, without an event.
+bool silent_advice(int advice) {
+  return advice == MADV_DONTFORK || advice == MADV_WIPEONFORK ||
+         advice == uapi::kMadvGuardInstall || advice == uapi::kMadvGuardRemove;
+}
+
+// Where nobody serves a request any more, faults are still served: read everything in first.
+void populate(std::uint64_t start, std::size_t bytes) {
+  sys::call(SYS_madvise, page_floor(start), page_ceil(start + bytes) - page_floor(start),
+            MADV_POPULATE_READ);
+}
+
+int advise_silently(void* address, std::size_t bytes, int advice) {
+  const auto start = reinterpret_cast<std::uint64_t>(address);
+  Control* const control = live();
+  if (control == nullptr) {
+    if (orphaned()) populate(start, bytes);
+    return next_madvise(address, bytes, advice);
+  }
+  LayoutSection section(*control);
+  if (!section.prepare(wire::RequestOp::release, start, bytes)) populate(start, bytes);
+  return next_madvise(address, bytes, advice);
+}
+
+}  // namespace
+}  // namespace foldswap::preload
+
+using namespace foldswap::preload;
+
+FOLDSWAP_EXPORT void* mremap(void* address, size_t old_bytes, size_t new_bytes, int flags,
+                             ...) noexcept {
+  void* target = nullptr;
+  if ((flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) != 0) {
+    va_list rest;
+    va_start(rest, flags);
+    target = va_arg(rest, void*);
+    va_end(rest);
+  }
+  if (library.alive == nullptr) return next_mremap(address, old_bytes, new_bytes, flags, target);
+  return remap({address, old_bytes, new_bytes, flags}, target);
+}
+
+FOLDSWAP_EXPORT void* realloc(void* pointer, size_t bytes) noexcept {
+  if (!library.glibc_realloc || pointer == nullptr || bytes == 0 ||
+      (chunk_of(pointer).size & kChunkMapped) == 0) {
+    return next_realloc(pointer, bytes);
+  }
+  return realloc_mapped(pointer, bytes);
+}
+
+FOLDSWAP_EXPORT void* reallocarray(void* pointer, size_t count, size_t bytes) noexcept {
+  std::size_t total = 0;
+  if (__builtin_mul_overflow(count, bytes, &total)) {
+    errno = ENOMEM;
+    return nullptr;
+  }
+  return realloc(pointer, total);
+}
+
+FOLDSWAP_EXPORT int madvise(void* address, size_t bytes, int advice) noexcept {
+  if (library.alive == nullptr || !silent_advice(advice)) {
+    return next_madvise(address, bytes, advice);
+  }
+  return advise_silently(address, bytes, advice);
+}

@@ -1,0 +1,219 @@
+// The interposed calls against a real userfaultfd: memory, credentials, threads, fork.
+#include <gtest/gtest.h>
+#include <sched.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+
+#include "base/uapi.h"
+#include "preload/preload_test.h"
+
+namespace foldswap::preload_test {
+namespace {
+
+using wire::PageResult;
+using InterposeTest = PreloadTest;
+constexpr std::uint64_t kPage = wire::kPageBytes;
+
+// Evicts the middle third, so that the range lies in three VMAs of which one is registered.
+#define EVICT_MIDDLE(address, pages)                                                            \
+  ASSERT_EQ(                                                                                    \
+      count(client->evict(0, (address) + (pages) / 3 * kPage, (pages) / 3), PageResult::moved), \
+      (pages) / 3)
+
+TEST_F(InterposeTest, Hazard13MremapOverSlices) {
+  start();
+  unsigned long address = filled(96);
+  EVICT_MIDDLE(address, 96U);
+  address = probe->address(args("mremap", address, 96 * kPage, 4000 * kPage));
+  ASSERT_EQ(address % kPage, 0U);
+  EXPECT_EQ(check(address, 96), 0);
+  ASSERT_EQ(client->requests().size(), 1U);
+  EXPECT_EQ(client->requests()[0].op, wire::RequestOp::unify);
+  EXPECT_EQ(client->requests()[0].bytes, 96 * kPage);
+  EXPECT_EQ(client->box().layout_busy, 0U);
+}
+
+TEST_F(InterposeTest, MremapOfAnUnregisteredProgramAsksNobody) {
+  start();
+  const unsigned long address = filled(16);
+  const unsigned long moved = probe->address(args("mremap", address, 16 * kPage, 5000 * kPage));
+  EXPECT_EQ(check(moved, 16), 0);
+  EXPECT_TRUE(client->requests().empty());
+}
+
+TEST_F(InterposeTest, MremapShrinks) {
+  start();
+  const unsigned long address = filled(96);
+  EVICT_MIDDLE(address, 96U);
+  EXPECT_EQ(probe->address(args("mremap", address, 96 * kPage, 40 * kPage)), address);
+  EXPECT_EQ(check(address, 40), 0);
+}
+
+TEST_F(InterposeTest, ReallocOfAMappedChunk) {
+  start();
+  constexpr std::uint64_t kBytes = 400 * kPage;
+  unsigned long pointer = probe->address(args("malloc", kBytes));
+  EXPECT_EQ(probe->number(args("fill", pointer, kBytes, 5)), 0);
+  const unsigned long middle = (pointer & ~(kPage - 1)) + 100 * kPage;
+  ASSERT_EQ(count(client->evict(0, middle, 64), PageResult::moved), 64U);
+  pointer = probe->address(args("realloc", pointer, 20 * kBytes));
+  EXPECT_EQ(probe->number(args("check", pointer, kBytes, 5)), 0);
+  ASSERT_EQ(client->requests().size(), 1U);
+  EXPECT_EQ(client->requests()[0].op, wire::RequestOp::unify);
+  EXPECT_LT(client->requests()[0].start, middle);
+}
+
+TEST_F(InterposeTest, ReallocOfASmallChunkAsksNobody) {
+  start();
+  const unsigned long address = filled(16);
+  EVICT_MIDDLE(address, 15U);
+  const unsigned long pointer = probe->address("malloc 100");
+  EXPECT_NE(probe->address(args("realloc", pointer, 3000)), 0U);
+  EXPECT_TRUE(client->requests().empty());
+}
+
+TEST_F(InterposeTest, AgentlessFallbackCopies) {
+  start();
+  unsigned long address = filled(96);
+  EVICT_MIDDLE(address, 96U);
+  constexpr std::uint64_t kBytes = 400 * kPage;
+  unsigned long pointer = probe->address(args("malloc", kBytes));
+  EXPECT_EQ(probe->number(args("fill", pointer, kBytes, 5)), 0);
+  const unsigned long middle = (pointer & ~(kPage - 1)) + 100 * kPage;
+  ASSERT_EQ(count(client->evict(0, middle, 64), PageResult::moved), 64U);
+
+  client->set_mode(wire::ClientMode::agentless);
+  address = probe->address(args("mremap", address, 96 * kPage, 6000 * kPage));
+  EXPECT_EQ(check(address, 96), 0);
+  pointer = probe->address(args("realloc", pointer, 30 * kBytes));
+  EXPECT_EQ(probe->number(args("check", pointer, kBytes, 5)), 0);
+  EXPECT_TRUE(client->requests().empty());
+}
+
+TEST_F(InterposeTest, RefusedUnifyCopies) {
+  start();
+  client->refuse_requests = true;
+  unsigned long address = filled(96);
+  EVICT_MIDDLE(address, 96U);
+  address = probe->address(args("mremap", address, 96 * kPage, 6000 * kPage));
+  EXPECT_EQ(check(address, 96), 0);
+}
+
+TEST_F(InterposeTest, Hazard12SilentAdviceBringsBackFirst) {
+  start();
+  const unsigned long address = filled(96);
+  EVICT_MIDDLE(address, 96U);
+  EXPECT_EQ(probe->number(args("madvise", address, 96 * kPage, uapi::kMadvGuardInstall)), 0);
+  ASSERT_EQ(client->requests().size(), 1U);
+  EXPECT_EQ(client->requests()[0].op, wire::RequestOp::release);
+  EXPECT_EQ(client->stored(), 0U);
+  EXPECT_EQ(probe->number(args("madvise", address, 96 * kPage, uapi::kMadvGuardRemove)), 0);
+  EXPECT_EQ(client->requests().size(), 2U);
+  EXPECT_EQ(probe->number(args("madvise", address, 96 * kPage, MADV_DONTFORK)), 0);
+  EXPECT_EQ(probe->number(args("madvise", address, 96 * kPage, MADV_DOFORK)), 0);
+  EXPECT_EQ(client->requests().size(), 3U);
+}
+
+TEST_F(InterposeTest, Hazard9RobustMutexesAreExcluded) {
+  start();
+  const unsigned long mutex = probe->address("robust");
+  ASSERT_GE(client->box().exclusion_count, 1U);
+  EXPECT_EQ(client->box().exclusions[0], mutex & ~(kPage - 1));
+  EXPECT_GE(client->box().threads_created, 1U);
+  for (int i = 0; i < 20; ++i) (void)probe->address("robust");
+  EXPECT_LE(client->box().exclusion_count, 3U);  // same pages
+}
+
+TEST_F(InterposeTest, Hazard11AgentFollowsCredentials) {
+  start();
+  EXPECT_EQ(probe->number("setgroups 3"), 0);
+  EXPECT_EQ(probe->agent_status("Groups"), "\t5000 5001 5002 ");
+  EXPECT_EQ(probe->number("setgroups 150"), 0);
+  EXPECT_EQ(std::ranges::count(probe->agent_status("Groups"), ' '), 150);
+  EXPECT_EQ(probe->number("setgid 1234"), 0);
+  EXPECT_EQ(probe->agent_status("Gid"), "\t1234\t1234\t1234\t1234");
+  EXPECT_EQ(probe->number("seteuid 4321"), 0);
+  EXPECT_EQ(probe->agent_status("Uid"), "\t0\t4321\t0\t4321");
+  EXPECT_EQ(probe->number("seteuid 0"), 0);
+  EXPECT_EQ(probe->agent_status("Uid"), "\t0\t0\t0\t0");
+  EXPECT_EQ(probe->number("vforksetuid 777"), 0);
+  EXPECT_EQ(probe->agent_status("Uid"), "\t0\t0\t0\t0");  // the child's, not ours
+  EXPECT_EQ(probe->number("setuid 4321"), 0);
+  EXPECT_EQ(probe->agent_status("Uid"), "\t4321\t4321\t4321\t4321");
+  const unsigned long address = filled(16);
+  EXPECT_EQ(count(client->evict(0, address, 16), PageResult::moved), 16U);
+  EXPECT_EQ(check(address, 16), 0);
+}
+
+TEST_F(InterposeTest, Hazard11RetireBeforeANewUserNamespace) {
+  start();
+  const unsigned long address = filled(64);
+  EXPECT_EQ(count(client->evict(0, address, 64), PageResult::moved), 64U);
+  EXPECT_EQ(probe->number(args("unshare", CLONE_NEWUSER)), 0);
+  ASSERT_EQ(client->requests().size(), 1U);
+  EXPECT_EQ(client->requests()[0].op, wire::RequestOp::retire);
+  EXPECT_TRUE(client->agent_gone(5000));
+  EXPECT_EQ(probe->agent_tid(), 0);
+  EXPECT_EQ(check(address, 64), 0);
+  EXPECT_NE(probe->address(args("mremap", address, 64 * kPage, 4000 * kPage)), 0U);
+  EXPECT_EQ(probe->number("thread"), 0);
+  EXPECT_EQ(probe->finish(), 0);
+}
+
+TEST_F(InterposeTest, NoRetireForWhatTheKernelRefusesAnyway) {
+  start();
+  EXPECT_EQ(probe->number("threadhold"), 0);
+  EXPECT_EQ(probe->number(args("unshare", CLONE_NEWUSER)), -EINVAL);
+  EXPECT_TRUE(client->requests().empty());
+}
+
+TEST_F(InterposeTest, MountNamespacesNeedNoRetiring) {
+  start();
+  EXPECT_EQ(probe->number(args("unshare", CLONE_NEWNS)), 0);
+  EXPECT_EQ(probe->number("setnsmount"), 0);
+  EXPECT_TRUE(client->requests().empty());
+  EXPECT_NE(probe->agent_tid(), 0);
+}
+
+TEST_F(InterposeTest, ForkChildSaysHelloAndIsServed) {
+  start();
+  const unsigned long address = filled(96, 9);
+  EVICT_MIDDLE(address, 96U);
+  probe->send(args("fork", address, 96 * kPage, 5000 * kPage, 9));
+  const ChildHello child = daemon.accept_child();
+  ASSERT_TRUE(child.came);
+  EXPECT_EQ(child.hello.kind, static_cast<std::uint32_t>(wire::HelloKind::child));
+  EXPECT_EQ(child.hello.fork_seq, 1U);
+  EXPECT_EQ(child.hello.parent_id, 4242U);
+  EXPECT_EQ(probe->answer(), "0");
+  EXPECT_EQ(check(address, 96, 9), 0);
+}
+
+TEST_F(InterposeTest, ForkOfAnUnregisteredProgramSaysNothing) {
+  start();
+  const unsigned long address = filled(32);
+  EXPECT_EQ(probe->number(args("fork", address, 32 * kPage, 4000 * kPage, 1)), 0);
+  EXPECT_EQ(client->box().fork_seq, 1U);
+}
+
+TEST_F(InterposeTest, RawForkChildIsInert) {
+  start();
+  const unsigned long address = filled(96, 4);
+  EVICT_MIDDLE(address, 96U);
+  EXPECT_EQ(probe->number(args("rawfork", address, 96 * kPage, 5000 * kPage, 4)), 0);
+  EXPECT_EQ(check(address, 96, 4), 0);
+}
+
+TEST_F(InterposeTest, ProcessEndsWithItsLastThread) {
+  start();
+  probe->send("rawexit 7");
+  EXPECT_EQ(probe->finish(), 7);
+  client.reset();
+  start();
+  probe->send("pthreadexit");
+  EXPECT_EQ(probe->finish(), 0);
+}
+
+}  // namespace
+}  // namespace foldswap::preload_test

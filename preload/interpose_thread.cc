@@ -1,0 +1,138 @@
+// Threads: pthread_create and thrd_create tell the evictor that its list of threads is old, robust
+// mutexes are kept out of eviction (HAZARDS 9), and the calls that the kernel refuses to processes
+// of several threads send the agent away first.
+#include <fcntl.h>
+#include <linux/nsfs.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/stat.h>
+#include <threads.h>
+
+#include <cerrno>
+
+#include "preload/agent.h"
+#include "preload/next.h"
+#include "preload/request.h"
+
+namespace foldswap::preload {
+namespace {
+
+#ifndef CLONE_NEWTIME
+constexpr int CLONE_NEWTIME = 0x80;
+#endif
+
+constinit Next<int(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*)> next_pthread_create{
+    "pthread_create"};
+constinit Next<int(thrd_t*, thrd_start_t, void*)> next_thrd_create{"thrd_create"};
+constinit Next<int(pthread_mutex_t*, const pthread_mutexattr_t*)> next_pthread_mutex_init{
+    "pthread_mutex_init"};
+constinit Next<int(int)> next_unshare{"unshare"};
+constinit Next<int(int, int)> next_setns{"setns"};
+
+void exclude_page(wire::Mailbox& box, std::uint64_t page) {
+  const std::uint32_t count = sys::load(box.exclusion_count);
+  if (count > wire::kExclusions) return;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    if (sys::load(box.exclusions[i]) == page) return;
+  }
+  if (count < wire::kExclusions) sys::store(box.exclusions[count], page);
+  sys::store(box.exclusion_count, count + 1);
+}
+
+void exclude_mutex(wire::Mailbox& box, const pthread_mutex_t* mutex) {
+  const RequestLock lock;
+  const auto start = reinterpret_cast<std::uint64_t>(mutex);
+  exclude_page(box, page_floor(start));
+  exclude_page(box, page_floor(start + sizeof(*mutex) - 1));
+}
+
+// HAZARDS 9. An eviction planned without the new thread could take the pages around its thread
+// block. A plan made before or while `create` runs is void by the count, which changes on both
+// sides of it; one executed meanwhile is stopped by the announcement. The same goes for a page that
+// is being excluded. Signals stay as they are: the new thread inherits the mask.
+template <typename Create>
+auto announced(Create create) {
+  Control* const control = live();
+  if (control == nullptr) return create();
+  const Announcement announcement(*control);
+  sys::add(control->mailbox->threads_created, 1);
+  const auto result = create();
+  sys::add(control->mailbox->threads_created, 1);
+  return result;
+}
+
+bool is_robust(const pthread_mutexattr_t* attributes) {
+  int robust = PTHREAD_MUTEX_STALLED;
+  return attributes != nullptr && pthread_mutexattr_getrobust(attributes, &robust) == 0 &&
+         robust == PTHREAD_MUTEX_ROBUST;
+}
+
+// The program has threads of its own: the kernel will refuse the call, whatever becomes of the
+// agent.
+bool has_more_threads() {
+  struct stat st{};
+  constexpr std::uint64_t kDirectoryLinks = 2, kCallerAndAgent = 2;
+  return sys::call(SYS_newfstatat, AT_FDCWD, "/proc/self/task", &st, 0) == 0 &&
+         st.st_nlink > kDirectoryLinks + kCallerAndAgent;
+}
+
+// Everything comes back, the client is released for good, and the agent ends.
+void retire_agent() {
+  Control* const control = live();
+  if (control == nullptr || sys::call(SYS_getpid) != control->pid || has_more_threads()) return;
+  const RequestLock lock;
+  const std::uint32_t tid = sys::load(control->tid);
+  if (live() == nullptr || tid == 0) return;
+  if (!ask_daemon(*control, wire::RequestOp::retire, 0, 0)) return;
+  library.nothing_registered = true;
+  sys::store(const_cast<std::uint32_t&>(*library.alive), 0U);
+  (void)ask_agent(*control, AgentOp::leave);
+  await_agent_exit(*control, tid);
+}
+
+constexpr int kUnshareAlone = CLONE_NEWUSER | CLONE_VM | CLONE_SIGHAND | CLONE_THREAD;
+constexpr int kSetnsAlone = CLONE_NEWUSER | CLONE_NEWTIME;
+
+// 0 stands for "whatever the descriptor is".
+int namespace_kinds(int descriptor, int kinds) {
+  if (kinds != 0) return kinds;
+  const long kind = sys::call(SYS_ioctl, descriptor, NS_GET_NSTYPE);
+  return kind > 0 ? static_cast<int>(kind) : 0;
+}
+
+}  // namespace
+}  // namespace foldswap::preload
+
+using namespace foldswap::preload;
+
+FOLDSWAP_EXPORT int pthread_create(pthread_t* thread, const pthread_attr_t* attributes,
+                                   void* (*start)(void*), void* argument) noexcept {
+  return announced([&] { return next_pthread_create(thread, attributes, start, argument); });
+}
+
+FOLDSWAP_EXPORT int thrd_create(thrd_t* thread, thrd_start_t start, void* argument) {
+  return announced([&] { return next_thrd_create(thread, start, argument); });
+}
+
+FOLDSWAP_EXPORT int pthread_mutex_init(pthread_mutex_t* mutex,
+                                       const pthread_mutexattr_t* attributes) noexcept {
+  if (library.alive == nullptr || !is_robust(attributes)) {
+    return next_pthread_mutex_init(mutex, attributes);
+  }
+  return announced([&] {
+    if (Control* const control = live()) exclude_mutex(*control->mailbox, mutex);
+    return next_pthread_mutex_init(mutex, attributes);
+  });
+}
+
+FOLDSWAP_EXPORT int unshare(int flags) noexcept {
+  if ((flags & kUnshareAlone) != 0 && library.alive != nullptr) retire_agent();
+  return next_unshare(flags);
+}
+
+FOLDSWAP_EXPORT int setns(int descriptor, int kinds) noexcept {
+  if (library.alive != nullptr && (namespace_kinds(descriptor, kinds) & kSetnsAlone) != 0) {
+    retire_agent();
+  }
+  return next_setns(descriptor, kinds);
+}

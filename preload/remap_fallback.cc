@@ -1,0 +1,177 @@
+#include "preload/remap_fallback.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <cstdint>
+
+#include "preload/state.h"
+
+namespace foldswap::preload {
+namespace {
+
+struct Vma {
+  std::uint64_t start = 0, end = 0;
+  int protection = 0;
+  bool private_anonymous = false;
+};
+
+// Reads /proc/self/maps line by line without allocating.
+class Maps {
+ public:
+  Maps() : fd_(sys::call(SYS_openat, AT_FDCWD, "/proc/self/maps", O_RDONLY | O_CLOEXEC)) {}
+  Maps(const Maps&) = delete;
+  Maps& operator=(const Maps&) = delete;
+  ~Maps() {
+    if (fd_ >= 0) sys::call(SYS_close, fd_);
+  }
+
+  // start-end rwxp offset major:minor inode [path]
+  [[nodiscard]] bool next(Vma& vma) {
+    int c = 0;
+    vma.start = number(c, 16);
+    if (c != '-') return false;
+    vma.end = number(c, 16);
+    vma.protection = 0;
+    if (get() == 'r') vma.protection |= PROT_READ;
+    if (get() == 'w') vma.protection |= PROT_WRITE;
+    if (get() == 'x') vma.protection |= PROT_EXEC;
+    const bool is_private = get() == 'p';
+    get();
+    for (int field = 0; field < 2; ++field) {  // offset, device
+      do c = get();
+      while (c > ' ');
+    }
+    const std::uint64_t inode = number(c, 10);
+    bool kernel_made = false;  // [vdso], [vvar]
+    int before = 0;
+    for (; c != '\n' && c != kEnd; before = c, c = get()) {
+      if (before == '[' && c == 'v') kernel_made = true;
+    }
+    vma.private_anonymous = is_private && inode == 0 && !kernel_made;
+    return c == '\n';
+  }
+
+ private:
+  static constexpr int kEnd = -1;
+
+  int get() {
+    if (at_ == filled_) {
+      const long got = fd_ < 0 ? 0 : sys::call(SYS_read, fd_, buffer_, sizeof(buffer_));
+      if (got <= 0) return kEnd;
+      at_ = 0;
+      filled_ = static_cast<std::size_t>(got);
+    }
+    return static_cast<unsigned char>(buffer_[at_++]);
+  }
+
+  // `c`: the character after the number.
+  std::uint64_t number(int& c, unsigned base) {
+    std::uint64_t value = 0;
+    for (c = get();; c = get()) {
+      unsigned digit = 99;
+      if (c >= '0' && c <= '9') digit = static_cast<unsigned>(c - '0');
+      if (c >= 'a' && c <= 'f') digit = static_cast<unsigned>(c - 'a') + 10;
+      if (digit >= base) return value;
+      value = value * base + digit;
+    }
+  }
+
+  long fd_;
+  std::size_t at_ = 0, filled_ = 0;
+  char buffer_[2048];
+};
+
+void* as_pointer(std::uint64_t address) {
+  return reinterpret_cast<void*>(address);
+}
+bool is_error(long result) {
+  return result < 0 && result > -4096;
+}
+
+long map_anonymous(std::uint64_t hint, std::size_t bytes, int protection, int more_flags) {
+  return sys::call(SYS_mmap, hint, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | more_flags, -1,
+                   0);
+}
+
+bool all_zero(const std::uint64_t* page) {
+  for (std::size_t i = 0; i < kPage / sizeof(*page); ++i) {
+    if (page[i] != 0) return false;
+  }
+  return true;
+}
+
+// Holes stay holes in the copy, or a sparse mapping would grow to its full size.
+void copy_pages(std::uint64_t to, std::uint64_t from, std::size_t bytes) {
+  for (std::size_t at = 0; at < bytes; at += kPage) {
+    if (!all_zero(reinterpret_cast<const std::uint64_t*>(from + at))) {
+      sys::copy_bytes(as_pointer(to + at), as_pointer(from + at), kPage);
+    }
+  }
+}
+
+// A tail behind the range, when there is room.
+bool grow_in_place(std::uint64_t end, std::size_t more, int protection) {
+  const long tail = map_anonymous(end, more, protection, MAP_FIXED_NOREPLACE);
+  if (is_error(tail)) return false;
+  if (static_cast<std::uint64_t>(tail) == end) return true;
+  sys::call(SYS_munmap, tail, more);
+  return false;
+}
+
+// The new address, or a negative errno.
+long move_by_copy(std::uint64_t start, std::size_t old_bytes, std::size_t new_bytes,
+                  int protection) {
+  const long made = map_anonymous(0, new_bytes, PROT_READ | PROT_WRITE, MAP_NORESERVE);
+  if (is_error(made)) return made;
+  copy_pages(static_cast<std::uint64_t>(made), start,
+             old_bytes < new_bytes ? old_bytes : new_bytes);
+  if (protection != (PROT_READ | PROT_WRITE)) {
+    sys::call(SYS_mprotect, made, new_bytes, protection);
+  }
+  sys::call(SYS_munmap, start, old_bytes);
+  return made;
+}
+
+}  // namespace
+
+bool spans_vmas(std::size_t start, std::size_t bytes, int& protection) {
+  const std::uint64_t end = start + bytes;
+  Maps maps;
+  std::uint64_t reached = start;
+  unsigned count = 0;
+  for (Vma vma; reached < end && maps.next(vma);) {
+    if (vma.end <= start) continue;
+    if (vma.start > reached || !vma.private_anonymous) return false;
+    if (count != 0 && vma.protection != protection) return false;
+    protection = vma.protection;
+    reached = vma.end;
+    ++count;
+  }
+  return reached >= end && count > 1;
+}
+
+bool remap_by_copy(const RemapCall& call, void*& moved, int& error) {
+  const auto start = reinterpret_cast<std::uint64_t>(call.address);
+  const std::size_t old_bytes = page_ceil(call.old_bytes);
+  const std::size_t new_bytes = page_ceil(call.new_bytes);
+  const bool plain = (call.flags & ~MREMAP_MAYMOVE) == 0;
+  if (!plain || start % kPage != 0 || old_bytes == 0 || new_bytes == 0) return false;
+  int protection = 0;
+  if (!spans_vmas(start, old_bytes, protection) || (protection & PROT_READ) == 0) return false;
+  moved = call.address;
+  if (new_bytes <= old_bytes) {
+    if (new_bytes < old_bytes) sys::call(SYS_munmap, start + new_bytes, old_bytes - new_bytes);
+    return true;
+  }
+  if (grow_in_place(start + old_bytes, new_bytes - old_bytes, protection)) return true;
+  const long result = (call.flags & MREMAP_MAYMOVE) != 0
+                          ? move_by_copy(start, old_bytes, new_bytes, protection)
+                          : -ENOMEM;
+  moved = is_error(result) ? MAP_FAILED : reinterpret_cast<void*>(result);
+  error = is_error(result) ? static_cast<int>(-result) : 0;
+  return true;
+}
+
+}  // namespace foldswap::preload

@@ -1,0 +1,71 @@
+// Requests of the program's threads to the daemon, and the announcement that keeps daemon and agent
+// from changing what is registered under a call (HAZARDS 12, 13).
+//
+// Thread safety: for the program's threads; never the agent. RequestLock is process-local, so that
+// a fork child can simply forget it; its word is the holder's thread id, and a waiter takes it over
+// from a holder that no longer exists (a vfork child killed half-way). Errors: a request that
+// cannot be answered, because the agent is gone or the daemon says so, is false.
+#pragma once
+
+#include <cstdint>
+
+#include "preload/signals.h"
+#include "preload/state.h"
+
+namespace foldswap::preload {
+
+// Held with asynchronous signals blocked, so that no handler asks for it again.
+class RequestLock {
+ public:
+  RequestLock() { acquire(); }
+  RequestLock(const RequestLock&) = delete;
+  RequestLock& operator=(const RequestLock&) = delete;
+  ~RequestLock() { release(); }
+
+  // Without a scope: across fork().
+  static void acquire();
+  static void release();
+
+ private:
+  SignalBlock signals_{SignalBlock::Set::asynchronous};
+};
+
+// Posts the request and waits until the daemon has served it. The caller holds the request lock.
+[[nodiscard]] bool ask_daemon(Control& control, wire::RequestOp op, std::uint64_t start,
+                              std::uint64_t bytes);
+
+// Whether nobody will answer: the agent is gone, or the daemon thinks so.
+[[nodiscard]] bool agentless(const Control& control);
+
+// While one exists, neither agent nor daemon registers or moves anything of this process by
+// themselves.
+class Announcement {
+ public:
+  explicit Announcement(Control& control);
+  Announcement(const Announcement&) = delete;
+  Announcement& operator=(const Announcement&) = delete;
+  ~Announcement();
+
+ private:
+  Control& control_;
+};
+
+// An announced call over a range, with asynchronous signals blocked: no handler may leave it
+// half-way.
+class LayoutSection {
+ public:
+  explicit LayoutSection(Control& control) : announcement_(control), control_(control) {}
+  LayoutSection(const LayoutSection&) = delete;
+  LayoutSection& operator=(const LayoutSection&) = delete;
+
+  // Brings [start, start + bytes) into the state that `op` names, rounded to pages. True at once
+  // when nothing is registered.
+  [[nodiscard]] bool prepare(wire::RequestOp op, std::uint64_t start, std::uint64_t bytes);
+
+ private:
+  SignalBlock signals_{SignalBlock::Set::asynchronous};
+  Announcement announcement_;
+  Control& control_;
+};
+
+}  // namespace foldswap::preload

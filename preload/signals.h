@@ -1,0 +1,39 @@
+// SignalBlock: blocks signals of the calling thread for a scope, by system call (libc would leave
+// its own out). Thread safety: per thread.
+#pragma once
+
+#include <signal.h>
+
+#include <cstdint>
+#include <initializer_list>
+
+#include "preload/syscalls.h"
+
+namespace foldswap::preload {
+
+class SignalBlock {
+ public:
+  enum class Set {
+    everything,
+    // All but those that the program's own instruction raises: a crash must still reach its
+    // handler.
+    asynchronous,
+  };
+  explicit SignalBlock(Set set) {
+    std::uint64_t mask = ~std::uint64_t{0};
+    if (set == Set::asynchronous) {
+      for (const int fault : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT, SIGSYS}) {
+        mask &= ~(std::uint64_t{1} << (fault - 1));
+      }
+    }
+    sys::call(SYS_rt_sigprocmask, SIG_SETMASK, &mask, &saved_, sizeof(saved_));
+  }
+  SignalBlock(const SignalBlock&) = delete;
+  SignalBlock& operator=(const SignalBlock&) = delete;
+  ~SignalBlock() { sys::call(SYS_rt_sigprocmask, SIG_SETMASK, &saved_, nullptr, sizeof(saved_)); }
+
+ private:
+  std::uint64_t saved_ = 0;
+};
+
+}  // namespace foldswap::preload

@@ -1,0 +1,113 @@
+// What the library knows. Two parts, because two kinds of thread use it:
+//   Control  everything the agent touches: in the private area, locked, never evicted, absent from
+//   fork children
+//            (MADV_DONTFORK). HAZARDS 14: the agent must not fault on memory that the daemon
+//            serves.
+//   Library  the program's threads' part, in the library's own data.
+//
+// Being alive: Library::alive points to a word on a MADV_WIPEONFORK page. It is 1 while this
+// process is a client with an agent, and the kernel makes it 0 in every kind of fork child, raw
+// clone() included, where Control, mailbox, transfer area and staging are not mapped. So every use
+// of them starts with live(). Thread safety: words marked (atomic) through syscalls.h; the rest is
+// constant once alive is 1.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/wire.h"
+#include "preload/syscalls.h"
+
+namespace foldswap::preload {
+
+// What the program's threads ask of the agent, in process. One at a time, under the request lock.
+enum class AgentOp : std::uint32_t {
+  none = 0,
+  credentials = 1,  // become what Control::credentials says, or exit
+  leave = 2,        // exit
+};
+
+struct Credentials {
+  std::uint32_t uid[3];  // real, effective, saved
+  std::uint32_t gid[3];
+  std::uint32_t ngroups;
+  const std::uint32_t* groups;  // the asking thread's; valid until answered
+};
+
+enum class AgentStart : std::uint32_t { pending = 0, running = 1, failed = 2 };
+
+struct Control {
+  // Constant once the agent runs.
+  wire::Mailbox* mailbox;
+  std::byte* staging;
+  std::byte* transfer;
+  int uffd;      // numbers in the agent's descriptor table
+  int lifeline;  // likewise
+  pid_t pid;
+  wire::Range own[wire::kOwnRanges];
+  std::uint64_t tls[16];  // the agent's thread block: self pointer where the ABI wants it, else 0
+
+  // (atomic) Kernel thread id of the agent; the kernel zeroes it when the agent has gone.
+  std::uint32_t tid;
+  std::uint32_t start;  // (atomic) AgentStart, futex
+  std::uint32_t start_errno;
+
+  // The asker writes op and its data, then asked; the agent answers by answered = asked.
+  std::uint32_t op;        // AgentOp
+  std::uint32_t asked;     // (atomic)
+  std::uint32_t answered;  // (atomic) futex
+  Credentials credentials;
+
+  // The agent's own.
+  std::uint64_t leader_robust_list;        // of the thread group leader at start; 0: unknown
+  std::uint32_t cpu;                       // pinned to, ~0: not pinned
+  std::uint32_t affinity_bytes;            // of `affinity`, 0: unknown
+  std::uint64_t affinity[16];              // CPUs the agent may use when a command names none
+  bool half_armed[wire::kHalves];          // staging half is registered
+  std::uint8_t results[wire::kHalfPages];  // of the command being executed (wire::PageResult)
+};
+
+// The private area: [alive page][guard page][agent's stack][Control].
+inline constexpr std::size_t kPage = wire::kPageBytes;
+inline constexpr std::size_t kStackBytes = 4 * kPage;
+inline constexpr std::size_t kPrivateBytes = 2 * kPage + kStackBytes + kPage;
+static_assert(sizeof(Control) <= kPage);
+
+struct Library {
+  const std::uint32_t* alive;  // null: never was a client
+  Control* control;            // may be touched only while live() answers it
+  std::uint64_t client_id;
+  std::uint32_t request_lock;  // (atomic) see request.h
+  std::uint32_t fork_seq;      // of the fork under way, for the child
+  bool fork_locked;            // the prepare handler holds the request lock
+  bool nothing_registered;  // in a process that is no longer live: no userfaultfd range can be left
+  bool glibc_realloc;       // the next realloc is glibc's: chunk headers can be read
+  char socket_path[108];
+};
+
+extern constinit Library library;
+
+// The control page while this process is a client with an agent, else null.
+[[nodiscard]] inline Control* live() {
+  const std::uint32_t* alive = __atomic_load_n(&library.alive, __ATOMIC_ACQUIRE);
+  if (alive == nullptr || __atomic_load_n(alive, __ATOMIC_ACQUIRE) == 0) return nullptr;
+  return library.control;
+}
+
+// This process descends from a client (or its client was retired) and may have ranges registered
+// that nobody can unify any more.
+[[nodiscard]] inline bool orphaned() {
+  return __atomic_load_n(&library.alive, __ATOMIC_ACQUIRE) != nullptr && live() == nullptr &&
+         !library.nothing_registered;
+}
+
+[[nodiscard]] inline std::uint64_t page_floor(std::uint64_t address) {
+  return address & ~(wire::kPageBytes - 1);
+}
+[[nodiscard]] inline std::uint64_t page_ceil(std::uint64_t address) {
+  return page_floor(address + wire::kPageBytes - 1);
+}
+
+}  // namespace foldswap::preload

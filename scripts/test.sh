@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# Builds and tests everything: test.sh [--quick]
+#   --quick   release build, all tests but the slow ones
+#   (none)    release build with all tests; asan and tsan builds with the tests that suit them;
+#             clang with thread-safety analysis; formatting
+# The output ends with one line for each step. Exit status 0: every step passed.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+quick=no
+case "${1-}" in
+  --quick) quick=yes ;;
+  "") ;;
+  *)
+    echo "usage: test.sh [--quick]" >&2
+    exit 2
+    ;;
+esac
+
+scripts/deps.sh
+
+jobs=$(nproc)
+launcher=()
+if command -v ccache >/dev/null; then launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache); fi
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+results=()
+failed=0
+
+record() {  # record NAME STATUS TEXT
+  local verdict=passed
+  if (($2 != 0)); then
+    verdict=FAILED
+    failed=1
+  fi
+  results+=("$(printf '%-16s %s  %s' "$1" "$verdict" "$3")")
+}
+
+# build PRESET: a failed build is recorded, and shown; returns its status.
+build() {
+  local preset=$1 status=0 log=$logs/build-$1
+  echo "== $preset: build"
+  { cmake --preset "$preset" "${launcher[@]}" &&
+    cmake --build --preset "$preset" -j "$jobs"; } >"$log" 2>&1 || status=$?
+  if ((status != 0)); then
+    tail -n 80 "$log"
+    record "$preset" "$status" "the build"
+  fi
+  return "$status"
+}
+
+# check PRESET [CTEST-ARGUMENT]...: builds, runs ctest, keeps its closing lines.
+check() {
+  local preset=$1 status=0 log=$logs/test-$1 runner=()
+  shift
+  build "$preset" || return 0
+  echo "== $preset: ctest $*"
+  # ThreadSanitizer needs a layout that full address space randomisation does not always give.
+  if [[ $preset == tsan ]] && setarch -R true 2>/dev/null; then runner=(setarch -R); fi
+  "${runner[@]}" ctest --preset "$preset" --no-tests=error "$@" 2>&1 | tee "$log" || status=$?
+  record "$preset" "$status" \
+    "$(grep -E '^[0-9]+% tests passed|^No tests' "$log" | tail -n 1 || true)"
+}
+
+sources() {
+  git ls-files -co --exclude-standard -- '*.cc' '*.h' 2>/dev/null ||
+    find . -path './build*' -prune -o \( -name '*.cc' -o -name '*.h' \) -print
+}
+
+check_format() {
+  local status=0
+  echo "== format"
+  sources | xargs -r clang-format-19 --dry-run -Werror || status=$?
+  record format "$status" "clang-format of all sources"
+}
+
+export ASAN_OPTIONS=${ASAN_OPTIONS-detect_stack_use_after_return=1}
+export UBSAN_OPTIONS=${UBSAN_OPTIONS-print_stacktrace=1}
+export TSAN_OPTIONS=${TSAN_OPTIONS-halt_on_error=1:second_deadlock_stack=1}
+
+if [[ $quick == yes ]]; then
+  check release -LE slow
+else
+  check release
+  check asan -L '^(unit|e2e_san)$'
+  check tsan -L '^(unit|e2e_san)$'
+  check clang -L '^unit$'
+  check_format
+fi
+
+echo
+echo "== summary"
+printf '%s\n' "${results[@]}"
+exit "$failed"
