@@ -26,7 +26,8 @@ bool send_with_fds(int socket, const void* data, std::size_t bytes, const FdList
   return ::sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) == static_cast<ssize_t>(bytes);
 }
 
-ssize_t receive_with_fds(int socket, void* data, std::size_t bytes, int flags, FdList& fds, int* flags_out) {
+ssize_t receive_with_fds(int socket, void* data, std::size_t bytes, int flags, FdList& fds,
+                         int* flags_out) {
   iovec vec{data, bytes};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * FdList::kMost)] = {};
   msghdr message{};
@@ -40,7 +41,8 @@ ssize_t receive_with_fds(int socket, void* data, std::size_t bytes, int flags, F
   } while (n < 0 && errno == EINTR);
   if (n < 0) return n;
   if (flags_out != nullptr) *flags_out = message.msg_flags;
-  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {
+  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
+       header = CMSG_NXTHDR(&message, header)) {
     if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
     const std::size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
     for (std::size_t i = 0; i < count; ++i) {

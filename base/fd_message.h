@@ -19,9 +19,10 @@ struct FdList {
 };
 
 // True when all of it was sent. Never blocks, never raises SIGPIPE.
-[[nodiscard]] bool send_with_fds(int socket, const void* data, std::size_t bytes, const FdList& fds);
+[[nodiscard]] bool send_with_fds(int socket, const void* data, std::size_t bytes,
+                                 const FdList& fds);
 // As recvmsg(2); `flags_out` (may be null) gets MSG_TRUNC and MSG_CTRUNC.
-[[nodiscard]] ssize_t receive_with_fds(int socket, void* data, std::size_t bytes, int flags, FdList& fds,
-                                       int* flags_out);
+[[nodiscard]] ssize_t receive_with_fds(int socket, void* data, std::size_t bytes, int flags,
+                                       FdList& fds, int* flags_out);
 
 }  // namespace foldswap

@@ -26,14 +26,24 @@ void acquired(LockRank rank) {
   }
 }
 
-void released(LockRank rank) { t_held_mask &= ~(1U << static_cast<unsigned>(rank)); }
-unsigned held_now() { return static_cast<unsigned>(std::popcount(t_held_mask)); }
-unsigned held_max() { return g_held_max.load(std::memory_order_relaxed); }
+void released(LockRank rank) {
+  t_held_mask &= ~(1U << static_cast<unsigned>(rank));
+}
+unsigned held_now() {
+  return static_cast<unsigned>(std::popcount(t_held_mask));
+}
+unsigned held_max() {
+  return g_held_max.load(std::memory_order_relaxed);
+}
 #else
 void acquired(LockRank) {}
 void released(LockRank) {}
-unsigned held_now() { return 0; }
-unsigned held_max() { return 0; }
+unsigned held_now() {
+  return 0;
+}
+unsigned held_max() {
+  return 0;
+}
 #endif
 
 }  // namespace foldswap::rank_check

@@ -1,9 +1,9 @@
-// Ranked, annotated mutexes. The enum *is* the lock order (DESIGN §8): a thread may only take a higher rank
-// than it holds, and one lock per rank. Checked by clang (-Wthread-safety) at compile time for what is
-// guarded, and at run time in debug builds (FOLDSWAP_DEBUG_CHECKS) for the order: a violation prints both
-// ranks and aborts. The layout lock (rank 0) is a futex word in shared memory (base/wire.h); the daemon's
-// side reports its holds here with RankScope, so that the one order covers it too.
-// Technique: jemalloc's witness.h; LevelDB's port annotations.
+// Ranked, annotated mutexes. The enum *is* the lock order (DESIGN §8): a thread may only take a
+// higher rank than it holds, and one lock per rank. Checked by clang (-Wthread-safety) at compile
+// time for what is guarded, and at run time in debug builds (FOLDSWAP_DEBUG_CHECKS) for the order:
+// a violation prints both ranks and aborts. The layout lock (rank 0) is a futex word in shared
+// memory (base/wire.h); the daemon's side reports its holds here with RankScope, so that the one
+// order covers it too. Technique: jemalloc's witness.h; LevelDB's port annotations.
 #pragma once
 
 #include <atomic>

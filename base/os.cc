@@ -93,10 +93,14 @@ class RealOs final : public Os {
     probe.range = {page, 4096};
     if (::ioctl(fd, UFFDIO_CONTINUE, &probe) == 0) return Probe::registered;
     switch (errno) {
-      case EAGAIN: return Probe::changing;
-      case ENOENT: return Probe::unregistered;
-      case ESRCH: return Probe::gone;
-      default: return Probe::registered;  // EINVAL: anonymous and registered
+      case EAGAIN:
+        return Probe::changing;
+      case ENOENT:
+        return Probe::unregistered;
+      case ESRCH:
+        return Probe::gone;
+      default:
+        return Probe::registered;  // EINVAL: anonymous and registered
     }
   }
 

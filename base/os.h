@@ -1,7 +1,7 @@
-// The Os seam: every userfaultfd ioctl, memfd, file, futex and clock call of the daemon goes through here, so
-// that faults can be injected and a simulator can stand in for the kernel. RealOs calls the kernel.
-// Conventions: 0 or a positive count for success, a negative errno for failure. No call throws.
-// Thread safety: all methods may be called from any thread.
+// The Os seam: every userfaultfd ioctl, memfd, file, futex and clock call of the daemon goes
+// through here, so that faults can be injected and a simulator can stand in for the kernel. RealOs
+// calls the kernel. Conventions: 0 or a positive count for success, a negative errno for failure.
+// No call throws. Thread safety: all methods may be called from any thread.
 #pragma once
 
 #include <linux/userfaultfd.h>
@@ -24,7 +24,8 @@ struct UffdProgress {
   int error = 0;  // positive errno
 };
 
-// What PROBE (UFFDIO_CONTINUE on one page of anonymous memory, which changes nothing) tells: HAZARDS, head.
+// What PROBE (UFFDIO_CONTINUE on one page of anonymous memory, which changes nothing) tells:
+// HAZARDS, head.
 enum class Probe { registered, unregistered, changing, gone };
 
 struct FutexWait {
@@ -51,7 +52,8 @@ class Os {
   virtual int uffd_poison(int fd, std::uint64_t page) = 0;
   virtual int uffd_wake(int fd, std::uint64_t start, std::uint64_t bytes) = 0;
   virtual Probe uffd_probe(int fd, std::uint64_t page) = 0;
-  // Messages read, 0 when none waits, or -errno. Never blocks, whatever the client did to the description.
+  // Messages read, 0 when none waits, or -errno. Never blocks, whatever the client did to the
+  // description.
   virtual int uffd_read(int fd, std::span<uffd_msg> messages) = 0;
 
   // -- memory files

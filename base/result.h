@@ -1,6 +1,6 @@
 // Result<T>: an error that the caller can act on, as a value (C++23 std::expected).
-// An Error carries an errno value (0 when there is none) and one sentence that names what was wrong.
-// Thread safety: plain values.
+// An Error carries an errno value (0 when there is none) and one sentence that names what was
+// wrong. Thread safety: plain values.
 #pragma once
 
 #include <cerrno>
@@ -15,9 +15,7 @@ struct Error {
   int code = 0;         // an errno value, or 0
   std::string message;  // what was wrong, without trailing newline
 
-  std::string text() const {
-    return code == 0 ? message : message + ": " + std::strerror(code);
-  }
+  std::string text() const { return code == 0 ? message : message + ": " + std::strerror(code); }
 };
 
 template <typename T>

@@ -25,11 +25,24 @@ Result<std::uint64_t> parse_size(std::string_view text) {
   if (unit.size() > 1) return bad();
   if (unit.size() == 1) {
     switch (unit[0]) {
-      case 'k': case 'K': shift = 10; break;
-      case 'm': case 'M': shift = 20; break;
-      case 'g': case 'G': shift = 30; break;
-      case 't': case 'T': shift = 40; break;
-      default: return bad();
+      case 'k':
+      case 'K':
+        shift = 10;
+        break;
+      case 'm':
+      case 'M':
+        shift = 20;
+        break;
+      case 'g':
+      case 'G':
+        shift = 30;
+        break;
+      case 't':
+      case 'T':
+        shift = 40;
+        break;
+      default:
+        return bad();
     }
   }
   constexpr std::uint64_t kMost = ~std::uint64_t{0} >> 1;

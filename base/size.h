@@ -1,4 +1,5 @@
-// Sizes as people write them: "512M", "2G", "64K", plain bytes; powers of 1024, optional trailing B.
+// Sizes as people write them: "512M", "2G", "64K", plain bytes; powers of 1024, optional trailing
+// B.
 #pragma once
 
 #include <cstddef>

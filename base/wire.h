@@ -1,19 +1,21 @@
-// What daemon and clients say to each other: the handshake messages on client.sock (SOCK_SEQPACKET), and the
-// mailbox, one small shared mapping per client. Both sides may be hostile to the other only in one
-// direction: the daemon trusts nothing in here. It reads every field once, and checks it.
+// What daemon and clients say to each other: the handshake messages on client.sock
+// (SOCK_SEQPACKET), and the mailbox, one small shared mapping per client. Both sides may be hostile
+// to the other only in one direction: the daemon trusts nothing in here. It reads every field once,
+// and checks it.
 //
 // Handshake (DESIGN §4). The daemon speaks first, so it never has to receive from a stranger:
 //   daemon -> client  Welcome + 3 descriptors (kWelcomeFds), or Refused
-//   client -> daemon  Hello  (kind_register: + the userfaultfd; kind_child: none); received by the vetting helper
-//   daemon -> client  Ready, or Refused
+//   client -> daemon  Hello  (kind_register: + the userfaultfd; kind_child: none); received by the
+//   vetting helper daemon -> client  Ready, or Refused
 // Afterwards the socket is the lifeline: nothing is sent on it, HUP means "no agent".
 //
-// Layout of the mailbox memfd: one struct Mailbox. Transfer memfd: kHalves halves of kHalfBytes; slot i of half h
-// lies at (h * kHalfPages + i) * kPageBytes and belongs to the i-th page of that half's command.
+// Layout of the mailbox memfd: one struct Mailbox. Transfer memfd: kHalves halves of kHalfBytes;
+// slot i of half h lies at (h * kHalfPages + i) * kPageBytes and belongs to the i-th page of that
+// half's command.
 //
-// Thread safety: words marked (shared) are accessed with std::atomic_ref or the __atomic built-ins on both
-// sides; the rest of a Command belongs to the side that its `state` word names.
-// Versioning: any change of layout or meaning raises kProtocolVersion; both sides refuse another version.
+// Thread safety: words marked (shared) are accessed with std::atomic_ref or the __atomic built-ins
+// on both sides; the rest of a Command belongs to the side that its `state` word names. Versioning:
+// any change of layout or meaning raises kProtocolVersion; both sides refuse another version.
 #pragma once
 
 #include <cstddef>
@@ -35,11 +37,12 @@ inline constexpr std::uint64_t kHalfBytes = kHalfPages * kPageBytes;
 inline constexpr std::uint64_t kStagingBytes = kHalves * kHalfBytes;
 inline constexpr std::uint64_t kTransferBytes = kStagingBytes;
 
-inline constexpr std::size_t kNameBytes = 64;    // with the terminating NUL
-inline constexpr std::size_t kReasonBytes = 160; // likewise
+inline constexpr std::size_t kNameBytes = 64;     // with the terminating NUL
+inline constexpr std::size_t kReasonBytes = 160;  // likewise
 inline constexpr std::uint32_t kOwnRanges = 4;
 
-// ---- handshake -------------------------------------------------------------------------------------------
+// ---- handshake
+// -------------------------------------------------------------------------------------------
 
 enum class MessageType : std::uint32_t { welcome = 1, refused = 2, hello = 3, ready = 4 };
 
@@ -51,8 +54,8 @@ struct MessageHeader {
 };
 static_assert(sizeof(MessageHeader) == 16);
 
-// Capability words: bits that a side understands beyond the base protocol. None is defined in version 1;
-// unknown bits are ignored.
+// Capability words: bits that a side understands beyond the base protocol. None is defined in
+// version 1; unknown bits are ignored.
 inline constexpr std::uint64_t kCapabilities = 0;
 
 // Order of the descriptors that come with Welcome.
@@ -90,16 +93,16 @@ inline constexpr std::uint64_t kNoLimit = ~std::uint64_t{0};
 
 struct Hello {
   MessageHeader header;
-  std::uint32_t kind;  // HelloKind
-  std::uint32_t fork_seq;            // child: Mailbox::fork_seq as the parent's atfork handler left it
-  std::uint64_t parent_id;           // child: Welcome::client_id of the parent
+  std::uint32_t kind;       // HelloKind
+  std::uint32_t fork_seq;   // child: Mailbox::fork_seq as the parent's atfork handler left it
+  std::uint64_t parent_id;  // child: Welcome::client_id of the parent
   std::uint64_t capabilities;
   std::uint64_t staging;             // register: address, kExtentBytes-aligned, kStagingBytes long
   std::uint64_t resident_max_bytes;  // kNoLimit: none
   std::uint64_t group_max_bytes;     // kNoLimit: none
-  Range own[kOwnRanges];             // never to be evicted: the library's data, the agent's stack (0: unused)
+  Range own[kOwnRanges];  // never to be evicted: the library's data, the agent's stack (0: unused)
   char name[kNameBytes];
-  char group[kNameBytes];            // who shares group_max_bytes; empty: nobody
+  char group[kNameBytes];  // who shares group_max_bytes; empty: nobody
 };
 static_assert(sizeof(Hello) == 16 + 8 + 5 * 8 + kOwnRanges * 16 + 2 * kNameBytes);
 
@@ -109,22 +112,23 @@ struct Ready {
 };
 static_assert(sizeof(Ready) == 24);
 
-// ---- mailbox ---------------------------------------------------------------------------------------------
+// ---- mailbox
+// ---------------------------------------------------------------------------------------------
 
 // The layout lock (rank 0): a word that is 0 when free, else (incarnation << 2) | side.
 // Whoever reads the userfaultfd (daemon) and whoever changes pages (agent) holds it. See DESIGN §5.
 enum LayoutSide : std::uint32_t { kLayoutFree = 0, kLayoutDaemon = 1, kLayoutAgent = 2 };
 
 enum class CommandState : std::uint32_t {
-  idle = 0,     // belongs to the daemon
-  posted = 1,   // belongs to the agent
-  done = 2,     // belongs to the daemon again; results are valid, moved pages lie in the transfer area
+  idle = 0,    // belongs to the daemon
+  posted = 1,  // belongs to the agent
+  done = 2,  // belongs to the daemon again; results are valid, moved pages lie in the transfer area
 };
 
 struct Run {
   std::uint64_t start;  // page-aligned address
   std::uint32_t pages;
-  std::uint32_t reg;    // index into Command::regs of the range to REGISTER before this run moves
+  std::uint32_t reg;  // index into Command::regs of the range to REGISTER before this run moves
 };
 static_assert(sizeof(Run) == 16);
 
@@ -135,21 +139,22 @@ inline constexpr std::uint32_t kMaxRegs = 64;
 enum class PageResult : std::uint8_t {
   not_tried = 0,  // the command was aborted before its turn
   moved = 1,
-  pinned = 2,     // EBUSY: pinned, or shared with a relative
-  hole = 3,       // ENOENT: nothing there (any more)
-  refused = 4,    // any other error: locked, not registrable, ...
+  pinned = 2,   // EBUSY: pinned, or shared with a relative
+  hole = 3,     // ENOENT: nothing there (any more)
+  refused = 4,  // any other error: locked, not registrable, ...
 };
 
-// Evict: move the pages of all runs, in order, through staging half h into transfer half h (h = index of the command).
+// Evict: move the pages of all runs, in order, through staging half h into transfer half h (h =
+// index of the command).
 struct Command {
   std::uint32_t state;            // (shared) CommandState
   std::uint32_t epoch;            // Mailbox::epoch that the plan was made against
   std::uint32_t threads_created;  // Mailbox::threads_created likewise (HAZARDS 9)
   std::uint32_t nruns;
   std::uint32_t nregs;
-  std::uint32_t pages;            // sum over runs, <= kHalfPages
-  std::uint32_t cpu;              // CPU to run on while executing; ~0: any
-  std::uint32_t aborted;          // result: 0, or AbortReason
+  std::uint32_t pages;    // sum over runs, <= kHalfPages
+  std::uint32_t cpu;      // CPU to run on while executing; ~0: any
+  std::uint32_t aborted;  // result: 0, or AbortReason
   Range regs[kMaxRegs];
   Run runs[kMaxRuns];
   std::uint8_t result[kHalfPages];  // PageResult, by page number within the command
@@ -157,8 +162,8 @@ struct Command {
 
 enum AbortReason : std::uint32_t {
   kAbortNone = 0,
-  kAbortEpoch = 1,     // the address space changed since the plan
-  kAbortBusy = 2,      // a call that must not see the layout change is under way (Mailbox::layout_busy)
+  kAbortEpoch = 1,  // the address space changed since the plan
+  kAbortBusy = 2,  // a call that must not see the layout change is under way (Mailbox::layout_busy)
   kAbortThreads = 3,   // a thread was created since the plan
   kAbortLocked = 4,    // staging is locked (mlockall): evict nothing (HAZARDS 21)
   kAbortRegister = 5,  // UFFDIO_REGISTER refused a range
@@ -167,14 +172,18 @@ enum AbortReason : std::uint32_t {
 
 enum class RequestOp : std::uint32_t {
   none = 0,
-  unify = 1,    // bring [start, start+bytes) to one state, all registered or none (before mremap; HAZARDS 13)
-  release = 2,  // bring every page of it back, unregister it (before madvise that raises no event; HAZARDS 12)
-  retire = 3,   // bring everything back, unregister everything, release the client for good (unshare(NEWUSER))
+  unify = 1,    // bring [start, start+bytes) to one state, all registered or none (before mremap;
+                // HAZARDS 13)
+  release = 2,  // bring every page of it back, unregister it (before madvise that raises no event;
+                // HAZARDS 12)
+  retire = 3,   // bring everything back, unregister everything, release the client for good
+                // (unshare(NEWUSER))
 };
 
-// One request of an interposed call to the daemon; the library serialises its own callers with a process-local lock.
-// The caller writes op, start, bytes, then stores seq = served + 1 (release), bumps to_daemon and futex-wakes it; then
-// waits (futex on `served`) until served == seq. status: 0 or an errno value.
+// One request of an interposed call to the daemon; the library serialises its own callers with a
+// process-local lock. The caller writes op, start, bytes, then stores seq = served + 1 (release),
+// bumps to_daemon and futex-wakes it; then waits (futex on `served`) until served == seq. status: 0
+// or an errno value.
 struct Request {
   std::uint32_t seq;     // (shared) written by the client
   std::uint32_t served;  // (shared) written by the daemon
@@ -193,28 +202,34 @@ enum class ClientMode : std::uint32_t {
 inline constexpr std::uint32_t kExclusions = 128;
 
 struct Mailbox {
-  std::uint32_t magic;          // kMagic, set by the daemon
-  std::uint32_t version;        // kProtocolVersion
+  std::uint32_t magic;    // kMagic, set by the daemon
+  std::uint32_t version;  // kProtocolVersion
   std::uint64_t client_id;
-  std::uint32_t incarnation;    // of the daemon; part of the layout word
-  std::uint32_t mode;           // (shared) ClientMode; daemon writes, futex-wakes to_agent and request.served
+  std::uint32_t incarnation;  // of the daemon; part of the layout word
+  std::uint32_t
+      mode;  // (shared) ClientMode; daemon writes, futex-wakes to_agent and request.served
   // Futex words, bumped by one and woken with FUTEX_WAKE (shared futexes).
-  std::uint32_t to_agent;       // (shared) a command was posted, or an in-process request for the agent
-  std::uint32_t to_daemon;      // (shared) a command is done, or a request was made
+  std::uint32_t to_agent;   // (shared) a command was posted, or an in-process request for the agent
+  std::uint32_t to_daemon;  // (shared) a command is done, or a request was made
   // The layout rule.
-  std::uint32_t layout;         // (shared) the layout lock word
-  std::uint32_t epoch;          // (shared) bumped by the reader, under the lock, when it consumed an event
-  std::uint32_t reader_waits;   // (shared) the reader failed a trylock: release soon, small lock holds please
-  std::uint32_t faults_wait;    // (shared) faults are parked: lock holds of at most 64 pages
-  // mremap versus (un)registering: both sides announce themselves first, then look at the other (seq_cst).
+  std::uint32_t layout;  // (shared) the layout lock word
+  std::uint32_t epoch;   // (shared) bumped by the reader, under the lock, when it consumed an event
+  std::uint32_t
+      reader_waits;  // (shared) the reader failed a trylock: release soon, small lock holds please
+  std::uint32_t faults_wait;  // (shared) faults are parked: lock holds of at most 64 pages
+  // mremap versus (un)registering: both sides announce themselves first, then look at the other
+  // (seq_cst).
   std::uint32_t layout_busy;    // (shared) interposed calls in flight that must see one layout
   std::uint32_t layout_agent;   // (shared) 1: the agent is registering or moving
   std::uint32_t layout_daemon;  // (shared) 1: the daemon is registering or unregistering
-  std::uint32_t registered;     // (shared) 0: nothing but staging is registered. Changed under the layout lock
-  std::uint32_t threads_created;  // (shared) bumped by interposed pthread_create, before the thread is made
-  std::uint32_t fork_seq;       // (shared) bumped by the atfork prepare handler
-  std::uint32_t agent_tid;      // (shared) kernel thread id of the agent, once it runs
-  std::uint32_t exclusion_count;     // (shared) number of valid exclusions; > kExclusions: too many, evict nothing
+  std::uint32_t
+      registered;  // (shared) 0: nothing but staging is registered. Changed under the layout lock
+  std::uint32_t
+      threads_created;  // (shared) bumped by interposed pthread_create, before the thread is made
+  std::uint32_t fork_seq;         // (shared) bumped by the atfork prepare handler
+  std::uint32_t agent_tid;        // (shared) kernel thread id of the agent, once it runs
+  std::uint32_t exclusion_count;  // (shared) number of valid exclusions; > kExclusions: too many,
+                                  // evict nothing
   std::uint64_t exclusions[kExclusions];  // (shared) pages that hold robust mutexes (HAZARDS 9)
   Request request;
   Command commands[kHalves];

@@ -36,7 +36,8 @@ struct CodecTest : ::testing::Test {
 
 TEST_F(CodecTest, RoundTripAtTheEdges) {
   for (const CodecSpec spec : kSpecs) {
-    for (const std::size_t bytes : {0, 1, 2, 15, 255, 256, 4095, 4096}) {
+    for (const std::size_t bytes :
+         std::initializer_list<std::size_t>{0, 1, 2, 15, 255, 256, 4095, 4096}) {
       for (const Kind kind : test::kKinds) round_trip(spec, test::make_bytes(kind, bytes));
     }
   }

@@ -63,7 +63,8 @@ TEST_P(CorruptionTest, Truncations) {
 TEST_P(CorruptionTest, WrongLengths) {
   Codec used{};
   Bytes bytes = compressed(Kind::heap, used);
-  for (const std::size_t length : {0, 1, 4095}) EXPECT_FALSE(decodes(used, bytes, length));
+  for (const std::size_t length : std::initializer_list<std::size_t>{0, 1, 4095})
+    EXPECT_FALSE(decodes(used, bytes, length));
   EXPECT_FALSE(decodes(used, bytes, 4097));
   bytes.push_back(std::byte{0});
   EXPECT_FALSE(decodes(used, bytes)) << "bytes after the end";

@@ -69,7 +69,8 @@ Result<Access> Access::resolve(const Config& config) {
 }
 
 bool Access::may_be_client(const ucred& peer) const {
-  if (everybody_ || peer.uid == 0 || users_.contains(peer.uid) || groups_.contains(peer.gid)) return true;
+  if (everybody_ || peer.uid == 0 || users_.contains(peer.uid) || groups_.contains(peer.gid))
+    return true;
   return !groups_.empty() && in_group(peer.uid, groups_);
 }
 

@@ -8,7 +8,8 @@
 namespace foldswap {
 namespace {
 
-constexpr bool overlap(std::uint64_t a, std::uint64_t a_bytes, std::uint64_t b, std::uint64_t b_bytes) {
+constexpr bool overlap(std::uint64_t a, std::uint64_t a_bytes, std::uint64_t b,
+                       std::uint64_t b_bytes) {
   return a < b + b_bytes && b < a + a_bytes;
 }
 
@@ -87,14 +88,15 @@ void AddressSpace::apply_remove(Client& client, const uffd_msg& message, std::ui
   store_.clear_range(client, start, end);
 }
 
-bool AddressSpace::apply_fork(Client& parent, const uffd_msg& message, std::span<const Move> moves) {
+bool AddressSpace::apply_fork(Client& parent, const uffd_msg& message,
+                              std::span<const Move> moves) {
   UniqueFd uffd(static_cast<int>(message.arg.fork.ufd));
   const auto child = host_.adopt_child(parent, std::move(uffd));
   bool whole = child != nullptr;
   if (whole) clone_pages(parent, *child, moves, whole);
   if (!whole) {
-    // Without its pages the child would read zeros, and its pid is not known yet: end the parent while it is still
-    // inside fork(2), which ends with it.
+    // Without its pages the child would read zeros, and its pid is not known yet: end the parent
+    // while it is still inside fork(2), which ends with it.
     parent.kill("its child could not be taken over (client table or reference counts full)");
     return false;
   }
@@ -102,9 +104,10 @@ bool AddressSpace::apply_fork(Client& parent, const uffd_msg& message, std::span
   return true;
 }
 
-void AddressSpace::clone_pages(Client& parent, Client& child, std::span<const Move> moves, bool& whole) {
-  // Only what is registered in the child is the child's: DONTFORK ranges are not. One probe speaks for the pages of
-  // an extent when its first and last page out agree; else every page is asked.
+void AddressSpace::clone_pages(Client& parent, Client& child, std::span<const Move> moves,
+                               bool& whole) {
+  // Only what is registered in the child is the child's: DONTFORK ranges are not. One probe speaks
+  // for the pages of an extent when its first and last page out agree; else every page is asked.
   std::uint64_t at = parent.map->next_out(0, kAddressEnd);
   while (at < kAddressEnd) {
     const std::uint64_t end = extent_floor(at) + wire::kExtentBytes;
@@ -131,8 +134,8 @@ void AddressSpace::clone_pages(Client& parent, Client& child, std::span<const Mo
 }
 
 bool AddressSpace::order_moves(Client& client, std::vector<Move>& moves) const {
-  // a before b. When one occupies what the other vacates: if that place is registered now, the occupant is there still,
-  // so the vacating came first; if not, what moved in moved on.
+  // a before b. When one occupies what the other vacates: if that place is registered now, the
+  // occupant is there still, so the vacating came first; if not, what moved in moved on.
   const auto before = [&](const Move& a, const Move& b) {
     if (overlap(a.from, a.bytes, b.to, b.bytes)) {  // a vacates what b occupies
       return registered(client, std::max(a.from, b.to));
@@ -159,7 +162,8 @@ bool AddressSpace::order_moves(Client& client, std::vector<Move>& moves) const {
 }
 
 void AddressSpace::apply_move(Client& client, const Move& move) {
-  // mremap has dropped whatever was mapped at the target; what is left of it in the map went with it.
+  // mremap has dropped whatever was mapped at the target; what is left of it in the map went with
+  // it.
   store_.clear_range(client, move.to, move.to + move.bytes);
   const std::uint64_t end = move.from + move.bytes;
   for (std::uint64_t p = client.map->next_out(move.from, end); p < end;
@@ -170,8 +174,9 @@ void AddressSpace::apply_move(Client& client, const Move& move) {
 }
 
 void AddressSpace::apply_unmap(Client& client, std::uint64_t start, std::uint64_t end, bool moved) {
-  // A page that is registered now belongs to what was moved there by the same set (HAZARDS 1). Without a move in the
-  // set nothing can have been: whoever unmapped held PROBE at "changing" until its event was read.
+  // A page that is registered now belongs to what was moved there by the same set (HAZARDS 1).
+  // Without a move in the set nothing can have been: whoever unmapped held PROBE at "changing"
+  // until its event was read.
   if (!moved) {
     store_.clear_range(client, start, end);
     return;

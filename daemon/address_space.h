@@ -1,13 +1,15 @@
 // Address-space events of one client, collected and applied as a set (DESIGN §5, HAZARDS 1).
 //
-// Events are not read in the order of the changes: a thread that has changed the address space may be overtaken before it
-// queues its event. So UNMAP, REMAP and FORK are kept (in the client's inbox, where read(2) put them) until PROBE says that no
-// change is under way, and then applied together: children first, then moves (a move that vacates a range before one that
-// occupies it), then what was unmapped and is not registered again. REMOVE comes before its change and is applied at once,
-// unless a move that is still kept touches its range.
+// Events are not read in the order of the changes: a thread that has changed the address space may
+// be overtaken before it queues its event. So UNMAP, REMAP and FORK are kept (in the client's
+// inbox, where read(2) put them) until PROBE says that no change is under way, and then applied
+// together: children first, then moves (a move that vacates a range before one that occupies it),
+// then what was unmapped and is not registered again. REMOVE comes before its change and is applied
+// at once, unless a move that is still kept touches its range.
 //
-// Thread safety: the reader's alone. It runs with no batch of the client in flight when the set holds a REMAP or FORK.
-// Errors: a set that has no provable order kills the client (DESIGN §10), never guesses.
+// Thread safety: the reader's alone. It runs with no batch of the client in flight when the set
+// holds a REMAP or FORK. Errors: a set that has no provable order kills the client (DESIGN §10),
+// never guesses.
 #pragma once
 
 #include <functional>
@@ -24,7 +26,8 @@ namespace foldswap {
 class ForkHost {
  public:
   virtual ~ForkHost() = default;
-  // nullptr: it could not be made (table full, no memory); the caller kills the child's parent's claim on it.
+  // nullptr: it could not be made (table full, no memory); the caller kills the child's parent's
+  // claim on it.
   virtual std::shared_ptr<Client> adopt_child(Client& parent, UniqueFd uffd) = 0;
   // The child's page map is complete: it may be served.
   virtual void child_ready(std::shared_ptr<Client> child) = 0;
@@ -47,7 +50,8 @@ class AddressSpace {
     std::uint64_t from, to, bytes;
   };
   void apply_remove(Client& client, const uffd_msg& message, std::uint64_t now_us);
-  [[nodiscard]] bool apply_fork(Client& parent, const uffd_msg& message, std::span<const Move> moves);
+  [[nodiscard]] bool apply_fork(Client& parent, const uffd_msg& message,
+                                std::span<const Move> moves);
   void clone_pages(Client& parent, Client& child, std::span<const Move> moves, bool& whole);
   [[nodiscard]] bool order_moves(Client& client, std::vector<Move>& moves) const;
   void apply_move(Client& client, const Move& move);

@@ -42,7 +42,8 @@ std::string parse_cgroup_path(std::string_view text, bool& v2) {
     const std::size_t first = line.find(':');
     const std::size_t second = line.find(':', first + 1);
     if (first == std::string_view::npos || second == std::string_view::npos) continue;
-    const std::string controllers = "," + std::string(line.substr(first + 1, second - first - 1)) + ",";
+    const std::string controllers =
+        "," + std::string(line.substr(first + 1, second - first - 1)) + ",";
     if (controllers.find(",memory,") != std::string::npos) {
       v2 = false;
       return std::string(line.substr(second + 1));
@@ -61,14 +62,18 @@ std::uint64_t CgroupLimit::anonymous_room(Os& os, pid_t pid, std::uint64_t rss_b
   std::uint64_t room = wire::kNoLimit;
   // A parent's limit binds as well.
   for (;; path.resize(path.rfind('/'))) {
-    const std::string dir = (v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory") + (path == "/" ? "" : path);
-    const std::uint64_t limit = read_number(os, dir + (v2 ? "/memory.max" : "/memory.limit_in_bytes"));
+    const std::string dir =
+        (v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory") + (path == "/" ? "" : path);
+    const std::uint64_t limit =
+        read_number(os, dir + (v2 ? "/memory.max" : "/memory.limit_in_bytes"));
     if (limit < kUnlimited) {
-      const std::uint64_t usage = read_number(os, dir + (v2 ? "/memory.current" : "/memory.usage_in_bytes"));
+      const std::uint64_t usage =
+          read_number(os, dir + (v2 ? "/memory.current" : "/memory.usage_in_bytes"));
       const auto stat = os.read_file(dir + "/memory.stat");
-      const std::uint64_t cache = !stat ? 0
-                                  : v2  ? stat_value(*stat, "inactive_file") + stat_value(*stat, "active_file")
-                                        : stat_value(*stat, "total_inactive_file") + stat_value(*stat, "total_active_file");
+      const std::uint64_t cache =
+          !stat ? 0
+          : v2  ? stat_value(*stat, "inactive_file") + stat_value(*stat, "active_file")
+                : stat_value(*stat, "total_inactive_file") + stat_value(*stat, "total_active_file");
       const std::uint64_t others = usage > cache + rss_bytes ? usage - cache - rss_bytes : 0;
       const std::uint64_t taken = others + kMargin;
       room = std::min(room, limit > taken ? limit - taken : 0);
@@ -110,9 +115,10 @@ std::uint64_t BudgetBook::sample(Client& client, std::uint64_t now_us) {
     for (const auto& [id, member] : members_) total += member.group == group ? member.rss_bytes : 0;
     // Everybody gives in proportion to what he has.
     const std::uint64_t share =
-        total == 0 ? group_max
-                   : static_cast<std::uint64_t>(static_cast<double>(group_max) * static_cast<double>(*rss) /
-                                                static_cast<double>(total));
+        total == 0
+            ? group_max
+            : static_cast<std::uint64_t>(static_cast<double>(group_max) *
+                                         static_cast<double>(*rss) / static_cast<double>(total));
     const bool over = total > group_max - std::min<std::uint64_t>(group_max / 64, 4ULL << 20);
     budget = std::min(budget, over ? share : std::max(share, *rss + (group_max - total)));
   } else if (group_max != wire::kNoLimit) {

@@ -11,10 +11,14 @@ namespace foldswap {
 
 const char* to_string(ClientState state) {
   switch (state) {
-    case ClientState::active: return "active";
-    case ClientState::agentless: return "agentless";
-    case ClientState::released: return "released";
-    case ClientState::exiting: return "exiting";
+    case ClientState::active:
+      return "active";
+    case ClientState::agentless:
+      return "agentless";
+    case ClientState::released:
+      return "released";
+    case ClientState::exiting:
+      return "exiting";
   }
   return "unknown";
 }
@@ -77,7 +81,8 @@ void Client::learn_pid(pid_t pid) {
   if (pid <= 0 || pidfd_.load() >= 0) return;
   UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
   if (!pidfd.valid()) return;
-  UniqueFd pagemap(::open(("/proc/" + std::to_string(pid) + "/pagemap").c_str(), O_RDONLY | O_CLOEXEC));
+  UniqueFd pagemap(
+      ::open(("/proc/" + std::to_string(pid) + "/pagemap").c_str(), O_RDONLY | O_CLOEXEC));
   int none = -1;
   record.pid = pid;
   pagemap_owner_ = std::move(pagemap);

@@ -1,13 +1,16 @@
-// Client: one registered process (one address space, one userfaultfd) as the daemon sees it while it runs.
+// Client: one registered process (one address space, one userfaultfd) as the daemon sees it while
+// it runs.
 //
-// Ownership by thread. A client is served by exactly one fault thread (the *reader*: it alone reads the
-// userfaultfd, issues every COPY, applies events) and watched by exactly one evict thread (the *evictor*: it alone
-// plans and posts batches). Fields are grouped by who may touch them; what both touch is atomic or under `mutex`.
+// Ownership by thread. A client is served by exactly one fault thread (the *reader*: it alone reads
+// the userfaultfd, issues every COPY, applies events) and watched by exactly one evict thread (the
+// *evictor*: it alone plans and posts batches). Fields are grouped by who may touch them; what both
+// touch is atomic or under `mutex`.
 //
 // The layout rule (DESIGN §5) rests on three words here and in the mailbox:
-//   mailbox->epoch   bumped by the reader under the layout lock when it consumed an address-space event
-//   unapplied        raised before the epoch moves, lowered when the event has been applied
-//   batches          batches in flight; the evictor raises it, then looks at `unapplied`; the reader raises
+//   mailbox->epoch   bumped by the reader under the layout lock when it consumed an address-space
+//   event unapplied        raised before the epoch moves, lowered when the event has been applied
+//   batches          batches in flight; the evictor raises it, then looks at `unapplied`; the
+//   reader raises
 //                    `unapplied`, then looks at `batches` (both seq_cst): they never both go ahead
 #pragma once
 
@@ -42,18 +45,19 @@ struct PendingFault {
 };
 inline constexpr std::size_t kMostPending = 512;
 
-// What one eviction command took: idle -> posted (the agent's) -> settling (results are in: pages are published,
-// put back or rescued one by one) -> idle. Constant while in flight but for `phase`.
+// What one eviction command took: idle -> posted (the agent's) -> settling (results are in: pages
+// are published, put back or rescued one by one) -> idle. Constant while in flight but for `phase`.
 struct Batch {
   enum class Phase : std::uint8_t { idle, posted, settling };
-  Phase phase = Phase::idle;             // the evictor's
-  std::atomic<bool> in_transfer{false};  // the agent is done: moved pages may be read from the transfer area
+  Phase phase = Phase::idle;  // the evictor's
+  std::atomic<bool> in_transfer{
+      false};  // the agent is done: moved pages may be read from the transfer area
   std::uint64_t generation = 0;
   std::array<bool, wire::kHalfPages> moved{};  // valid once in_transfer is seen
   std::uint32_t pages = 0;
   std::uint64_t posted_at_us = 0;
-  std::uint64_t reserved_bytes = 0;      // of the pool
-  std::uint32_t next_slot = 0;           // settling: slots before it have been dealt with once
+  std::uint64_t reserved_bytes = 0;  // of the pool
+  std::uint32_t next_slot = 0;       // settling: slots before it have been dealt with once
   bool for_reclaim = false;
 };
 
@@ -78,8 +82,8 @@ class Client {
   const std::unique_ptr<PageMap> map;
   const UniqueFd uffd, lifeline, mailbox_fd, transfer_fd;
   const Mapping mailbox_mapping, transfer_mapping;
-  wire::Mailbox* const mailbox;      // nullptr: no agent, ever
-  const std::byte* const transfer;   // likewise
+  wire::Mailbox* const mailbox;     // nullptr: no agent, ever
+  const std::byte* const transfer;  // likewise
 
   [[nodiscard]] pid_t pid() const { return record.pid.load(std::memory_order_relaxed); }
   [[nodiscard]] std::string name() const { return record.name; }
@@ -89,7 +93,9 @@ class Client {
   void set_state(ClientState state);  // also tells the library, by Mailbox::mode
   // Never comes back: the address space is gone, or the client was killed by us.
   [[nodiscard]] bool gone() const { return state() == ClientState::exiting; }
-  [[nodiscard]] bool has_agent() const { return state() == ClientState::active && mailbox != nullptr; }
+  [[nodiscard]] bool has_agent() const {
+    return state() == ClientState::active && mailbox != nullptr;
+  }
   // SIGKILL with a log line: its state cannot be proved whole.
   void kill(const std::string& why);
   [[nodiscard]] std::uint64_t evicted_pages() const {
@@ -105,66 +111,72 @@ class Client {
     for (const Batch& b : batch) pages += b.phase == Batch::Phase::posted ? b.pages : 0;
     return pages;
   }
-  // Opens what needs the pid (a forked child's is learnt later). Any thread; harmless when called again.
+  // Opens what needs the pid (a forked child's is learnt later). Any thread; harmless when called
+  // again.
   void learn_pid(pid_t pid);
   [[nodiscard]] int pidfd() const { return pidfd_.load(); }
   [[nodiscard]] int pagemap_fd() const { return pagemap_fd_.load(); }
 
   RankedMutex<LockRank::client> mutex;
   QuarantineList quarantine FS_GUARDED_BY(mutex);
-  // Ranges to be unregistered by the reader because nothing of them is out (evictor fills, reader empties).
+  // Ranges to be unregistered by the reader because nothing of them is out (evictor fills, reader
+  // empties).
   std::vector<wire::Range> unregister_requests FS_GUARDED_BY(mutex);
 
   // -- reader and evictor
   std::atomic<bool> unapplied{false};
   std::atomic<std::uint32_t> batches{0};
-  std::atomic<std::uint32_t> copied_pages{0};   // since the last RSS sample; the evictor resets it
-  std::atomic<std::uint64_t> rss_bytes{0};      // last sample of RssAnon
-  std::atomic<std::uint64_t> hold_above_bytes{wire::kNoLimit};  // faults wait while resident is above it
+  std::atomic<std::uint32_t> copied_pages{0};  // since the last RSS sample; the evictor resets it
+  std::atomic<std::uint64_t> rss_bytes{0};     // last sample of RssAnon
+  std::atomic<std::uint64_t> hold_above_bytes{
+      wire::kNoLimit};  // faults wait while resident is above it
   std::atomic<std::uint32_t> last_fault_tid{0};
-  std::atomic<bool> kicked{false};              // the reader should look at this client again
-  std::atomic<bool> faults_parked{false};       // the evictor must hurry
-  std::atomic<bool> trim_map{false};            // nothing is out: the reader frees empty leaves
-  std::atomic<bool> give_back{false};           // the pool had no room: the reader brings pages back unasked
+  std::atomic<bool> kicked{false};         // the reader should look at this client again
+  std::atomic<bool> faults_parked{false};  // the evictor must hurry
+  std::atomic<bool> trim_map{false};       // nothing is out: the reader frees empty leaves
+  std::atomic<bool> give_back{false};  // the pool had no room: the reader brings pages back unasked
   std::array<Batch, wire::kHalves> batch;
 
   // -- restore and drain (admin -> reader, evictor)
-  std::atomic<bool> restore_wanted{false};      // reader brings everything back
-  std::atomic<std::uint64_t> hold_until_us{0};  // budgets suspended until then (~0: until limit or reclaim)
-  std::atomic<bool> release_wanted{false};      // drain: unregister everything, then state released
-  std::atomic<bool> retire_wanted{false};       // the library asked: released for good
-  std::atomic<std::uint64_t> reclaim_pages{0};  // an admin's reclaim: pages still to take out (~0: everything)
+  std::atomic<bool> restore_wanted{false};  // reader brings everything back
+  std::atomic<std::uint64_t> hold_until_us{
+      0};  // budgets suspended until then (~0: until limit or reclaim)
+  std::atomic<bool> release_wanted{false};  // drain: unregister everything, then state released
+  std::atomic<bool> retire_wanted{false};   // the library asked: released for good
+  std::atomic<std::uint64_t> reclaim_pages{
+      0};  // an admin's reclaim: pages still to take out (~0: everything)
   std::atomic<std::uint64_t> reclaimed_pages{0};
   std::atomic<bool> reclaim_running{false};
-  std::atomic<bool> reclaim_fresh{false};       // it has just been asked for: the evictor looks at everything anew
-  std::atomic<bool> reclaim_stuck{false};       // there is nothing more to take
+  std::atomic<bool> reclaim_fresh{
+      false};  // it has just been asked for: the evictor looks at everything anew
+  std::atomic<bool> reclaim_stuck{false};  // there is nothing more to take
 
   // -- reader only
   std::vector<PendingFault> pending;
-  std::uint64_t window_next = 0;   // page where the last read-ahead window ended
+  std::uint64_t window_next = 0;  // page where the last read-ahead window ended
   std::uint32_t window_pages = 1;
   std::uint64_t restore_cursor = 0;
-  std::uint64_t retry_at_us = 0;   // 0: nothing to retry
-  std::uint64_t request_cursor = 0; // of the release request being served
+  std::uint64_t retry_at_us = 0;         // 0: nothing to retry
+  std::uint64_t request_cursor = 0;      // of the release request being served
   std::atomic<bool> reader_done{false};  // the reader has let go of a gone client
 
   // -- evictor only
   std::vector<VmaInfo> vmas;
   std::uint64_t vmas_at_us = 0, vmas_cost_us = 0;
-  std::uint32_t vmas_generation = 0;    // batch_generation when they were read
+  std::uint32_t vmas_generation = 0;  // batch_generation when they were read
   std::uint64_t quiet_at_us = 0;
   std::uint64_t rss_at_us = 0, rss_next_us = 0;
   std::uint64_t budget_bytes = wire::kNoLimit;  // what it may have resident now
-  unsigned rss_still = 0;               // samples in a row that found nothing new
-  std::uint64_t clock_cursor = 0;       // address where the eviction clock stands
-  std::uint64_t moved_this_turn = 0;    // pages taken since the clock last passed its end
+  unsigned rss_still = 0;                       // samples in a row that found nothing new
+  std::uint64_t clock_cursor = 0;               // address where the eviction clock stands
+  std::uint64_t moved_this_turn = 0;            // pages taken since the clock last passed its end
   std::uint64_t batch_generation = 0;
   unsigned aborts_in_row = 0;
   std::uint64_t fruitless_turns = 0;
   std::uint64_t agentless_since_us = 0;
   std::uint64_t last_evict_us = 0;
   std::uint64_t housekeeping_at_us = 0;
-  std::uint64_t blocked_until_us = 0;   // after an abort that will not pass at once
+  std::uint64_t blocked_until_us = 0;  // after an abort that will not pass at once
   std::uint32_t cpu = ~0U;
   bool transfer_in_use = false;
 
@@ -174,8 +186,8 @@ class Client {
   std::atomic<int> pidfd_{-1}, pagemap_fd_{-1};
 };
 
-// The daemon's side of the layout lock. Only ever tries (DESIGN §5). A client without a mailbox has no agent, so
-// there is nobody to exclude and the lock is always had.
+// The daemon's side of the layout lock. Only ever tries (DESIGN §5). A client without a mailbox has
+// no agent, so there is nobody to exclude and the lock is always had.
 class LayoutTryLock {
  public:
   LayoutTryLock(Client& client, std::uint32_t incarnation);
@@ -196,6 +208,8 @@ class LayoutTryLock {
 inline void store_word(std::uint32_t& word, std::uint32_t value) {
   __atomic_store_n(&word, value, __ATOMIC_SEQ_CST);
 }
-inline void add_word(std::uint32_t& word) { __atomic_fetch_add(&word, 1U, __ATOMIC_SEQ_CST); }
+inline void add_word(std::uint32_t& word) {
+  __atomic_fetch_add(&word, 1U, __ATOMIC_SEQ_CST);
+}
 
 }  // namespace foldswap

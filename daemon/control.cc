@@ -22,12 +22,17 @@ struct Refusal {
   std::string error;
 };
 
-[[noreturn]] void refuse(int exit, std::string error) { throw Refusal{exit, std::move(error)}; }
+[[noreturn]] void refuse(int exit, std::string error) {
+  throw Refusal{exit, std::move(error)};
+}
 
-json reply(json result) { return {{"ok", true}, {"result", std::move(result)}}; }
+json reply(json result) {
+  return {{"ok", true}, {"result", std::move(result)}};
+}
 
 std::string text_of(const json& request, const char* key) {
-  if (!request.contains(key) || !request[key].is_string()) refuse(2, std::string("'") + key + "' is missing or no text");
+  if (!request.contains(key) || !request[key].is_string())
+    refuse(2, std::string("'") + key + "' is missing or no text");
   return request[key].get<std::string>();
 }
 
@@ -132,7 +137,8 @@ void Control::serve(UniqueFd socket) {
 json Control::run(const json& request) {
   const std::string command = text_of(request, "command");
   if (command == "stats") {
-    return reply(stats_json(daemon_.os(), daemon_.state(), daemon_.registry(), daemon_.pool(), daemon_.started_us()));
+    return reply(stats_json(daemon_.os(), daemon_.state(), daemon_.registry(), daemon_.pool(),
+                            daemon_.started_us()));
   }
   if (command == "clients") return reply(clients_json(daemon_.registry()));
   if (command == "version") return reply({{"version", kVersion}});
@@ -174,7 +180,8 @@ json Control::set(const json& request) {
 
 json Control::limit(const json& request) {
   if (!request.contains("bytes")) refuse(2, "'bytes' is missing");
-  const std::uint64_t bytes = request["bytes"].is_null() ? wire::kNoLimit : request["bytes"].get<std::uint64_t>();
+  const std::uint64_t bytes =
+      request["bytes"].is_null() ? wire::kNoLimit : request["bytes"].get<std::uint64_t>();
   if (!request.contains("client")) refuse(2, "'client' is missing");
   for (const auto& client : chosen(daemon_, request)) {
     client->record.resident_max_bytes = bytes;
@@ -213,7 +220,8 @@ json Control::restore(const json& request) {
     if (!(seconds >= 0) || seconds > 1e9) refuse(2, "'hold_s' is out of range");
     hold_us = daemon_.os().now_us() + static_cast<std::uint64_t>(seconds * 1e6);
   }
-  if (const auto done = daemon_.restore(clients, hold_us, stop_); !done) refuse(1, done.error().text());
+  if (const auto done = daemon_.restore(clients, hold_us, stop_); !done)
+    refuse(1, done.error().text());
   return reply(json::object());
 }
 

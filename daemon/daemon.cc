@@ -37,7 +37,6 @@ std::uint64_t meminfo_bytes(Os& os, std::string_view key) {
   return kib * 1024;
 }
 
-
 Status watch(int epoll, int fd, std::uint64_t token) {
   epoll_event event{};
   event.events = EPOLLIN;
@@ -56,10 +55,12 @@ Daemon::Daemon(Os& os, Config config, std::string runtime_dir, Vetting vetting)
       vetting_(std::move(vetting)),
       budgets_(os) {}
 
-Result<std::unique_ptr<Daemon>> Daemon::create(Os& os, Config config, std::string runtime_dir, Vetting vetting) {
+Result<std::unique_ptr<Daemon>> Daemon::create(Os& os, Config config, std::string runtime_dir,
+                                               Vetting vetting) {
   auto access = Access::resolve(config);
   if (!access) return std::unexpected(access.error());
-  std::unique_ptr<Daemon> daemon(new Daemon(os, std::move(config), std::move(runtime_dir), std::move(vetting)));
+  std::unique_ptr<Daemon> daemon(
+      new Daemon(os, std::move(config), std::move(runtime_dir), std::move(vetting)));
   daemon->access_ = std::move(*access);
   if (auto s = daemon->lock_runtime_dir(); !s) return std::unexpected(s.error());
   if (auto s = daemon->make_pool(); !s) return std::unexpected(s.error());
@@ -105,7 +106,8 @@ Status Daemon::make_pool() {
   store_ = std::make_unique<PageStore>(*pool_);
   registry_ = std::make_unique<Registry>(os_, *state_);
   registry_->set_placer([this](std::shared_ptr<Client> client) { place(std::move(client)); });
-  handshake_ = std::make_unique<Handshake>(os_, *registry_, vetting_, access_, tunables_, limits_, draining_, *state_);
+  handshake_ = std::make_unique<Handshake>(os_, *registry_, vetting_, access_, tunables_, limits_,
+                                           draining_, *state_);
   apply_tunables();
   return {};
 }
@@ -115,16 +117,18 @@ Status Daemon::start_threads() {
   for (std::uint64_t i = 0; i < config.evict_threads; ++i) {
     auto codec = PageCodec::make();
     if (!codec) return std::unexpected(codec.error());
-    auto evictor = std::make_unique<Evictor>(os_, *state_, *store_, budgets_, tunables_, std::move(*codec),
-                                             [this](Client& client) { reader_of(client).kick(client); });
+    auto evictor =
+        std::make_unique<Evictor>(os_, *state_, *store_, budgets_, tunables_, std::move(*codec),
+                                  [this](Client& client) { reader_of(client).kick(client); });
     evict_threads_.push_back(std::make_unique<EvictThread>(os_, std::move(evictor), budgets_));
   }
   for (std::uint64_t i = 0; i < config.fault_threads; ++i) {
     auto codec = PageCodec::make();
     if (!codec) return std::unexpected(codec.error());
-    auto service = std::make_unique<FaultService>(os_, *state_, *store_, *registry_, tunables_, std::move(*codec));
-    fault_threads_.push_back(std::make_unique<FaultThread>(os_, tunables_, std::move(service),
-                                                           [this](Client& client) { client_gone(client); }));
+    auto service = std::make_unique<FaultService>(os_, *state_, *store_, *registry_, tunables_,
+                                                  std::move(*codec));
+    fault_threads_.push_back(std::make_unique<FaultThread>(
+        os_, tunables_, std::move(service), [this](Client& client) { client_gone(client); }));
   }
   for (auto& thread : fault_threads_) {
     if (auto s = thread->start(); !s) return s;
@@ -137,7 +141,8 @@ Result<UniqueFd> Daemon::listen_on(const std::string& name, int type, unsigned m
   const std::string path = runtime_dir_ + "/" + name;
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof(address.sun_path)) return fail("the runtime directory's path is too long: " + runtime_dir_);
+  if (path.size() >= sizeof(address.sun_path))
+    return fail("the runtime directory's path is too long: " + runtime_dir_);
   std::ranges::copy(path, address.sun_path);
   UniqueFd socket(::socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket.valid()) return fail_errno("socket failed");
@@ -174,7 +179,9 @@ EvictThread& Daemon::evictor_of(const Client& client) {
   return *evict_threads_[client.id % evict_threads_.size()];
 }
 
-void Daemon::kick_evictor(const Client& client) { evictor_of(client).kick(); }
+void Daemon::kick_evictor(const Client& client) {
+  evictor_of(client).kick();
+}
 
 void Daemon::client_gone(Client& client) {
   handshake_->dispose(client);
@@ -189,11 +196,11 @@ Status Daemon::run() {
   UniqueFd signal_fd(::signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK));
   UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
   if (!signal_fd.valid() || !epoll.valid()) return fail_errno("signalfd or epoll failed");
-  for (const auto& [fd, token] : std::initializer_list<std::pair<int, std::uint64_t>>{
-           {client_listener_.get(), kTokenClients},
-           {admin_listener_.get(), kTokenAdmin},
-           {vetting_.result_fd(), kTokenVetted},
-           {signal_fd.get(), kTokenSignal}}) {
+  for (const auto& [fd, token] :
+       std::initializer_list<std::pair<int, std::uint64_t>>{{client_listener_.get(), kTokenClients},
+                                                            {admin_listener_.get(), kTokenAdmin},
+                                                            {vetting_.result_fd(), kTokenVetted},
+                                                            {signal_fd.get(), kTokenSignal}}) {
     if (auto s = watch(epoll.get(), fd, token); !s) return s;
   }
   Control control(*this, access_);
@@ -202,19 +209,27 @@ Status Daemon::run() {
   std::atomic<bool> finished{false}, never{false};
   while (!finished) {
     std::array<epoll_event, 64> events{};
-    const int n = ::epoll_wait(epoll.get(), events.data(), events.size(), stopping.joinable() ? 50 : 1'000);
+    const int n =
+        ::epoll_wait(epoll.get(), events.data(), events.size(), stopping.joinable() ? 50 : 1'000);
     for (int i = 0; i < n; ++i) {
       const epoll_event& event = events[static_cast<std::size_t>(i)];
       switch (event.data.u64) {
-        case kTokenClients: handshake_->accept_one(client_listener_.get(), epoll.get()); break;
-        case kTokenAdmin: control.accept_one(admin_listener_.get()); break;
-        case kTokenVetted: handshake_->on_vetted(); break;
+        case kTokenClients:
+          handshake_->accept_one(client_listener_.get(), epoll.get());
+          break;
+        case kTokenAdmin:
+          control.accept_one(admin_listener_.get());
+          break;
+        case kTokenVetted:
+          handshake_->on_vetted();
+          break;
         case kTokenSignal: {
           signalfd_siginfo info{};
           (void)!::read(signal_fd.get(), &info, sizeof(info));
           if (stopping.joinable()) break;
           spdlog::info("stopping: bringing everything back first");
-          // Everything goes back into the clients first (DESIGN §10); while memory does not suffice, it waits.
+          // Everything goes back into the clients first (DESIGN §10); while memory does not
+          // suffice, it waits.
           stopping = std::thread([&] {
             for (auto done = drain(never); !done; done = drain(never)) {
               spdlog::warn("cannot stop yet: {}", done.error().text());
@@ -224,7 +239,9 @@ Status Daemon::run() {
           });
           break;
         }
-        default: handshake_->on_socket(event.data.u64, event.events); break;
+        default:
+          handshake_->on_socket(event.data.u64, event.events);
+          break;
       }
     }
     handshake_->expire(os_.now_us());

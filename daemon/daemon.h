@@ -1,5 +1,6 @@
-// Daemon: puts the parts together and does what administrators ask. Start-up reads top to bottom in daemon.cc.
-// Thread safety: construction, run() and destruction on the main thread; the commands (reclaim, restore, drain, ...) on any.
+// Daemon: puts the parts together and does what administrators ask. Start-up reads top to bottom in
+// daemon.cc. Thread safety: construction, run() and destruction on the main thread; the commands
+// (reclaim, restore, drain, ...) on any.
 #pragma once
 
 #include <atomic>
@@ -23,16 +24,18 @@ namespace foldswap {
 class Daemon {
  public:
   // `vetting` was started before any thread.
-  static Result<std::unique_ptr<Daemon>> create(Os& os, Config config, std::string runtime_dir, Vetting vetting);
+  static Result<std::unique_ptr<Daemon>> create(Os& os, Config config, std::string runtime_dir,
+                                                Vetting vetting);
   ~Daemon();
 
   // Serves until a signal says stop. SIGTERM and SIGINT restore every client first.
   [[nodiscard]] Status run();
 
   // -- what administrators ask; errors are sentences for them
-  [[nodiscard]] Result<std::uint64_t> reclaim(Client& client, std::uint64_t pages, const std::atomic<bool>& stop);
-  [[nodiscard]] Status restore(const std::vector<std::shared_ptr<Client>>& clients, std::uint64_t hold_until_us,
-                               const std::atomic<bool>& stop);
+  [[nodiscard]] Result<std::uint64_t> reclaim(Client& client, std::uint64_t pages,
+                                              const std::atomic<bool>& stop);
+  [[nodiscard]] Status restore(const std::vector<std::shared_ptr<Client>>& clients,
+                               std::uint64_t hold_until_us, const std::atomic<bool>& stop);
   // Nothing moves when what is out does not fit into memory.
   [[nodiscard]] Status drain(const std::atomic<bool>& stop);
   void resume();

@@ -51,7 +51,8 @@ Status Daemon::set(const std::string& key, const std::string& value) {
       const std::size_t digits = text->find_first_of("0123456789");
       (void)std::from_chars(text->data() + digits, text->data() + text->size(), total_kib);
     }
-    if (auto done = pool_->set_limit(changed.pool_limit.resolve(total_kib * 1024)); !done) return done;
+    if (auto done = pool_->set_limit(changed.pool_limit.resolve(total_kib * 1024)); !done)
+      return done;
   }
   {
     const RankedLock lock(config_mutex_);
@@ -62,9 +63,12 @@ Status Daemon::set(const std::string& key, const std::string& value) {
   return {};
 }
 
-Result<std::uint64_t> Daemon::reclaim(Client& client, std::uint64_t pages, const std::atomic<bool>& stop) {
-  if (!client.has_agent()) return fail(client.label() + " is " + to_string(client.state()) + ": nothing can be evicted");
-  if (client.reclaim_running.exchange(true)) return fail(client.label() + " is being reclaimed already");
+Result<std::uint64_t> Daemon::reclaim(Client& client, std::uint64_t pages,
+                                      const std::atomic<bool>& stop) {
+  if (!client.has_agent())
+    return fail(client.label() + " is " + to_string(client.state()) + ": nothing can be evicted");
+  if (client.reclaim_running.exchange(true))
+    return fail(client.label() + " is being reclaimed already");
   client.hold_until_us = 0;
   client.reclaim_stuck = false;
   client.reclaimed_pages = 0;
@@ -85,12 +89,13 @@ Status Daemon::fits(const std::vector<std::shared_ptr<Client>>& clients) {
   for (const auto& client : clients) pages += client->evicted_pages();
   const std::uint64_t available = memory_available(os_);
   if (pages * kPage <= available) return {};
-  return fail("bringing back " + std::to_string(pages * kPage >> 20) + " MiB needs more memory than the " +
-              std::to_string(available >> 20) + " MiB that are available");
+  return fail("bringing back " + std::to_string(pages * kPage >> 20) +
+              " MiB needs more memory than the " + std::to_string(available >> 20) +
+              " MiB that are available");
 }
 
-Status Daemon::restore(const std::vector<std::shared_ptr<Client>>& clients, std::uint64_t hold_until_us,
-                       const std::atomic<bool>& stop) {
+Status Daemon::restore(const std::vector<std::shared_ptr<Client>>& clients,
+                       std::uint64_t hold_until_us, const std::atomic<bool>& stop) {
   if (auto ok = fits(clients); !ok) return ok;
   for (const auto& client : clients) {
     client->hold_until_us = ~std::uint64_t{0};  // budgets are suspended while it runs, too
@@ -132,7 +137,8 @@ void Daemon::resume() {
   for (const auto& client : registry_->all()) {
     if (client->state() != ClientState::released || client->retire_wanted) continue;
     // Staging was unregistered with the rest; the agent moves into it again.
-    if (os_.uffd_register(client->uffd.get(), client->record.staging, wire::kStagingBytes) != 0) continue;
+    if (os_.uffd_register(client->uffd.get(), client->record.staging, wire::kStagingBytes) != 0)
+      continue;
     client->set_state(ClientState::active);
     kick_evictor(*client);
   }

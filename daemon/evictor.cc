@@ -9,7 +9,8 @@
 namespace foldswap {
 namespace {
 
-constexpr std::uint64_t kWorstObjectBytes = 2 * kPage;  // a raw page and the room it may leave unused in its frame
+constexpr std::uint64_t kWorstObjectBytes =
+    2 * kPage;  // a raw page and the room it may leave unused in its frame
 
 // Evicting starts this far below the budget, and stops twice as far below.
 std::uint64_t margin_of(std::uint64_t budget) {
@@ -18,8 +19,8 @@ std::uint64_t margin_of(std::uint64_t budget) {
 
 }  // namespace
 
-Evictor::Evictor(Os& os, State& state, PageStore& store, BudgetBook& budgets, const Tunables& tunables,
-                 std::unique_ptr<PageCodec> codec, KickReader kick_reader)
+Evictor::Evictor(Os& os, State& state, PageStore& store, BudgetBook& budgets,
+                 const Tunables& tunables, std::unique_ptr<PageCodec> codec, KickReader kick_reader)
     : os_(os),
       state_(state),
       counters_(state.counters()),
@@ -84,12 +85,15 @@ std::uint32_t Evictor::pages_wanted(Client& client, std::uint64_t now_us) {
       client.rss_next_us = now_us + 500'000;
       client.hold_above_bytes = wire::kNoLimit;
     } else {
-      // The nearer and the faster, the sooner we look again: nothing fills memory faster than some 2 GB/s.
+      // The nearer and the faster, the sooner we look again: nothing fills memory faster than some
+      // 2 GB/s.
       const std::uint64_t start = budget - std::min(budget, margin_of(budget));
       const std::uint64_t headroom = start > rss ? start - rss : 0;
       const bool still = rss <= old_rss + 64 * kPage && headroom < (16ULL << 20);
       client.rss_still = still ? std::min(client.rss_still + 1, 8U) : 0;
-      client.rss_next_us = now_us + std::clamp<std::uint64_t>(headroom / 2'000, 1'000ULL << (client.rss_still / 3), 100'000);
+      client.rss_next_us =
+          now_us +
+          std::clamp<std::uint64_t>(headroom / 2'000, 1'000ULL << (client.rss_still / 3), 100'000);
       client.hold_above_bytes = budget + budget / 50 + (1ULL << 20);
     }
   }
@@ -105,7 +109,9 @@ std::uint32_t Evictor::pages_wanted(Client& client, std::uint64_t now_us) {
     const std::uint64_t asked = client.reclaim_pages.load(), got = client.reclaimed_pages.load();
     const std::uint64_t left = asked > got ? asked - got : 0;
     const std::uint64_t flying = client.pages_in_flight();
-    return left > flying ? static_cast<std::uint32_t>(std::min<std::uint64_t>(left - flying, wire::kHalfPages)) : 0;
+    return left > flying ? static_cast<std::uint32_t>(
+                               std::min<std::uint64_t>(left - flying, wire::kHalfPages))
+                         : 0;
   }
   if (client.budget_bytes == wire::kNoLimit) return 0;
   const std::uint64_t flying = client.pages_in_flight() * kPage;
@@ -117,13 +123,16 @@ std::uint32_t Evictor::pages_wanted(Client& client, std::uint64_t now_us) {
   return static_cast<std::uint32_t>(std::clamp<std::uint64_t>(over / kPage, 64, wire::kHalfPages));
 }
 
-bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t wanted, std::uint64_t now_us) {
+bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t wanted,
+                          std::uint64_t now_us) {
   wire::Command& command = client.mailbox->commands[half];
-  if (load_word(command.state) == static_cast<std::uint32_t>(wire::CommandState::posted)) return false;
+  if (load_word(command.state) == static_cast<std::uint32_t>(wire::CommandState::posted))
+    return false;
   const std::uint64_t reserve = wanted * kWorstObjectBytes;
   if (!store_.pool().reserve(reserve)) {
     if (now_us - pool_full_said_us_ > 10'000'000 || pool_full_said_us_ == 0) {
-      spdlog::warn("the pool is full ({} bytes): eviction stops until there is room", store_.pool().stats().limit_bytes);
+      spdlog::warn("the pool is full ({} bytes): eviction stops until there is room",
+                   store_.pool().stats().limit_bytes);
       pool_full_said_us_ = now_us;
     }
     client.blocked_until_us = now_us + 100'000;
@@ -137,12 +146,14 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
     return false;
   };
   if (client.unapplied) return give_up();  // after raising `batches`: see client.h
-  // The epoch and the thread count come before anything is looked at: whatever changes later makes the agent stop.
+  // The epoch and the thread count come before anything is looked at: whatever changes later makes
+  // the agent stop.
   const std::uint32_t epoch = load_word(client.mailbox->epoch);
   const std::uint32_t threads = load_word(client.mailbox->threads_created);
   if (client.unapplied) return give_up();
   refresh_vmas(client, now_us, 1'000'000);
-  const auto* never = guards_.try_emplace(client.id, os_).first->second.never_evict(client, threads, now_us);
+  const auto* never =
+      guards_.try_emplace(client.id, os_).first->second.never_evict(client, threads, now_us);
   if (never == nullptr) {
     client.blocked_until_us = now_us + 500'000;
     client.reclaim_stuck = client.reclaim_running.load();
@@ -150,7 +161,8 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
   }
   const EvictionWish wish{wanted, client.reclaim_running, client.fruitless_turns != 0};
   EvictionPlan plan = policy_->choose(client, wish, *never);
-  if (plan.turn_ended && client.batches.load() == 1) {  // nothing else in flight: the turn's result is known
+  if (plan.turn_ended &&
+      client.batches.load() == 1) {  // nothing else in flight: the turn's result is known
     client.fruitless_turns = client.moved_this_turn == 0 ? client.fruitless_turns + 1 : 0;
     client.moved_this_turn = 0;
     if (client.fruitless_turns >= 2) {
@@ -170,7 +182,8 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
   return true;
 }
 
-// none -> OUT for every page of the plan, noted in the client's batch record first. Pages that changed meanwhile end runs.
+// none -> OUT for every page of the plan, noted in the client's batch record first. Pages that
+// changed meanwhile end runs.
 std::uint32_t Evictor::mark_out(Client& client, std::uint32_t half, EvictionPlan& plan) {
   Batch& batch = client.batch[half];
   BatchRecord& noted = client.record.batch[half];
@@ -211,8 +224,8 @@ std::uint32_t Evictor::mark_out(Client& client, std::uint32_t half, EvictionPlan
   return slot;
 }
 
-void Evictor::post(Client& client, std::uint32_t half, const EvictionPlan& plan, std::uint32_t epoch,
-                   std::uint32_t threads_created) {
+void Evictor::post(Client& client, std::uint32_t half, const EvictionPlan& plan,
+                   std::uint32_t epoch, std::uint32_t threads_created) {
   wire::Mailbox& mailbox = *client.mailbox;
   wire::Command& command = mailbox.commands[half];
   command.epoch = epoch;
@@ -239,7 +252,8 @@ void Evictor::take_results(Client& client, std::uint32_t half, std::uint64_t now
   std::uint32_t moved = 0;
   for (std::uint32_t slot = 0; slot < batch.pages; ++slot) {
     // Read once; a client that lies about its own pages gets its own lies back.
-    const auto result = static_cast<wire::PageResult>(__atomic_load_n(&command.result[slot], __ATOMIC_RELAXED));
+    const auto result =
+        static_cast<wire::PageResult>(__atomic_load_n(&command.result[slot], __ATOMIC_RELAXED));
     batch.moved[slot] = result == wire::PageResult::moved;
     moved += batch.moved[slot] ? 1 : 0;
     if (result == wire::PageResult::pinned) bump(counters_.evict_pinned);
@@ -249,12 +263,14 @@ void Evictor::take_results(Client& client, std::uint32_t half, std::uint64_t now
   if (aborted != wire::kAbortNone) {
     bump(counters_.evict_aborted);
     if (aborted == wire::kAbortRegister) client.vmas_at_us = 0;
-    if (aborted == wire::kAbortLocked || aborted == wire::kAbortRegister) client.blocked_until_us = now_us + 20'000;
+    if (aborted == wire::kAbortLocked || aborted == wire::kAbortRegister)
+      client.blocked_until_us = now_us + 20'000;
     if (aborted == wire::kAbortBusy) client.blocked_until_us = now_us + 1'000;
   }
   client.moved_this_turn += moved;
   client.aborts_in_row = moved == 0 && aborted != wire::kAbortNone ? client.aborts_in_row + 1 : 0;
-  if (client.aborts_in_row > 8) client.blocked_until_us = std::max(client.blocked_until_us, now_us + 5'000);
+  if (client.aborts_in_row > 8)
+    client.blocked_until_us = std::max(client.blocked_until_us, now_us + 5'000);
   batch.phase = Batch::Phase::settling;
   batch.next_slot = 0;
   batch.in_transfer.store(true, std::memory_order_release);
@@ -287,12 +303,15 @@ void Evictor::publish_page(Client& client, std::uint32_t half, std::uint32_t slo
     }
     return;
   }
-  // A hostile client may still write to the transfer area: what is checksummed and compressed is a private copy.
+  // A hostile client may still write to the transfer area: what is checksummed and compressed is a
+  // private copy.
   const std::uint64_t offset = (std::uint64_t{half} * wire::kHalfPages + slot) * kPage;
   std::memcpy(page_.data(), client.transfer + offset, kPage);
-  const auto entry = store_.put(std::span<const std::byte, kPage>(page_.data(), kPage), tunables_.codec_spec(), *codec_);
+  const auto entry = store_.put(std::span<const std::byte, kPage>(page_.data(), kPage),
+                                tunables_.codec_spec(), *codec_);
   if (!entry) {
-    spdlog::warn("{}: a page finds no room ({}): it goes back", client.label(), entry.error().text());
+    spdlog::warn("{}: a page finds no room ({}): it goes back", client.label(),
+                 entry.error().text());
     (void)client.map->replace(page, out, out.with_wanted());
     client.give_back = true;
     client.blocked_until_us = os_.now_us() + 100'000;
@@ -305,8 +324,9 @@ void Evictor::publish_page(Client& client, std::uint32_t half, std::uint32_t slo
   }
 }
 
-// A batch ends when no page of it is OUT any more. Wanted pages are the reader's to rescue, except while address-space events
-// wait: those wait for the batch, and a COPY to an old address could lose the page. Then they take the way through the pool.
+// A batch ends when no page of it is OUT any more. Wanted pages are the reader's to rescue, except
+// while address-space events wait: those wait for the batch, and a COPY to an old address could
+// lose the page. Then they take the way through the pool.
 void Evictor::settle(Client& client, std::uint32_t half, std::uint64_t now_us) {
   Batch& batch = client.batch[half];
   bool left = false;
@@ -339,7 +359,8 @@ void Evictor::end_batch(Client& client, std::uint32_t half) {
   batch.pages = 0;
   batch.phase = Batch::Phase::idle;
   client.batches.fetch_sub(1);
-  if (client.unapplied || client.faults_parked || client.restore_wanted || client.gone()) kick_reader_(client);
+  if (client.unapplied || client.faults_parked || client.restore_wanted || client.gone())
+    kick_reader_(client);
 }
 
 // The address space is gone: nothing of it is anybody's any more.
@@ -351,11 +372,13 @@ void Evictor::abandon_batches(Client& client) {
   kick_reader_(client);
 }
 
-// The agent died alone, in the middle of a command (HAZARDS 7). For each page: it came through (transfer), it never left
-// (still mapped), or it was in staging, where nobody may fetch it: then the client cannot be proved whole.
+// The agent died alone, in the middle of a command (HAZARDS 7). For each page: it came through
+// (transfer), it never left (still mapped), or it was in staging, where nobody may fetch it: then
+// the client cannot be proved whole.
 void Evictor::resolve_lost_agent(Client& client, std::uint64_t now_us) {
   if (client.agentless_since_us == 0) client.agentless_since_us = now_us;
-  if (now_us - client.agentless_since_us < 1'000'000) return;  // most likely the whole process is on its way out
+  if (now_us - client.agentless_since_us < 1'000'000)
+    return;  // most likely the whole process is on its way out
   for (std::uint32_t h = 0; h < wire::kHalves; ++h) {
     if (client.batch[h].phase != Batch::Phase::posted) continue;
     std::vector<std::uint64_t> staged(wire::kHalfPages, 0);
@@ -369,7 +392,8 @@ void Evictor::resolve_lost_agent(Client& client, std::uint64_t now_us) {
         return;
       }
     }
-    store_word(client.mailbox->commands[h].state, static_cast<std::uint32_t>(wire::CommandState::done));
+    store_word(client.mailbox->commands[h].state,
+               static_cast<std::uint32_t>(wire::CommandState::done));
     take_results(client, h, now_us);
   }
 }

@@ -1,11 +1,14 @@
-// Evictor: takes cold pages out of the clients of one evict thread (DESIGN §5). Reads top to bottom as one eviction:
-//   budget -> plan (policy) -> mark OUT -> post to the agent -> results -> compress, store, publish -> settled
+// Evictor: takes cold pages out of the clients of one evict thread (DESIGN §5). Reads top to bottom
+// as one eviction:
+//   budget -> plan (policy) -> mark OUT -> post to the agent -> results -> compress, store, publish
+//   -> settled
 //
-// Shape (DESIGN §10): step() does what can be done now and never waits for a client; every system call goes through the Os
-// seam. Two commands per client may be under way (one per staging half), so that the agent moves while we compress.
-// Thread safety: one instance per evict thread; with the readers it shares what client.h says.
-// Invariants: a page is OUT from before its command is posted until it is published, put back or rescued; a batch holds a
-// pool reservation for its worst case, so that storing cannot fail for the pool's limit.
+// Shape (DESIGN §10): step() does what can be done now and never waits for a client; every system
+// call goes through the Os seam. Two commands per client may be under way (one per staging half),
+// so that the agent moves while we compress. Thread safety: one instance per evict thread; with the
+// readers it shares what client.h says. Invariants: a page is OUT from before its command is posted
+// until it is published, put back or rescued; a batch holds a pool reservation for its worst case,
+// so that storing cannot fail for the pool's limit.
 #pragma once
 
 #include <cstdint>
@@ -70,7 +73,7 @@ class Evictor {
   std::unique_ptr<PageCodec> codec_;
   std::unique_ptr<EvictionPolicy> policy_;
   KickReader kick_reader_;
-  Mapping page_;                  // one page: what is compressed is ours alone
+  Mapping page_;  // one page: what is compressed is ours alone
   std::unordered_map<std::uint64_t, ThreadGuard> guards_;
   std::uint64_t pool_full_said_us_ = 0;
 };

@@ -9,8 +9,9 @@ namespace foldswap {
 namespace {
 
 constexpr std::uint64_t kEveryUs = 100'000, kEveryAgentlessUs = 20'000;
-constexpr std::uint64_t kQuietUs = 5'000'000;          // without an eviction: unregister what has nothing out
-constexpr std::uint64_t kTransferQuietUs = 10'000'000; // likewise: the transfer area is given back
+constexpr std::uint64_t kQuietUs =
+    5'000'000;  // without an eviction: unregister what has nothing out
+constexpr std::uint64_t kTransferQuietUs = 10'000'000;  // likewise: the transfer area is given back
 
 }  // namespace
 
@@ -29,13 +30,16 @@ void Evictor::housekeeping(Client& client, std::uint64_t now_us) {
     (void)budgets_.sample(client, now_us);
   }
   if (client.mailbox == nullptr) return;
-  guards_.try_emplace(client.id, os_).first->second.watch_quarantine(client, now_us, tunables_.quarantine_us);
+  guards_.try_emplace(client.id, os_)
+      .first->second.watch_quarantine(client, now_us, tunables_.quarantine_us);
   const auto tid = static_cast<pid_t>(client.last_fault_tid.load(std::memory_order_relaxed));
   if (tid != 0) {
     // The agent works best on the CPU of the thread that faults (KERNEL.md).
     ThreadInfo thread;
-    const auto stat = os_.read_file("/proc/" + std::to_string(client.pid()) + "/task/" + std::to_string(tid) + "/stat");
-    if (stat && parse_stat(*stat, thread) && thread.cpu >= 0) client.cpu = static_cast<std::uint32_t>(thread.cpu);
+    const auto stat = os_.read_file("/proc/" + std::to_string(client.pid()) + "/task/" +
+                                    std::to_string(tid) + "/stat");
+    if (stat && parse_stat(*stat, thread) && thread.cpu >= 0)
+      client.cpu = static_cast<std::uint32_t>(thread.cpu);
   }
   if (client.map->out_total() == 0 && client.batches.load() == 0) client.trim_map = true;
   release_when_empty(client, now_us);
@@ -47,14 +51,17 @@ void Evictor::housekeeping(Client& client, std::uint64_t now_us) {
     list_registered(client, false);
     note_unregistered(client);
   }
-  if (client.transfer_in_use && now_us - client.last_evict_us > kTransferQuietUs && client.batches.load() == 0) {
+  if (client.transfer_in_use && now_us - client.last_evict_us > kTransferQuietUs &&
+      client.batches.load() == 0) {
     free_transfer(client);
   }
 }
 
 // smaps walks the page tables, so the larger the client, the more rarely it is read.
 void Evictor::refresh_vmas(Client& client, std::uint64_t now_us, std::uint64_t max_age_us) {
-  if (client.vmas_at_us != 0 && now_us - client.vmas_at_us < std::max(max_age_us, 20 * client.vmas_cost_us)) return;
+  if (client.vmas_at_us != 0 &&
+      now_us - client.vmas_at_us < std::max(max_age_us, 20 * client.vmas_cost_us))
+    return;
   const std::uint32_t posted = static_cast<std::uint32_t>(client.batch_generation);
   auto vmas = read_vmas(os_, client.pid());
   if (!vmas) return;
@@ -68,9 +75,12 @@ void Evictor::list_registered(Client& client, bool everything) {
   std::vector<wire::Range> ranges;
   const std::uint64_t staging = client.record.staging;
   for (const VmaInfo& vma : client.vmas) {
-    if (!vma.registered || (!everything && vma.start < staging + wire::kStagingBytes && vma.end > staging)) continue;
+    if (!vma.registered ||
+        (!everything && vma.start < staging + wire::kStagingBytes && vma.end > staging))
+      continue;
     if (client.map->next_out(vma.start, vma.end) < vma.end && !everything) continue;
-    if (os_.uffd_probe(client.uffd.get(), vma.start) != Probe::registered) continue;  // another's userfaultfd
+    if (os_.uffd_probe(client.uffd.get(), vma.start) != Probe::registered)
+      continue;  // another's userfaultfd
     ranges.push_back({vma.start, vma.end - vma.start});
   }
   if (ranges.empty()) return;
@@ -81,8 +91,8 @@ void Evictor::list_registered(Client& client, bool everything) {
   kick_reader_(client);
 }
 
-// Tells the interposed calls that nothing but staging is registered, if that is sure: nobody has registered since smaps was
-// read. Only batches and requests register.
+// Tells the interposed calls that nothing but staging is registered, if that is sure: nobody has
+// registered since smaps was read. Only batches and requests register.
 void Evictor::note_unregistered(Client& client) {
   const std::uint64_t staging = client.record.staging;
   const std::uint32_t served = load_word(client.mailbox->request.served);
@@ -92,14 +102,16 @@ void Evictor::note_unregistered(Client& client) {
     if (vma.registered && !ours) return;
   }
   const LayoutTryLock lock(client, tunables_.incarnation);
-  if (!lock.held() || client.batches.load() != 0 || load_word(client.mailbox->request.served) != served ||
+  if (!lock.held() || client.batches.load() != 0 ||
+      load_word(client.mailbox->request.served) != served ||
       client.vmas_generation != static_cast<std::uint32_t>(client.batch_generation)) {
     return;
   }
   store_word(client.mailbox->registered, 0);
 }
 
-// drain, or a library that retires: restore (the reader does it), unregister everything, then `released`.
+// drain, or a library that retires: restore (the reader does it), unregister everything, then
+// `released`.
 void Evictor::release_when_empty(Client& client, std::uint64_t now_us) {
   if (!client.release_wanted || client.restore_wanted || client.batches.load() != 0) return;
   if (client.state() == ClientState::agentless) {
@@ -109,7 +121,8 @@ void Evictor::release_when_empty(Client& client, std::uint64_t now_us) {
   refresh_vmas(client, now_us, 0);
   bool any = false;
   for (const VmaInfo& vma : client.vmas) {
-    any = any || (vma.registered && os_.uffd_probe(client.uffd.get(), vma.start) == Probe::registered);
+    any = any ||
+          (vma.registered && os_.uffd_probe(client.uffd.get(), vma.start) == Probe::registered);
   }
   if (any) {
     list_registered(client, true);
@@ -130,7 +143,9 @@ void Evictor::free_transfer(Client& client) {
 void Evictor::finish_reclaim(Client& client) {
   if (!client.reclaim_running || client.batches.load() != 0) return;
   const bool impossible = !client.has_agent() || client.release_wanted;
-  if (client.reclaimed_pages.load() < client.reclaim_pages.load() && !client.reclaim_stuck && !impossible) return;
+  if (client.reclaimed_pages.load() < client.reclaim_pages.load() && !client.reclaim_stuck &&
+      !impossible)
+    return;
   client.rss_next_us = 0;
   client.reclaim_running = false;
 }

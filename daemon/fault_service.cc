@@ -74,7 +74,8 @@ FaultService::ReadResult FaultService::read_messages(Client& client) {
       store_word(client.mailbox->reader_waits, 1);
       return ReadResult::busy;
     }
-    std::memset(static_cast<void*>(tail), 0, inbox.size_bytes());  // HAZARDS 19: entries validate themselves
+    std::memset(static_cast<void*>(tail), 0,
+                inbox.size_bytes());  // HAZARDS 19: entries validate themselves
     count = os_.uffd_read(client.uffd.get(), inbox);
     if (count > 0 && std::any_of(tail, tail + count, is_address_event)) {
       client.unapplied = true;  // before the epoch moves: see client.h
@@ -136,7 +137,8 @@ bool FaultService::answer_faults(Client& client, StepResult& result) {
     changing = changing || outcome == Outcome::changing;
     if (outcome == Outcome::later) {
       parked = true;
-      const std::uint64_t wait = fault.retry_at_us > now_us ? fault.retry_at_us - now_us : kRetryMemoryUs;
+      const std::uint64_t wait =
+          fault.retry_at_us > now_us ? fault.retry_at_us - now_us : kRetryMemoryUs;
       result.retry_us = result.retry_us == 0 ? wait : std::min(result.retry_us, wait);
     }
     client.pending[kept++] = fault;
@@ -161,14 +163,17 @@ FaultService::Outcome FaultService::answer(Client& client, PendingFault& fault) 
     case PageState::object:
       if (must_hold(client, fault)) return Outcome::later;
       return answer_evicted(client, fault, entry);
-    case PageState::out: return answer_out(client, fault, entry);
-    case PageState::bad: return answer_bad(client, fault);
+    case PageState::out:
+      return answer_out(client, fault, entry);
+    case PageState::bad:
+      return answer_bad(client, fault);
   }
   return Outcome::later;
 }
 
-// A fault waits while its client is far over its budget and eviction is getting somewhere (also what keeps a COPY from
-// hitting a memory cgroup's limit: HAZARDS 15). Never for long: the budget is soft, progress is not.
+// A fault waits while its client is far over its budget and eviction is getting somewhere (also
+// what keeps a COPY from hitting a memory cgroup's limit: HAZARDS 15). Never for long: the budget
+// is soft, progress is not.
 bool FaultService::must_hold(Client& client, PendingFault& fault) const {
   const std::uint64_t line = client.hold_above_bytes.load(std::memory_order_relaxed);
   if (line == wire::kNoLimit) return false;
@@ -183,7 +188,8 @@ bool FaultService::must_hold(Client& client, PendingFault& fault) const {
 
 FaultService::Outcome FaultService::answer_none(Client& client, const PendingFault& fault) {
   UffdProgress progress;
-  // Staging faults come from mlockall (HAZARDS 21): a zero page costs nothing and is thrown away again.
+  // Staging faults come from mlockall (HAZARDS 21): a zero page costs nothing and is thrown away
+  // again.
   if (fault.write && !client.in_staging(fault.page)) {
     std::memset(buffer_.data(), 0, kPage);
     progress = os_.uffd_copy(client.uffd.get(), fault.page, buffer_.data(), kPage);
@@ -206,29 +212,32 @@ FaultService::Outcome FaultService::answer_evicted(Client& client, const Pending
     return Outcome::done;
   }
   // A fault where the last window ended doubles the window; anything else is one page again.
-  const std::uint32_t most =
-      std::clamp<std::uint32_t>(tunables_.readahead_max.load(std::memory_order_relaxed), 1, kMostWindow);
+  const std::uint32_t most = std::clamp<std::uint32_t>(
+      tunables_.readahead_max.load(std::memory_order_relaxed), 1, kMostWindow);
   const std::uint32_t want =
       fault.page == client.window_next ? std::min(client.window_pages * 2, most) : 1;
   std::uint32_t pages = fill_window(client, fault.page, entry, want);
   if (pages == 0) {
     if (store_.poison(client, fault.page, entry)) {
-      spdlog::error("{}: the object of page {:#x} does not verify: the page is poisoned", client.label(), fault.page);
+      spdlog::error("{}: the object of page {:#x} does not verify: the page is poisoned",
+                    client.label(), fault.page);
     }
     return answer_bad(client, fault);
   }
   std::uint32_t done = 0;
   Outcome outcome = copy_in(client, fault.page, pages, true, done);
   if (done == 0 && pages > 1 && outcome == Outcome::later) {
-    pages = 1;  // HAZARDS 10: a window over a border fails as a whole though its first page can be had
+    pages =
+        1;  // HAZARDS 10: a window over a border fails as a whole though its first page can be had
     outcome = copy_in(client, fault.page, 1, true, done);
   }
   if (done == 0) return outcome;
   client.window_pages = want;
   client.window_next = fault.page + done * kPage;
   bump(counters_.readahead_pages, done - 1);
-  finish_fault(client, fault,
-               entry.state() == PageState::object ? counters_.faults_pool : counters_.faults_same_filled);
+  finish_fault(
+      client, fault,
+      entry.state() == PageState::object ? counters_.faults_pool : counters_.faults_same_filled);
   return Outcome::done;
 }
 
@@ -244,12 +253,13 @@ std::uint32_t FaultService::fill_window(Client& client, std::uint64_t start, Ent
   return pages;
 }
 
-FaultService::Outcome FaultService::copy_in(Client& client, std::uint64_t start, std::uint32_t pages,
-                                            bool demanded, std::uint32_t& done_pages) {
+FaultService::Outcome FaultService::copy_in(Client& client, std::uint64_t start,
+                                            std::uint32_t pages, bool demanded,
+                                            std::uint32_t& done_pages) {
   const auto progress = os_.uffd_copy(client.uffd.get(), start, buffer_.data(), pages * kPage);
   done_pages = static_cast<std::uint32_t>(progress.done / kPage);
-  // COPY first, then the entry, then the object (DESIGN §10). One hot page is worth a heat bit; a run read in
-  // sequence stays cold, so that it can leave again as a run.
+  // COPY first, then the entry, then the object (DESIGN §10). One hot page is worth a heat bit; a
+  // run read in sequence stays cold, so that it can leave again as a run.
   const unsigned heat = demanded && pages == 1 ? 1 : 0;
   for (std::uint32_t i = 0; i < done_pages; ++i) {
     (void)store_.clear(client, start + i * kPage, window_[i], heat);
@@ -267,12 +277,15 @@ FaultService::Outcome FaultService::copy_in(Client& client, std::uint64_t start,
 // No fault ends without COPY, ZEROPAGE, POISON or WAKE (HAZARDS 10).
 FaultService::Outcome FaultService::settle_error(Client& client, std::uint64_t page, int error) {
   switch (error) {
-    case EAGAIN: return Outcome::changing;
-    case ESRCH: return Outcome::gone;
-    case ENOMEM: return Outcome::later;  // evict, retry later, and wake only then
-    case EEXIST:   // it came by another way
-    case ENOENT:   // its mapping is gone
-    case EINVAL:   // its mapping is no longer ours
+    case EAGAIN:
+      return Outcome::changing;
+    case ESRCH:
+      return Outcome::gone;
+    case ENOMEM:
+      return Outcome::later;  // evict, retry later, and wake only then
+    case EEXIST:              // it came by another way
+    case ENOENT:              // its mapping is gone
+    case EINVAL:              // its mapping is no longer ours
     default: {
       const int woken = os_.uffd_wake(client.uffd.get(), page, kPage);
       return woken == -ESRCH ? Outcome::gone : Outcome::done;
@@ -295,14 +308,19 @@ FaultService::Outcome FaultService::answer_out(Client& client, PendingFault& fau
   return outcome;
 }
 
-// Straight back, never through the pool. The transfer area is the client's memory too: copied out once, trusted never.
+// Straight back, never through the pool. The transfer area is the client's memory too: copied out
+// once, trusted never.
 FaultService::Outcome FaultService::rescue(Client& client, std::uint64_t page, Entry claimed) {
-  const std::uint64_t offset = (std::uint64_t{claimed.half()} * wire::kHalfPages + claimed.slot()) * kPage;
+  const std::uint64_t offset =
+      (std::uint64_t{claimed.half()} * wire::kHalfPages + claimed.slot()) * kPage;
   std::memcpy(buffer_.data(), client.transfer + offset, kPage);
   const auto progress = os_.uffd_copy(client.uffd.get(), page, buffer_.data(), kPage);
-  if (progress.done == 0 && progress.error != EEXIST) return settle_error(client, page, progress.error);
-  // While events wait the evictor may publish even a wanted page; it is back now, so that has to go again.
-  if (!client.map->replace(page, claimed, Entry::none(2))) store_.clear_range(client, page, page + kPage);
+  if (progress.done == 0 && progress.error != EEXIST)
+    return settle_error(client, page, progress.error);
+  // While events wait the evictor may publish even a wanted page; it is back now, so that has to go
+  // again.
+  if (!client.map->replace(page, claimed, Entry::none(2)))
+    store_.clear_range(client, page, page + kPage);
   if (progress.done == 0) return settle_error(client, page, progress.error);
   client.copied_pages.fetch_add(1, std::memory_order_relaxed);
   return Outcome::done;

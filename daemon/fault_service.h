@@ -1,11 +1,12 @@
-// FaultService: answers the faults of the clients of one fault thread (DESIGN §6), and does everything else that only a
-// client's reader may do: read its events, COPY pages back, bring ranges back on request, unregister what is quiet.
+// FaultService: answers the faults of the clients of one fault thread (DESIGN §6), and does
+// everything else that only a client's reader may do: read its events, COPY pages back, bring
+// ranges back on request, unregister what is quiet.
 //
-// Shape (DESIGN §10): step() is a function of the client's state, its messages and the clock; every system call goes
-// through the Os seam, nothing blocks, and the caller decides when to call again.
-// Thread safety: one instance per fault thread, used by it alone. The fault path allocates nothing and holds no lock
-// across a system call but the layout lock's own read.
-// The order inside a step is the contract: read -> apply events -> answer faults -> requests -> restore -> unregister.
+// Shape (DESIGN §10): step() is a function of the client's state, its messages and the clock; every
+// system call goes through the Os seam, nothing blocks, and the caller decides when to call again.
+// Thread safety: one instance per fault thread, used by it alone. The fault path allocates nothing
+// and holds no lock across a system call but the layout lock's own read. The order inside a step is
+// the contract: read -> apply events -> answer faults -> requests -> restore -> unregister.
 #pragma once
 
 #include <cstdint>
@@ -21,9 +22,10 @@
 namespace foldswap {
 
 struct StepResult {
-  bool worked = false;          // something was answered, applied or brought back
-  bool again = false;           // call again at once: there is more to do
-  std::uint64_t retry_us = 0;   // call again after this long; 0: when the client's descriptor is readable or it is kicked
+  bool worked = false;  // something was answered, applied or brought back
+  bool again = false;   // call again at once: there is more to do
+  std::uint64_t retry_us =
+      0;  // call again after this long; 0: when the client's descriptor is readable or it is kicked
 };
 
 class FaultService {
@@ -36,7 +38,8 @@ class FaultService {
  private:
   enum class Outcome : std::uint8_t {
     done,      // answered
-    later,     // waits for the evictor or for memory; PendingFault::retry_at_us says when to look again
+    later,     // waits for the evictor or for memory; PendingFault::retry_at_us says when to look
+               // again
     changing,  // EAGAIN: events first
     gone,      // the address space is gone
   };
@@ -55,11 +58,13 @@ class FaultService {
   [[nodiscard]] Outcome answer_bad(Client& client, const PendingFault& fault);
   [[nodiscard]] bool must_hold(Client& client, PendingFault& fault) const;
 
-  // Copies `pages` pages from the buffer to `start` and clears their entries. Bytes done are in `done_pages`.
+  // Copies `pages` pages from the buffer to `start` and clears their entries. Bytes done are in
+  // `done_pages`.
   [[nodiscard]] Outcome copy_in(Client& client, std::uint64_t start, std::uint32_t pages,
                                 bool demanded, std::uint32_t& done_pages);
   [[nodiscard]] Outcome settle_error(Client& client, std::uint64_t page, int error);
-  // Decompresses the run of evicted pages that begins at `start`, at most `most` of them, into the buffer.
+  // Decompresses the run of evicted pages that begins at `start`, at most `most` of them, into the
+  // buffer.
   [[nodiscard]] std::uint32_t fill_window(Client& client, std::uint64_t start, Entry first,
                                           std::uint32_t most);
   void finish_fault(Client& client, const PendingFault& fault, Counter& kind);
@@ -70,7 +75,8 @@ class FaultService {
   [[nodiscard]] bool bring_back(Client& client, std::uint64_t start, std::uint64_t end,
                                 std::uint64_t& cursor, StepResult& result);
   // Nothing but poisoned pages.
-  [[nodiscard]] static bool nothing_out(const Client& client, std::uint64_t start, std::uint64_t end);
+  [[nodiscard]] static bool nothing_out(const Client& client, std::uint64_t start,
+                                        std::uint64_t end);
   [[nodiscard]] bool unregister(Client& client, std::uint64_t start, std::uint64_t bytes,
                                 bool for_request);
   void run_give_back(Client& client);
@@ -86,8 +92,8 @@ class FaultService {
   AddressSpace address_space_;
   const Tunables& tunables_;
   std::unique_ptr<PageCodec> codec_;
-  Mapping buffer_;                       // kMostWindow pages
-  std::vector<Entry> window_;            // the entries whose pages are in the buffer
+  Mapping buffer_;             // kMostWindow pages
+  std::vector<Entry> window_;  // the entries whose pages are in the buffer
   static constexpr std::uint32_t kMostWindow = 64;
 };
 

@@ -1,4 +1,5 @@
-// The reader's work on ranges: requests of interposed calls, restore, unregistering. See fault_service.h.
+// The reader's work on ranges: requests of interposed calls, restore, unregistering. See
+// fault_service.h.
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
@@ -40,14 +41,16 @@ bool FaultService::bring_back(Client& client, std::uint64_t start, std::uint64_t
     const std::uint32_t pages = fill_window(client, cursor, entry, kMostWindow);
     if (pages == 0) {
       if (store_.poison(client, cursor, entry)) {
-        spdlog::error("{}: the object of page {:#x} does not verify: the page is poisoned", client.label(), cursor);
+        spdlog::error("{}: the object of page {:#x} does not verify: the page is poisoned",
+                      client.label(), cursor);
         (void)os_.uffd_poison(client.uffd.get(), cursor);
       }
       continue;
     }
     std::uint32_t done = 0;
     Outcome outcome = copy_in(client, cursor, pages, false, done);
-    if (done == 0 && pages > 1 && outcome == Outcome::later) outcome = copy_in(client, cursor, 1, false, done);
+    if (done == 0 && pages > 1 && outcome == Outcome::later)
+      outcome = copy_in(client, cursor, 1, false, done);
     if (outcome == Outcome::gone) {
       client.set_state(ClientState::exiting);
       return false;
@@ -57,7 +60,8 @@ bool FaultService::bring_back(Client& client, std::uint64_t start, std::uint64_t
       return false;
     }
     if (done == 0) {
-      // Woken for a mapping that is gone: the event that says so is on its way; do not spin on this page.
+      // Woken for a mapping that is gone: the event that says so is on its way; do not spin on this
+      // page.
       cursor += kPage;
       result.retry_us = 200;
     } else {
@@ -69,21 +73,24 @@ bool FaultService::bring_back(Client& client, std::uint64_t start, std::uint64_t
   return false;
 }
 
-// HAZARDS 2: obeys the layout rule; a change under way during it is seen by PROBE under the same lock and undone.
+// HAZARDS 2: obeys the layout rule; a change under way during it is seen by PROBE under the same
+// lock and undone.
 bool FaultService::unregister(Client& client, std::uint64_t start, std::uint64_t bytes,
                               bool for_request) {
   const LayoutTryLock lock(client, tunables_.incarnation);
   if (!lock.held()) return false;
   if (client.mailbox != nullptr) {
     store_word(client.mailbox->layout_daemon, 1);
-    // A caller that asked for this holds layout_busy itself; any other may be in the middle of an mremap.
+    // A caller that asked for this holds layout_busy itself; any other may be in the middle of an
+    // mremap.
     if (!for_request && load_word(client.mailbox->layout_busy) != 0) {
       store_word(client.mailbox->layout_daemon, 0);
       return false;
     }
   }
   bool done = true;
-  // Looked at under the lock: the evictor notes a page as out before it asks for it, and the agent takes it under the lock.
+  // Looked at under the lock: the evictor notes a page as out before it asks for it, and the agent
+  // takes it under the lock.
   if (!nothing_out(client, start, start + bytes) ||
       os_.uffd_probe(client.uffd.get(), start) == Probe::changing) {
     done = false;
@@ -103,8 +110,11 @@ bool FaultService::unify(Client& client, std::uint64_t start, std::uint64_t byte
   if (os_.uffd_probe(client.uffd.get(), start) == Probe::changing) return false;
   const int error = os_.uffd_register(client.uffd.get(), start, bytes);
   if (os_.uffd_probe(client.uffd.get(), start) == Probe::changing) return false;
-  // A range with something in it that cannot be registered is refused by mremap itself; nothing to unify.
-  if (error != 0) spdlog::debug("{}: range {:#x}+{:#x} cannot be unified: {}", client.label(), start, bytes, -error);
+  // A range with something in it that cannot be registered is refused by mremap itself; nothing to
+  // unify.
+  if (error != 0)
+    spdlog::debug("{}: range {:#x}+{:#x} cannot be unified: {}", client.label(), start, bytes,
+                  -error);
   return true;
 }
 
@@ -124,9 +134,12 @@ void FaultService::serve_request(Client& client, StepResult& result) {
   } else {
     const std::uint64_t bytes = (asked + kPage - 1) & ~(kPage - 1);
     switch (op) {
-      case wire::RequestOp::unify: done = unify(client, start, bytes); break;
+      case wire::RequestOp::unify:
+        done = unify(client, start, bytes);
+        break;
       case wire::RequestOp::release:
-        done = client.batches.load() == 0 && bring_back(client, start, start + bytes, client.request_cursor, result) &&
+        done = client.batches.load() == 0 &&
+               bring_back(client, start, start + bytes, client.request_cursor, result) &&
                unregister(client, start, bytes, true);
         break;
       case wire::RequestOp::retire:
@@ -135,7 +148,9 @@ void FaultService::serve_request(Client& client, StepResult& result) {
         client.release_wanted = true;
         done = client.state() == ClientState::released;
         break;
-      default: status = ENOSYS; break;
+      default:
+        status = ENOSYS;
+        break;
     }
   }
   if (!done) {
@@ -148,7 +163,8 @@ void FaultService::serve_request(Client& client, StepResult& result) {
   os_.futex_wake(&request.served);
 }
 
-// Pages that left the client but found no room in the pool: back from the transfer area, though no fault waits.
+// Pages that left the client but found no room in the pool: back from the transfer area, though no
+// fault waits.
 void FaultService::run_give_back(Client& client) {
   if (!client.give_back.exchange(false)) return;
   for (std::uint32_t h = 0; h < wire::kHalves; ++h) {
@@ -179,7 +195,8 @@ void FaultService::run_trim(Client& client) {
 
 void FaultService::run_restore(Client& client, StepResult& result) {
   if (!client.restore_wanted || client.gone()) return;
-  if (bring_back(client, 0, kAddressEnd, client.restore_cursor, result) && client.batches.load() == 0) {
+  if (bring_back(client, 0, kAddressEnd, client.restore_cursor, result) &&
+      client.batches.load() == 0) {
     client.restore_cursor = 0;
     client.restore_wanted = false;
   } else if (result.retry_us == 0) {

@@ -51,7 +51,8 @@ void copy_name(char* to, const char* from) {
 }  // namespace
 
 Handshake::Handshake(Os& os, Registry& registry, Vetting& vetting, const Access& access,
-                     const Tunables& tunables, Limits& limits, std::atomic<bool>& draining, State& state)
+                     const Tunables& tunables, Limits& limits, std::atomic<bool>& draining,
+                     State& state)
     : os_(os),
       registry_(registry),
       vetting_(vetting),
@@ -69,9 +70,8 @@ void Handshake::make_room(std::uint32_t uid) {
       std::ranges::count_if(pending_, [&](const auto& p) { return p.second.peer.uid == uid; }));
   if (of_user < kMostHandshakesPerUser && pending_.size() < kMostHandshakes) return;
   // The oldest of the same user gives way; of anybody when the table is full of others.
-  const auto oldest = std::ranges::find_if(pending_, [&](const auto& p) {
-    return p.second.peer.uid == uid || of_user == 0;
-  });
+  const auto oldest = std::ranges::find_if(
+      pending_, [&](const auto& p) { return p.second.peer.uid == uid || of_user == 0; });
   if (oldest != pending_.end()) refuse(oldest->first, "too many handshakes at once");
 }
 
@@ -79,7 +79,8 @@ void Handshake::accept_one(int listener, int epoll) {
   epoll_ = epoll;
   UniqueFd socket(::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (!socket.valid()) {
-    if (errno == EMFILE || errno == ENFILE) spdlog::warn("out of descriptors: a new client has to wait");
+    if (errno == EMFILE || errno == ENFILE)
+      spdlog::warn("out of descriptors: a new client has to wait");
     return;
   }
   Pending pending;
@@ -138,7 +139,8 @@ Status Handshake::welcome(Pending& pending, std::uint64_t token) {
   fds.push(device_.get());
   fds.push(pending.mailbox_fd.get());
   fds.push(pending.transfer_fd.get());
-  if (!send_with_fds(pending.socket.get(), &hello, sizeof(hello), fds)) return fail_errno("sending the welcome failed");
+  if (!send_with_fds(pending.socket.get(), &hello, sizeof(hello), fds))
+    return fail_errno("sending the welcome failed");
   return {};
 }
 
@@ -174,7 +176,8 @@ void Handshake::on_vetted() {
       continue;
     }
     const bool child = vetted->hello.kind == static_cast<std::uint32_t>(wire::HelloKind::child);
-    const Status done = child ? finish_child(it->second, *vetted) : finish(vetted->token, it->second, *vetted);
+    const Status done =
+        child ? finish_child(it->second, *vetted) : finish(vetted->token, it->second, *vetted);
     if (!done) {
       refuse(vetted->token, done.error().text());
       continue;
@@ -186,7 +189,8 @@ void Handshake::on_vetted() {
 Status Handshake::finish_child(Pending& pending, const VettedHello& vetted) {
   const auto child = registry_.child_waiting(vetted.hello.parent_id, vetted.hello.fork_seq);
   if (child == nullptr || child->uid != pending.peer.uid) {
-    return fail("no forked child of client " + std::to_string(vetted.hello.parent_id) + " waits for a hello");
+    return fail("no forked child of client " + std::to_string(vetted.hello.parent_id) +
+                " waits for a hello");
   }
   child->learn_pid(pending.peer.pid);
   auto ready = message<wire::Ready>(wire::MessageType::ready);
@@ -210,12 +214,16 @@ Status Handshake::finish(std::uint64_t token, Pending& pending, VettedHello& vet
   if (!pending.pidfd.valid()) return fail("the process is gone");
   // It must poll, whatever the client did to the description.
   const int flags = ::fcntl(vetted.uffd.get(), F_GETFL);
-  if (::fcntl(vetted.uffd.get(), F_SETFL, flags | O_NONBLOCK) != 0) return fail_errno("fcntl of the userfaultfd failed");
+  if (::fcntl(vetted.uffd.get(), F_SETFL, flags | O_NONBLOCK) != 0)
+    return fail_errno("fcntl of the userfaultfd failed");
   if (const int error = os_.uffd_api(vetted.uffd.get(), kFeatures); error != 0) {
-    return fail_errno(error == -EINVAL ? "the userfaultfd was initialised before, or the kernel lacks its events"
-                                       : "UFFDIO_API failed", -error);
+    return fail_errno(error == -EINVAL
+                          ? "the userfaultfd was initialised before, or the kernel lacks its events"
+                          : "UFFDIO_API failed",
+                      -error);
   }
-  UniqueFd pagemap(::open(("/proc/" + std::to_string(pending.peer.pid) + "/pagemap").c_str(), O_RDONLY | O_CLOEXEC));
+  UniqueFd pagemap(::open(("/proc/" + std::to_string(pending.peer.pid) + "/pagemap").c_str(),
+                          O_RDONLY | O_CLOEXEC));
   if (!pagemap.valid()) return fail_errno("cannot open its pagemap");
   auto mailbox = Mapping::shared(pending.mailbox_fd.get(), wire::kMailboxBytes);
   if (!mailbox) return std::unexpected(mailbox.error());
@@ -264,8 +272,9 @@ void Handshake::lifeline_hup(std::uint64_t token) {
   if (client == nullptr) return;
   (void)::epoll_ctl(epoll_, EPOLL_CTL_DEL, client->lifeline.get(), nullptr);
   // Most often the whole process ended; if not, it goes on being served without its agent.
-  client->set_state(os_.uffd_probe(client->uffd.get(), kPage) == Probe::gone ? ClientState::exiting
-                                                                            : ClientState::agentless);
+  client->set_state(os_.uffd_probe(client->uffd.get(), kPage) == Probe::gone
+                        ? ClientState::exiting
+                        : ClientState::agentless);
 }
 
 void Handshake::refuse(std::uint64_t token, const std::string& reason) {
@@ -283,7 +292,8 @@ void Handshake::refuse(std::uint64_t token, const std::string& reason) {
     unsaid_ = 0;
   }
   if (++unsaid_ <= kBurst) {
-    spdlog::warn("refused a registration of pid {} (uid {}): {}", it->second.peer.pid, it->second.peer.uid, reason);
+    spdlog::warn("refused a registration of pid {} (uid {}): {}", it->second.peer.pid,
+                 it->second.peer.uid, reason);
   }
   drop(token);
 }
@@ -291,7 +301,8 @@ void Handshake::refuse(std::uint64_t token, const std::string& reason) {
 void Handshake::drop(std::uint64_t token) {
   const auto it = pending_.find(token);
   if (it == pending_.end()) return;
-  // Messages that were never received hold descriptors; they are closed with the last reference, which is the helper's.
+  // Messages that were never received hold descriptors; they are closed with the last reference,
+  // which is the helper's.
   vetting_.dispose(it->second.socket.get());
   pending_.erase(it);
 }
@@ -311,19 +322,22 @@ Status check_kernel(Os& os) {
   if (!uffd.valid()) return fail_errno("cannot make a userfaultfd from /dev/userfaultfd");
   if (const int error = os.uffd_api(uffd.get(), kFeatures); error != 0) {
     return fail_errno(error == -EPERM ? "userfaultfd fork events need CAP_SYS_PTRACE"
-                                      : "this kernel lacks a userfaultfd feature (fork, remap, remove, unmap events, thread ids)",
+                                      : "this kernel lacks a userfaultfd feature (fork, remap, "
+                                        "remove, unmap events, thread ids)",
                       -error);
   }
   auto area = Mapping::anonymous(2 * kPage);
   if (!area) return std::unexpected(area.error());
   const auto address = reinterpret_cast<std::uint64_t>(area->data());
-  if (os.uffd_register(uffd.get(), address, 2 * kPage) != 0) return fail_errno("UFFDIO_REGISTER failed");
+  if (os.uffd_register(uffd.get(), address, 2 * kPage) != 0)
+    return fail_errno("UFFDIO_REGISTER failed");
   uapi::UffdMove move{address, address + kPage, kPage, 0, 0};
   const bool moved = ::ioctl(uffd.get(), uapi::kUffdioMove, &move) == 0;
   const int error = errno;
   (void)os.uffd_unregister(uffd.get(), address, 2 * kPage);
   // An empty source page answers ENOENT where MOVE exists; ENOTTY or EINVAL where it does not.
-  if (!moved && error != ENOENT) return fail("this kernel has no UFFDIO_MOVE (Linux 6.8 or newer is needed)");
+  if (!moved && error != ENOENT)
+    return fail("this kernel has no UFFDIO_MOVE (Linux 6.8 or newer is needed)");
   UniqueFd pagemap(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
   uapi::PmScanArg arg{};
   arg.size = sizeof(arg);

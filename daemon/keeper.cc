@@ -15,11 +15,13 @@
 namespace foldswap {
 namespace {
 
-// As fork(2), but with one descriptor table for both. The C library is told its new thread id through the word where it keeps it.
+// As fork(2), but with one descriptor table for both. The C library is told its new thread id
+// through the word where it keeps it.
 pid_t clone_sharing_files() {
   unsigned long tid_word = 0;
   unsigned long flags = CLONE_FILES | SIGCHLD;
-  if (::prctl(PR_GET_TID_ADDRESS, &tid_word, 0, 0, 0) == 0 && tid_word != 0) flags |= CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID;
+  if (::prctl(PR_GET_TID_ADDRESS, &tid_word, 0, 0, 0) == 0 && tid_word != 0)
+    flags |= CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID;
   return static_cast<pid_t>(::syscall(SYS_clone, flags, 0UL, 0UL, tid_word, 0UL));
 }
 
@@ -65,7 +67,8 @@ int run_keeper(const std::string& runtime_dir, const std::function<int()>& daemo
         return WEXITSTATUS(status);
       }
       say("the daemon was ended by signal " + std::to_string(WTERMSIG(status)) +
-          "; its clients wait, and their descriptors are held here; taking them over is not possible yet. "
+          "; its clients wait, and their descriptors are held here; taking them over is not "
+          "possible yet. "
           "To end this, end the clients, then the keeper (SIGTERM)");
     }
     siginfo_t info{};

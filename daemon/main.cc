@@ -26,11 +26,13 @@ struct Options {
   std::vector<std::string> settings;
 };
 
-// Logging is asynchronous and drops rather than waits: the sink may be a pipe whose reader is one of our clients.
+// Logging is asynchronous and drops rather than waits: the sink may be a pipe whose reader is one
+// of our clients.
 void start_logging() {
   spdlog::init_thread_pool(8192, 1);
-  auto logger = std::make_shared<spdlog::async_logger>("foldswapd", std::make_shared<spdlog::sinks::stderr_sink_mt>(),
-                                                       spdlog::thread_pool(), spdlog::async_overflow_policy::overrun_oldest);
+  auto logger = std::make_shared<spdlog::async_logger>(
+      "foldswapd", std::make_shared<spdlog::sinks::stderr_sink_mt>(), spdlog::thread_pool(),
+      spdlog::async_overflow_policy::overrun_oldest);
   logger->set_pattern("%Y-%m-%dT%H:%M:%S.%e %l foldswapd: %v");
   logger->flush_on(spdlog::level::info);
   spdlog::set_default_logger(std::move(logger));
@@ -41,7 +43,8 @@ void guard_own_memory() {
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
   constexpr int kOnFault = 4;  // MCL_ONFAULT: the state files are sparse
   if (::mlockall(MCL_CURRENT | MCL_FUTURE | kOnFault) != 0) {
-    spdlog::warn("cannot lock own memory ({}): under pressure faults may be slow", std::strerror(errno));
+    spdlog::warn("cannot lock own memory ({}): under pressure faults may be slow",
+                 std::strerror(errno));
   }
 #endif
   const UniqueFd score(::open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC));
@@ -76,7 +79,8 @@ int run_daemon(const Options& options, Config config) {
   raise_descriptor_limit();
   guard_own_memory();
   // 4. State, pool, threads, sockets.
-  auto daemon = Daemon::create(real_os(), std::move(config), options.runtime_dir, std::move(*vetting));
+  auto daemon =
+      Daemon::create(real_os(), std::move(config), options.runtime_dir, std::move(*vetting));
   if (!daemon) {
     spdlog::shutdown();
     return complain(daemon.error().text());
@@ -92,10 +96,15 @@ int start(int argc, char** argv) {
   Options options;
   CLI::App app{"foldswapd: compressed swap in user space"};
   std::string config_file;
-  app.add_option("--config", config_file, "configuration file (default: /etc/foldswap/foldswap.toml)");
-  app.add_option("--runtime-dir", options.runtime_dir, "directory of the sockets (default: $FOLDSWAP_RUNTIME_DIR or /run/foldswap)");
-  app.add_flag("--keeper", options.keeper, "hold every descriptor in a parent process that outlives the daemon");
-  app.add_option("--set", options.settings, "KEY=VALUE: overrides the configuration; may be repeated")->allow_extra_args(false);
+  app.add_option("--config", config_file,
+                 "configuration file (default: /etc/foldswap/foldswap.toml)");
+  app.add_option("--runtime-dir", options.runtime_dir,
+                 "directory of the sockets (default: $FOLDSWAP_RUNTIME_DIR or /run/foldswap)");
+  app.add_flag("--keeper", options.keeper,
+               "hold every descriptor in a parent process that outlives the daemon");
+  app.add_option("--set", options.settings,
+                 "KEY=VALUE: overrides the configuration; may be repeated")
+      ->allow_extra_args(false);
   app.set_version_flag("--version", std::string("foldswapd ") + kVersion);
   try {
     app.parse(argc, argv);
@@ -123,4 +132,6 @@ int start(int argc, char** argv) {
 }  // namespace
 }  // namespace foldswap
 
-int main(int argc, char** argv) { return foldswap::start(argc, argv); }
+int main(int argc, char** argv) {
+  return foldswap::start(argc, argv);
+}

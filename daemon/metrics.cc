@@ -9,12 +9,17 @@ namespace {
 
 using nlohmann::json;
 
-std::uint64_t value(const Counter& counter) { return counter.load(std::memory_order_relaxed); }
+std::uint64_t value(const Counter& counter) {
+  return counter.load(std::memory_order_relaxed);
+}
 
-json or_null(std::uint64_t bytes) { return bytes == wire::kNoLimit ? json(nullptr) : json(bytes); }
+json or_null(std::uint64_t bytes) {
+  return bytes == wire::kNoLimit ? json(nullptr) : json(bytes);
+}
 
 json client_json(const Client& client) {
-  const std::uint64_t pool = value(client.record.pool_pages), same = value(client.record.same_filled_pages);
+  const std::uint64_t pool = value(client.record.pool_pages),
+                      same = value(client.record.same_filled_pages);
   return {{"pid", client.pid()},
           {"name", client.name()},
           {"uid", client.uid},
@@ -37,9 +42,12 @@ std::uint64_t own_rss_bytes(Os& os) {
 }
 
 json faults_json(const Counters& c) {
-  const std::uint64_t zero = value(c.faults_zero), same = value(c.faults_same_filled), pool = value(c.faults_pool),
-                      disk = value(c.faults_disk), rescued = value(c.faults_rescued), poisoned = value(c.faults_poisoned);
-  const auto us = [&](double share) { return static_cast<double>(latency_quantile(c, share)) / 1000.0; };
+  const std::uint64_t zero = value(c.faults_zero), same = value(c.faults_same_filled),
+                      pool = value(c.faults_pool), disk = value(c.faults_disk),
+                      rescued = value(c.faults_rescued), poisoned = value(c.faults_poisoned);
+  const auto us = [&](double share) {
+    return static_cast<double>(latency_quantile(c, share)) / 1000.0;
+  };
   return {{"total", zero + same + pool + disk + rescued + poisoned},
           {"zero", zero},
           {"same_filled", same},
@@ -49,7 +57,9 @@ json faults_json(const Counters& c) {
           {"readahead_pages", value(c.readahead_pages)},
           {"poisoned", poisoned},
           {"latency_us",
-           {{"p50", us(0.5)}, {"p90", us(0.9)}, {"p99", us(0.99)},
+           {{"p50", us(0.5)},
+            {"p90", us(0.9)},
+            {"p99", us(0.99)},
             {"max", static_cast<double>(value(c.latency_max_ns)) / 1000.0}}}};
 }
 
@@ -90,8 +100,13 @@ json stats_json(Os& os, State& state, Registry& registry, Pool& pool, std::uint6
             {"metadata_bytes", p.metadata_bytes + maps},
             {"limit_bytes", p.limit_bytes}}},
           {"writeback",
-           {{"enabled", false}, {"file_bytes", 0}, {"live_bytes", 0}, {"pages", 0}, {"written_bytes", 0},
-            {"read_bytes", 0}, {"errors", 0}}},
+           {{"enabled", false},
+            {"file_bytes", 0},
+            {"live_bytes", 0},
+            {"pages", 0},
+            {"written_bytes", 0},
+            {"read_bytes", 0},
+            {"errors", 0}}},
           {"faults", faults_json(c)},
           {"evict",
            {{"pages", value(c.evict_pages)},

@@ -3,18 +3,21 @@
 //   bits 0..2   PageState
 //   bits 3..4   heat: set on fault-in, decayed by the eviction clock; meaningful in `none` only
 //   bit  5      wanted: the reader waits for (or has claimed) a page that is OUT
-//   bits 6..63  payload: pattern (same), object id (same_record, object), transfer slot and batch (out)
+//   bits 6..63  payload: pattern (same), object id (same_record, object), transfer slot and batch
+//   (out)
 //
 // State table (who may do it; every transition is one compare-and-swap: HAZARDS 18)
 //   none -> out                     evictor, before the command is posted
-//   out  -> same | same_record | object   evictor, when the page has left the client and nobody wants it
-//   out  -> none                    evictor: it did not move; reader: rescued, or its mapping is gone
-//   out  -> out+wanted              reader only: a fault waits for it, and from now on only the reader (or, when
+//   out  -> same | same_record | object   evictor, when the page has left the client and nobody
+//   wants it out  -> none                    evictor: it did not move; reader: rescued, or its
+//   mapping is gone out  -> out+wanted              reader only: a fault waits for it, and from now
+//   on only the reader (or, when
 //                                   address-space events wait, the evictor) may change it
 //   same | same_record | object -> none   reader: copied back, or its mapping is gone
 //   same_record | object -> bad     reader: the checksum does not hold; the page is poisoned
 //   bad -> none                     reader: its mapping is gone
-// DISK is no state here: an object's record says whether it lies in a frame or in a segment (DESIGN §7).
+// DISK is no state here: an object's record says whether it lies in a frame or in a segment (DESIGN
+// §7).
 #pragma once
 
 #include <cstdint>

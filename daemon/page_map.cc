@@ -8,15 +8,15 @@ namespace foldswap {
 // Index 0 means "none" for nodes and leaves alike, so both count from 1.
 struct PageMap::Header {
   std::uint32_t magic, version;
-  std::uint32_t nodes_used;      // highest node index handed out
-  std::uint32_t leaves_used;     // highest leaf index handed out
-  std::uint32_t free_leaf;       // head of the list of freed leaves, through LeafInfo::next_free
+  std::uint32_t nodes_used;   // highest node index handed out
+  std::uint32_t leaves_used;  // highest leaf index handed out
+  std::uint32_t free_leaf;    // head of the list of freed leaves, through LeafInfo::next_free
   std::uint32_t leaves_in_use;
   std::atomic<std::uint64_t> out_pages;
 };
 
 struct PageMap::LeafInfo {
-  std::uint32_t extent;     // address / kExtentBytes
+  std::uint32_t extent;  // address / kExtentBytes
   std::uint32_t next_free;
   std::atomic<std::uint32_t> out_pages;
   std::uint32_t in_use;
@@ -26,7 +26,8 @@ namespace {
 
 constexpr std::uint64_t kDirectoryOffset = 4096;
 constexpr std::uint64_t kNodesOffset = kDirectoryOffset + PageMap::kFan * 4;
-constexpr std::uint64_t kInfosOffset = kNodesOffset + std::uint64_t{PageMap::kMostNodes} * PageMap::kFan * 4;
+constexpr std::uint64_t kInfosOffset =
+    kNodesOffset + std::uint64_t{PageMap::kMostNodes} * PageMap::kFan * 4;
 constexpr std::uint64_t kLeavesOffset = kInfosOffset + std::uint64_t{PageMap::kMostLeaves} * 16;
 constexpr std::uint64_t kMapBytes = kLeavesOffset + std::uint64_t{PageMap::kMostLeaves} * kPage;
 
@@ -134,13 +135,15 @@ std::uint64_t PageMap::next_out(std::uint64_t from, std::uint64_t end) const {
       at = (std::uint64_t{extent / kFan} + 1) * kFan * wire::kExtentBytes;
       continue;
     }
-    const std::uint32_t leaf = nodes_[std::size_t{node - 1} * kFan + extent % kFan].load(std::memory_order_acquire);
+    const std::uint32_t leaf =
+        nodes_[std::size_t{node - 1} * kFan + extent % kFan].load(std::memory_order_acquire);
     if (leaf == 0 || infos_[leaf - 1].out_pages.load(std::memory_order_relaxed) == 0) {
       at = (std::uint64_t{extent} + 1) * wire::kExtentBytes;
       continue;
     }
     const auto* words = leaf_words(leaf);
-    for (std::uint32_t slot = slot_of(at); slot < wire::kExtentPages && at < end; ++slot, at += kPage) {
+    for (std::uint32_t slot = slot_of(at); slot < wire::kExtentPages && at < end;
+         ++slot, at += kPage) {
       if (Entry(words[slot].load(std::memory_order_acquire)).state() != PageState::none) return at;
     }
   }
@@ -183,7 +186,8 @@ void PageMap::punch_leaves(const std::vector<std::uint32_t>& leaves) {
     if (os_.punch(fd_.get(), leaf_offset(leaf), kPage) == 0) continue;
     // What is left in an empty leaf is heat: it must not come back as another extent's.
     auto* words = leaf_words(leaf);
-    for (std::uint32_t i = 0; i < wire::kExtentPages; ++i) words[i].store(0, std::memory_order_relaxed);
+    for (std::uint32_t i = 0; i < wire::kExtentPages; ++i)
+      words[i].store(0, std::memory_order_relaxed);
   }
 }
 
@@ -196,7 +200,8 @@ void PageMap::recycle_leaves(const std::vector<std::uint32_t>& leaves) {
 }
 
 std::uint64_t PageMap::resident_bytes() const {
-  return (std::uint64_t{header_->leaves_in_use} + 3) * kPage + std::uint64_t{header_->nodes_used} * 2 * kPage;
+  return (std::uint64_t{header_->leaves_in_use} + 3) * kPage +
+         std::uint64_t{header_->nodes_used} * 2 * kPage;
 }
 
 }  // namespace foldswap

@@ -1,13 +1,15 @@
-// PageMap: where every page of one client is. A radix tree over extents (2 MiB), in one memfd, position
-// independent: directory (8192 entries) -> node (8192) -> leaf (512 entries of 8 bytes, one page of memory).
-// Offsets and indices only; a versioned header; sparse, so that only what is used costs memory.
+// PageMap: where every page of one client is. A radix tree over extents (2 MiB), in one memfd,
+// position independent: directory (8192 entries) -> node (8192) -> leaf (512 entries of 8 bytes,
+// one page of memory). Offsets and indices only; a versioned header; sparse, so that only what is
+// used costs memory.
 //
-// Thread safety: entries are atomic words, found without a lock by any thread. Leaves are made and freed under
-// the client's mutex (rank 1); a leaf is freed only by the reader, and only while no batch is in flight, so a
-// pointer that the evictor holds for a batch stays good.
-// Invariants: a page whose leaf does not exist is `none`. out_pages of a leaf = its entries that are not none.
+// Thread safety: entries are atomic words, found without a lock by any thread. Leaves are made and
+// freed under the client's mutex (rank 1); a leaf is freed only by the reader, and only while no
+// batch is in flight, so a pointer that the evictor holds for a batch stays good. Invariants: a
+// page whose leaf does not exist is `none`. out_pages of a leaf = its entries that are not none.
 // Units: addresses are bytes, page-aligned; pages are 4 KiB.
-// Errors: the map is full (kMostLeaves or kMostNodes): ensure() returns nothing, and the page is not evicted.
+// Errors: the map is full (kMostLeaves or kMostNodes): ensure() returns nothing, and the page is
+// not evicted.
 #pragma once
 
 #include <atomic>
@@ -45,18 +47,20 @@ class PageMap {
   // Likewise, made when absent. Caller holds the client's mutex. nullptr: the map is full.
   [[nodiscard]] std::atomic<std::uint64_t>* ensure(std::uint64_t address);
 
-  // One compare-and-swap; keeps the count of pages out. False when the entry was not `from` any more.
+  // One compare-and-swap; keeps the count of pages out. False when the entry was not `from` any
+  // more.
   bool replace(std::uint64_t address, Entry from, Entry to);
 
-  // Address of the first page at or after `from`, and before `end`, that is not none; `end` if there is none.
+  // Address of the first page at or after `from`, and before `end`, that is not none; `end` if
+  // there is none.
   [[nodiscard]] std::uint64_t next_out(std::uint64_t from, std::uint64_t end) const;
   // Entries that are not none in the extents that [start, end) touches.
   [[nodiscard]] std::uint64_t out_in_extents(std::uint64_t start, std::uint64_t end) const;
   [[nodiscard]] std::uint64_t out_total() const;
 
-  // Freeing leaves without pages out, in three steps because no system call is made under a lock: take them out of the tree
-  // (caller holds the client's mutex, no batch is in flight), give their memory back (no lock), make them available again
-  // (mutex).
+  // Freeing leaves without pages out, in three steps because no system call is made under a lock:
+  // take them out of the tree (caller holds the client's mutex, no batch is in flight), give their
+  // memory back (no lock), make them available again (mutex).
   [[nodiscard]] std::vector<std::uint32_t> unlink_empty_leaves();
   void punch_leaves(const std::vector<std::uint32_t>& leaves);
   void recycle_leaves(const std::vector<std::uint32_t>& leaves);

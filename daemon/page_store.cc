@@ -5,7 +5,9 @@
 namespace foldswap {
 namespace {
 
-ObjectId object_of(Entry entry) { return ObjectId{entry.object_id()}; }
+ObjectId object_of(Entry entry) {
+  return ObjectId{entry.object_id()};
+}
 
 }  // namespace
 

@@ -1,7 +1,8 @@
-// PageStore: the page map's words meet the pool's objects here, and nowhere else. Every change of an entry that
-// takes or gives up an object goes through it, so counts and references cannot drift apart.
-// Thread safety: as its parts; any thread. `codec` belongs to the calling thread.
-// Order (DESIGN §10): object -> record -> entry on the way out; COPY -> entry cleared -> object released on the way in.
+// PageStore: the page map's words meet the pool's objects here, and nowhere else. Every change of
+// an entry that takes or gives up an object goes through it, so counts and references cannot drift
+// apart. Thread safety: as its parts; any thread. `codec` belongs to the calling thread. Order
+// (DESIGN §10): object -> record -> entry on the way out; COPY -> entry cleared -> object released
+// on the way in.
 #pragma once
 
 #include <cstddef>
@@ -20,10 +21,12 @@ class PageStore {
   // The bytes of an evicted page. Error: its object does not verify.
   [[nodiscard]] Status fetch(Entry entry, PageCodec& codec, std::span<std::byte, kPage> page);
 
-  // Compresses and stores a page that left the client: the entry to publish. Error: the pool could not take it.
+  // Compresses and stores a page that left the client: the entry to publish. Error: the pool could
+  // not take it.
   [[nodiscard]] Result<Entry> put(std::span<const std::byte, kPage> page, CodecSpec spec,
                                   PageCodec& codec);
-  // out -> entry. False (and the entry's object is freed) when the page map says something else by now.
+  // out -> entry. False (and the entry's object is freed) when the page map says something else by
+  // now.
   [[nodiscard]] bool publish(Client& client, std::uint64_t page, Entry out, Entry entry);
   // Frees the object of an entry that was never published.
   void discard(Entry entry);

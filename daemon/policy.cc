@@ -6,7 +6,8 @@
 namespace foldswap {
 namespace {
 
-constexpr std::uint64_t kScanBytes = 16 * wire::kExtentBytes;  // of a dense VMA, per look at the page tables
+constexpr std::uint64_t kScanBytes =
+    16 * wire::kExtentBytes;  // of a dense VMA, per look at the page tables
 constexpr std::uint64_t kMostScansPerPlan = 512;
 
 }  // namespace
@@ -42,14 +43,16 @@ EvictionPlan ClockPolicy::choose(Client& client, const EvictionWish& wish,
     const bool dense = vma.anonymous_bytes * 2 >= vma.end - vma.start;
     std::uint64_t at = std::max(vma.start, client.clock_cursor);
     while (at < vma.end) {
-      // A dense VMA is registered whole, so that mremap finds it in one state; of a sparse one a slice at a time.
+      // A dense VMA is registered whole, so that mremap finds it in one state; of a sparse one a
+      // slice at a time.
       const std::uint64_t slice_end =
           dense ? std::min(at + kScanBytes, vma.end)
                 : std::min(extent_floor(at) + wire::kExtentBytes, vma.end);
       const std::uint64_t slice_start = dense ? at : std::max(extent_floor(at), vma.start);
       const wire::Range reg = dense ? wire::Range{vma.start, vma.end - vma.start}
                                     : wire::Range{slice_start, slice_end - slice_start};
-      if (plan.pages >= wish.pages || plan.regs.size() >= wire::kMaxRegs - 1 || ++scans > kMostScansPerPlan) {
+      if (plan.pages >= wish.pages || plan.regs.size() >= wire::kMaxRegs - 1 ||
+          ++scans > kMostScansPerPlan) {
         client.clock_cursor = at;
         return plan;
       }
@@ -102,7 +105,8 @@ void ClockPolicy::take(Client& client, const VmaInfo& /*vma*/, const wire::Range
                          plan.regs.back().start == reg.start;
     if (!extends) {
       if (plan.runs.size() == wire::kMaxRuns) return;
-      if (plan.regs.empty() || plan.regs.back().start != reg.start || plan.regs.back().bytes != reg.bytes) {
+      if (plan.regs.empty() || plan.regs.back().start != reg.start ||
+          plan.regs.back().bytes != reg.bytes) {
         plan.regs.push_back(reg);
       }
       plan.runs.push_back({page, 0, static_cast<std::uint32_t>(plan.regs.size() - 1)});

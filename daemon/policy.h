@@ -1,6 +1,6 @@
-// Which pages leave a client next. A seam: other sources of "cold" (RWP mode, DAMON, extent heat by MADV_COLD) become
-// other policies later; the evictor knows only this interface.
-// Thread safety: the evictor's.
+// Which pages leave a client next. A seam: other sources of "cold" (RWP mode, DAMON, extent heat by
+// MADV_COLD) become other policies later; the evictor knows only this interface. Thread safety: the
+// evictor's.
 #pragma once
 
 #include <cstdint>
@@ -13,28 +13,29 @@
 namespace foldswap {
 
 struct EvictionPlan {
-  std::vector<wire::Run> runs;     // in order, at most kMaxRuns
-  std::vector<wire::Range> regs;   // at most kMaxRegs
-  std::uint32_t pages = 0;         // sum over runs
-  bool turn_ended = false;         // the clock passed the end of the address space
+  std::vector<wire::Run> runs;    // in order, at most kMaxRuns
+  std::vector<wire::Range> regs;  // at most kMaxRegs
+  std::uint32_t pages = 0;        // sum over runs
+  bool turn_ended = false;        // the clock passed the end of the address space
 };
 
 struct EvictionWish {
-  std::uint32_t pages = 0;       // at most kHalfPages
-  bool explicit_reclaim = false; // an admin asked: heat and population do not count
-  bool relaxed = false;          // a whole turn found nothing: sparse extents may go, too
+  std::uint32_t pages = 0;        // at most kHalfPages
+  bool explicit_reclaim = false;  // an admin asked: heat and population do not count
+  bool relaxed = false;           // a whole turn found nothing: sparse extents may go, too
 };
 
 class EvictionPolicy {
  public:
   virtual ~EvictionPolicy() = default;
-  // `never` : sorted ranges that must stay (thread control blocks, robust mutexes, the library's own memory).
+  // `never` : sorted ranges that must stay (thread control blocks, robust mutexes, the library's
+  // own memory).
   virtual EvictionPlan choose(Client& client, const EvictionWish& wish,
                               const std::vector<wire::Range>& never) = 0;
 };
 
-// A clock over the address space: present pages in address order, long runs whole, with a second chance for pages
-// that were faulted in since (two heat bits, decayed as the hand passes).
+// A clock over the address space: present pages in address order, long runs whole, with a second
+// chance for pages that were faulted in since (two heat bits, decayed as the hand passes).
 class ClockPolicy final : public EvictionPolicy {
  public:
   explicit ClockPolicy(Os& os) : os_(os) {}

@@ -42,7 +42,8 @@ bool parse_header(std::string_view line, VmaInfo& vma) {
   if (!take_number(line, inode)) return false;
   const std::size_t name_at = line.find_first_not_of(' ');
   const std::string_view name = name_at == std::string_view::npos ? "" : line.substr(name_at);
-  const bool anonymous = inode == 0 && (name.empty() || name == "[heap]" || name.starts_with("[anon:"));
+  const bool anonymous =
+      inode == 0 && (name.empty() || name == "[heap]" || name.starts_with("[anon:"));
   vma.manageable = anonymous && perms == "rw-p";
   return true;
 }
@@ -54,7 +55,8 @@ void parse_flags(std::string_view flags, VmaInfo& vma) {
     flags.remove_prefix(at == std::string_view::npos ? flags.size() : at + 1);
     if (flag == "um" || flag == "uw" || flag == "ui") vma.registered = true;
     // locked, not inherited or wiped on fork, grows down (a stack), huge TLB, I/O, pure PFN
-    if (flag == "lo" || flag == "dc" || flag == "wf" || flag == "gd" || flag == "ht" || flag == "io" || flag == "pf") {
+    if (flag == "lo" || flag == "dc" || flag == "wf" || flag == "gd" || flag == "ht" ||
+        flag == "io" || flag == "pf") {
       vma.manageable = false;
     }
   }
@@ -110,7 +112,8 @@ bool parse_stat(std::string_view text, ThreadInfo& thread) {
   for (int field = 3; field <= 39; ++field) {
     const std::size_t at = text.find(' ');
     const std::string_view value = text.substr(0, at);
-    if (field == 14) (void)std::from_chars(value.data(), value.data() + value.size(), thread.user_ticks);
+    if (field == 14)
+      (void)std::from_chars(value.data(), value.data() + value.size(), thread.user_ticks);
     if (field == 39) (void)std::from_chars(value.data(), value.data() + value.size(), thread.cpu);
     if (at == std::string_view::npos) return field == 39;
     text.remove_prefix(at + 1);

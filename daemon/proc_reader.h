@@ -1,6 +1,6 @@
-// What /proc tells about a client: its VMAs with flags, its threads, its resident size. Parsing only; every file is
-// read through the Os seam. All of it is hints for planning: the kernel's MOVE and REGISTER have the last word.
-// Thread safety: free functions, no state.
+// What /proc tells about a client: its VMAs with flags, its threads, its resident size. Parsing
+// only; every file is read through the Os seam. All of it is hints for planning: the kernel's MOVE
+// and REGISTER have the last word. Thread safety: free functions, no state.
 #pragma once
 
 #include <sys/types.h>
@@ -34,7 +34,8 @@ struct ThreadInfo {
   char state = '?';
   std::uint64_t user_ticks = 0;
   int cpu = -1;
-  // Asleep in a system call that discards nothing (DESIGN §5): proof that it is not inside a madvise.
+  // Asleep in a system call that discards nothing (DESIGN §5): proof that it is not inside a
+  // madvise.
   bool asleep_elsewhere = false;
 };
 // With `syscalls`, also reads what each is blocked in (needs ptrace access).

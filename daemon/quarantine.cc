@@ -27,7 +27,8 @@ void QuarantineList::add(std::uint64_t start, std::uint64_t end, std::uint64_t n
     add(start, end, now_us);
     return;
   }
-  std::copy_backward(list + i, list + record_.quarantine_count, list + record_.quarantine_count + 1);
+  std::copy_backward(list + i, list + record_.quarantine_count,
+                     list + record_.quarantine_count + 1);
   list[i] = {start, end, now_us, 0};
   ++record_.quarantine_count;
 }
@@ -38,7 +39,9 @@ void QuarantineList::remove_at(std::uint32_t index) {
   --record_.quarantine_count;
 }
 
-bool QuarantineList::contains(std::uint64_t page) const { return end_of(page) != page; }
+bool QuarantineList::contains(std::uint64_t page) const {
+  return end_of(page) != page;
+}
 
 std::uint64_t QuarantineList::end_of(std::uint64_t page) const {
   const Quarantine* begin = record_.quarantine;
@@ -74,7 +77,8 @@ void QuarantineList::expire(std::uint64_t generation, std::uint64_t now_us,
                             std::uint64_t min_age_us) {
   for (std::uint32_t i = record_.quarantine_count; i-- > 0;) {
     const Quarantine& q = record_.quarantine[i];
-    if (q.witness != 0 && q.witness <= generation && now_us - q.since_us >= min_age_us) remove_at(i);
+    if (q.witness != 0 && q.witness <= generation && now_us - q.since_us >= min_age_us)
+      remove_at(i);
   }
 }
 

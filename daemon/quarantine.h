@@ -1,9 +1,11 @@
-// Ranges that a REMOVE event announced as going (DESIGN §5, HAZARDS 16). The event comes *before* the kernel drops
-// the pages: one evicted in between would come back from the dead. So such a range is not evicted until
+// Ranges that a REMOVE event announced as going (DESIGN §5, HAZARDS 16). The event comes *before*
+// the kernel drops the pages: one evicted in between would come back from the dead. So such a range
+// is not evicted until
 //   1. `evict.quarantine_s` have passed, and
-//   2. every thread that existed at the event has since been seen outside the call that raised it (ThreadWitness).
-// Lives in the client's state record, so that it outlasts the daemon. Bounded: when it is full the two nearest
-// ranges become one (conservative: more is quarantined, never less).
+//   2. every thread that existed at the event has since been seen outside the call that raised it
+//   (ThreadWitness).
+// Lives in the client's state record, so that it outlasts the daemon. Bounded: when it is full the
+// two nearest ranges become one (conservative: more is quarantined, never less).
 //
 // Thread safety: none; the client's mutex guards it.
 #pragma once
@@ -27,10 +29,11 @@ class QuarantineList {
   [[nodiscard]] bool empty() const { return record_.quarantine_count == 0; }
   [[nodiscard]] std::uint64_t pages() const;
 
-  // A snapshot of the client's threads with this generation was taken: ranges without a witness get it.
+  // A snapshot of the client's threads with this generation was taken: ranges without a witness get
+  // it.
   void witnessed(std::uint64_t generation);
-  // Every thread of snapshot `generation` (and of older ones) has been seen elsewhere; ranges older than `min_age_us` with
-  // such a witness are let go.
+  // Every thread of snapshot `generation` (and of older ones) has been seen elsewhere; ranges older
+  // than `min_age_us` with such a witness are let go.
   void expire(std::uint64_t generation, std::uint64_t now_us, std::uint64_t min_age_us);
 
   static constexpr std::uint64_t kNone = ~std::uint64_t{0};

@@ -21,7 +21,8 @@ void Registry::remove(const Client& client) {
   std::shared_ptr<Client> last;  // freed after the mutex is let go
   {
     const RankedLock lock(mutex_);
-    const auto it = std::ranges::find_if(clients_, [&](const auto& c) { return c.get() == &client; });
+    const auto it =
+        std::ranges::find_if(clients_, [&](const auto& c) { return c.get() == &client; });
     if (it == clients_.end()) return;
     last = std::move(*it);
     clients_.erase(it);
@@ -60,10 +61,12 @@ std::size_t Registry::size() const {
 
 std::size_t Registry::count_of_user(std::uint32_t uid) const {
   const RankedLock lock(mutex_);
-  return static_cast<std::size_t>(std::ranges::count_if(clients_, [&](const auto& c) { return c->uid == uid; }));
+  return static_cast<std::size_t>(
+      std::ranges::count_if(clients_, [&](const auto& c) { return c->uid == uid; }));
 }
 
-std::shared_ptr<Client> Registry::child_waiting(std::uint64_t parent_id, std::uint32_t fork_seq) const {
+std::shared_ptr<Client> Registry::child_waiting(std::uint64_t parent_id,
+                                                std::uint32_t fork_seq) const {
   const RankedLock lock(mutex_);
   const auto it = std::ranges::find_if(clients_, [&](const auto& c) {
     return c->record.parent_id == parent_id && c->record.fork_seq == fork_seq && c->pid() == 0;
@@ -91,7 +94,8 @@ std::shared_ptr<Client> Registry::adopt_child(Client& parent, UniqueFd uffd) {
   auto map = PageMap::create(os_);
   ClientRecord* record = map ? claim_record() : nullptr;
   if (record == nullptr) {
-    spdlog::error("{}: no room for its child: {}", parent.label(), map ? "the client table is full" : map.error().text());
+    spdlog::error("{}: no room for its child: {}", parent.label(),
+                  map ? "the client table is full" : map.error().text());
     return nullptr;
   }
   record->parent_id = parent.id;
@@ -109,8 +113,8 @@ std::shared_ptr<Client> Registry::adopt_child(Client& parent, UniqueFd uffd) {
 }
 
 void Registry::child_ready(std::shared_ptr<Client> child) {
-  spdlog::debug("client {}: forked from client {}, {} pages out", child->id, child->record.parent_id,
-                child->map->out_total());
+  spdlog::debug("client {}: forked from client {}, {} pages out", child->id,
+                child->record.parent_id, child->map->out_total());
   add(std::move(child));
 }
 

@@ -1,6 +1,7 @@
-// Registry: all clients, and which threads care for each. Owns the life cycle: added after the handshake (or a FORK event),
-// removed when the kernel says that the address space is gone and both its threads have let go.
-// Thread safety: any thread (a leaf mutex inside; never held while anything else is called).
+// Registry: all clients, and which threads care for each. Owns the life cycle: added after the
+// handshake (or a FORK event), removed when the kernel says that the address space is gone and both
+// its threads have let go. Thread safety: any thread (a leaf mutex inside; never held while
+// anything else is called).
 #pragma once
 
 #include <functional>
@@ -31,7 +32,8 @@ class Registry final : public ForkHost {
   [[nodiscard]] std::size_t size() const;
   [[nodiscard]] std::size_t count_of_user(std::uint32_t uid) const;
   // The forked child that waits for its hello; nullptr when there is none.
-  [[nodiscard]] std::shared_ptr<Client> child_waiting(std::uint64_t parent_id, std::uint32_t fork_seq) const;
+  [[nodiscard]] std::shared_ptr<Client> child_waiting(std::uint64_t parent_id,
+                                                      std::uint32_t fork_seq) const;
 
   std::shared_ptr<Client> adopt_child(Client& parent, UniqueFd uffd) override;
   void child_ready(std::shared_ptr<Client> child) override;

@@ -9,7 +9,9 @@
 namespace foldswap {
 namespace {
 
-constexpr std::uint64_t round_page(std::uint64_t bytes) { return (bytes + 4095) & ~4095ULL; }
+constexpr std::uint64_t round_page(std::uint64_t bytes) {
+  return (bytes + 4095) & ~4095ULL;
+}
 constexpr std::uint64_t kRecordBytes = round_page(sizeof(ClientRecord));
 constexpr std::uint64_t kClientsOffset = round_page(sizeof(StateHeader));
 constexpr std::uint64_t kStateBytes = kClientsOffset + kMostClients * kRecordBytes;

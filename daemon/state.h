@@ -1,8 +1,9 @@
-// The daemon's state file: one versioned memfd with the counters and the client table. Position independent, no
-// pointers, no std containers, so that a later daemon can take it over (DESIGN §10). Page maps and the pool have
-// memfds of their own.
+// The daemon's state file: one versioned memfd with the counters and the client table. Position
+// independent, no pointers, no std containers, so that a later daemon can take it over (DESIGN
+// §10). Page maps and the pool have memfds of their own.
 //
-// Thread safety: atomics are for all; the rest of a ClientRecord is written by the thread named beside it.
+// Thread safety: atomics are for all; the rest of a ClientRecord is written by the thread named
+// beside it.
 #pragma once
 
 #include <linux/userfaultfd.h>
@@ -29,7 +30,8 @@ inline void drop(Counter& counter, std::uint64_t by = 1) {
 inline constexpr std::uint32_t kLatencyBuckets = 8 * 40;
 
 struct Counters {
-  Counter faults_zero, faults_same_filled, faults_pool, faults_disk, faults_rescued, faults_poisoned;
+  Counter faults_zero, faults_same_filled, faults_pool, faults_disk, faults_rescued,
+      faults_poisoned;
   Counter readahead_pages;
   Counter evict_pages, evict_pinned, evict_shared, evict_aborted;
   Counter latency_max_ns;
@@ -40,18 +42,19 @@ inline constexpr std::uint32_t kInboxMessages = 1024;
 inline constexpr std::uint32_t kQuarantines = 512;
 inline constexpr std::uint32_t kMostClients = 1024;
 
-// A range whose pages a REMOVE event announced as going (DESIGN §5); written by the reader and the evictor under the
-// client's mutex.
+// A range whose pages a REMOVE event announced as going (DESIGN §5); written by the reader and the
+// evictor under the client's mutex.
 struct Quarantine {
   std::uint64_t start, end;
-  std::uint64_t since_us;    // of the last REMOVE that touched it
-  std::uint64_t witness;     // generation of the thread snapshot that was taken after it; 0: none yet
+  std::uint64_t since_us;  // of the last REMOVE that touched it
+  std::uint64_t witness;   // generation of the thread snapshot that was taken after it; 0: none yet
 };
 
-// What a batch in flight took: page of each slot. Written by the evictor before the command is posted.
+// What a batch in flight took: page of each slot. Written by the evictor before the command is
+// posted.
 struct BatchRecord {
-  std::uint64_t batch;   // generation; part of the OUT entries
-  std::uint32_t pages;   // 0: none in flight
+  std::uint64_t batch;  // generation; part of the OUT entries
+  std::uint32_t pages;  // 0: none in flight
   std::uint32_t reserved;
   std::uint64_t page[wire::kHalfPages];
 };
@@ -61,13 +64,14 @@ struct ClientRecord {
   std::uint32_t reserved;
   std::uint64_t id, parent_id;
   std::uint32_t uid, fork_seq;
-  std::uint64_t staging;         // 0: none (a forked child)
+  std::uint64_t staging;                                           // 0: none (a forked child)
   std::atomic<std::uint64_t> resident_max_bytes, group_max_bytes;  // wire::kNoLimit: none
   wire::Range own[wire::kOwnRanges];
   char name[wire::kNameBytes];
   char group[wire::kNameBytes];
   Counter pool_pages, same_filled_pages, faults;
-  // The event inbox: read(2) writes straight into it. The reader's. inbox_count entries are not yet applied.
+  // The event inbox: read(2) writes straight into it. The reader's. inbox_count entries are not yet
+  // applied.
   std::uint32_t inbox_count, inbox_reserved;
   uffd_msg inbox[kInboxMessages];
   std::uint32_t quarantine_count, quarantine_reserved;
@@ -92,7 +96,8 @@ class State {
 
   [[nodiscard]] StateHeader& header() const { return *mapping_.as<StateHeader>(); }
   [[nodiscard]] Counters& counters() const { return header().counters; }
-  // A zeroed record, or nullptr when the table is full. Callers serialise claim_record() and free_record().
+  // A zeroed record, or nullptr when the table is full. Callers serialise claim_record() and
+  // free_record().
   [[nodiscard]] ClientRecord* claim_record();
   // Giving one back, in two steps because no system call is made under a lock.
   void wipe_record(ClientRecord* record);
@@ -109,7 +114,8 @@ class State {
 };
 
 void record_latency(Counters& counters, std::uint64_t ns);
-// Latency in nanoseconds below which `share` (0..1) of the recorded ones lie (upper bound of its bucket).
+// Latency in nanoseconds below which `share` (0..1) of the recorded ones lie (upper bound of its
+// bucket).
 [[nodiscard]] std::uint64_t latency_quantile(const Counters& counters, double share);
 
 }  // namespace foldswap

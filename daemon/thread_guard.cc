@@ -5,7 +5,8 @@
 namespace foldswap {
 
 void ThreadGuard::add(std::uint64_t start, std::uint64_t end) {
-  if (start < end) never_.push_back({page_floor(start), page_floor(end + kPage - 1) - page_floor(start)});
+  if (start < end)
+    never_.push_back({page_floor(start), page_floor(end + kPage - 1) - page_floor(start)});
 }
 
 void ThreadGuard::normalise() {
@@ -13,7 +14,8 @@ void ThreadGuard::normalise() {
   std::vector<wire::Range> merged;
   for (const wire::Range& range : never_) {
     if (!merged.empty() && range.start <= merged.back().start + merged.back().bytes) {
-      const std::uint64_t end = std::max(merged.back().start + merged.back().bytes, range.start + range.bytes);
+      const std::uint64_t end =
+          std::max(merged.back().start + merged.back().bytes, range.start + range.bytes);
       merged.back().bytes = end - merged.back().start;
     } else {
       merged.push_back(range);
@@ -22,7 +24,8 @@ void ThreadGuard::normalise() {
   never_ = std::move(merged);
 }
 
-const std::vector<wire::Range>* ThreadGuard::never_evict(Client& client, std::uint32_t threads_created,
+const std::vector<wire::Range>* ThreadGuard::never_evict(Client& client,
+                                                         std::uint32_t threads_created,
                                                          std::uint64_t now_us) {
   const std::uint32_t exclusions = load_word(client.mailbox->exclusion_count);
   if (exclusions > wire::kExclusions) return nullptr;
@@ -35,7 +38,8 @@ const std::vector<wire::Range>* ThreadGuard::never_evict(Client& client, std::ui
   if (tids.empty()) return nullptr;
   for (const pid_t tid : tids) {
     std::uint64_t head = 0;
-    // glibc: head, tid word and rseq area lie in the thread's control block, well within a page of each other.
+    // glibc: head, tid word and rseq area lie in the thread's control block, well within a page of
+    // each other.
     if (os_.robust_list_head(tid, head) == 0 && head != 0) add(head - kPage, head + 2 * kPage);
   }
   for (std::uint32_t i = 0; i < exclusions; ++i) {
@@ -73,7 +77,8 @@ void ThreadGuard::watch_quarantine(Client& client, std::uint64_t now_us, std::ui
     }
     unproved_ = read_threads(os_, client.pid(), true);
     const auto agent = static_cast<pid_t>(load_word(client.mailbox->agent_tid));
-    std::erase_if(unproved_, [&](const ThreadInfo& t) { return t.asleep_elsewhere || t.tid == agent; });
+    std::erase_if(unproved_,
+                  [&](const ThreadInfo& t) { return t.asleep_elsewhere || t.tid == agent; });
     looking_ = true;
   } else {
     const auto now = read_threads(os_, client.pid(), true);

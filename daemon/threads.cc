@@ -36,7 +36,8 @@ Status FaultThread::start() {
   epoll_event event{};
   event.events = EPOLLIN;
   event.data.ptr = nullptr;
-  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, kick_.get(), &event) != 0) return fail_errno("epoll_ctl failed");
+  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, kick_.get(), &event) != 0)
+    return fail_errno("epoll_ctl failed");
   thread_ = std::thread([this] { run(); });
   return {};
 }
@@ -124,7 +125,8 @@ bool FaultThread::wait(std::uint64_t timeout_us) {
     }
     auto* served = static_cast<Served*>(event.data.ptr);
     if ((event.events & EPOLLERR) != 0) {
-      // A userfaultfd polls as an error when somebody made it blocking (HAZARDS 8): made right again.
+      // A userfaultfd polls as an error when somebody made it blocking (HAZARDS 8): made right
+      // again.
       const int flags = ::fcntl(served->client->uffd.get(), F_GETFL);
       (void)::fcntl(served->client->uffd.get(), F_SETFL, flags | O_NONBLOCK);
     }
@@ -143,7 +145,10 @@ void FaultThread::run() {
     if (step_ready(now_us)) worked_at_us = os_.now_us();
     const std::uint64_t due = next_due_us();
     const std::uint64_t after = os_.now_us();
-    std::uint64_t timeout = due == 0 ? 0 : due == ~std::uint64_t{0} ? kIdleUs : due > after ? due - after : 0;
+    std::uint64_t timeout = due == 0                   ? 0
+                            : due == ~std::uint64_t{0} ? kIdleUs
+                            : due > after              ? due - after
+                                                       : 0;
     // A sleeping reader costs the next fault 10 us more than a polling one (KERNEL.md).
     if (after - worked_at_us < tunables_.spin_us.load(std::memory_order_relaxed)) timeout = 0;
     (void)wait(std::min(timeout, kIdleUs));

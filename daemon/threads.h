@@ -1,9 +1,10 @@
-// The shell around the deterministic core: fault threads and evict threads, which call FaultService::step and Evictor::step
-// when there is something to do, and wait when there is not.
+// The shell around the deterministic core: fault threads and evict threads, which call
+// FaultService::step and Evictor::step when there is something to do, and wait when there is not.
 //
-// FaultThread waits in epoll on its clients' userfaultfds and an eventfd (kick); it spins for `fault.spin_us` before it
-// sleeps. EvictThread waits on futexes: one word of its own (kick) and each client's Mailbox::to_daemon (futex_waitv).
-// Thread safety: add() and kick() from any thread; the rest is the thread's own.
+// FaultThread waits in epoll on its clients' userfaultfds and an eventfd (kick); it spins for
+// `fault.spin_us` before it sleeps. EvictThread waits on futexes: one word of its own (kick) and
+// each client's Mailbox::to_daemon (futex_waitv). Thread safety: add() and kick() from any thread;
+// the rest is the thread's own.
 #pragma once
 
 #include <atomic>
@@ -21,7 +22,8 @@ namespace foldswap {
 class FaultThread {
  public:
   using Removed = std::function<void(Client&)>;  // the reader has let go of a gone client
-  FaultThread(Os& os, const Tunables& tunables, std::unique_ptr<FaultService> service, Removed removed);
+  FaultThread(Os& os, const Tunables& tunables, std::unique_ptr<FaultService> service,
+              Removed removed);
   ~FaultThread();
   [[nodiscard]] Status start();
   void add(std::shared_ptr<Client> client);

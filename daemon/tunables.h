@@ -1,5 +1,5 @@
-// The settings that may change while the daemon runs, as the data path reads them. Written by the control thread.
-// Thread safety: atomics; a reader may see a change a step late.
+// The settings that may change while the daemon runs, as the data path reads them. Written by the
+// control thread. Thread safety: atomics; a reader may see a change a step late.
 #pragma once
 
 #include <atomic>
@@ -13,7 +13,7 @@ struct Tunables {
   std::atomic<std::uint32_t> spin_us{20};
   std::atomic<std::uint32_t> readahead_max{64};
   std::atomic<std::uint64_t> quarantine_us{30'000'000};
-  std::atomic<std::uint32_t> codec{2};   // Codec
+  std::atomic<std::uint32_t> codec{2};  // Codec
   std::atomic<std::int32_t> codec_level{1};
   std::atomic<std::uint32_t> incarnation{1};
 

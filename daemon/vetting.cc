@@ -53,7 +53,8 @@ bool is_userfaultfd(int fd) {
   std::array<char, 64> path{}, target{};
   std::snprintf(path.data(), path.size(), "/proc/self/fd/%d", fd);
   const ssize_t n = ::readlink(path.data(), target.data(), target.size() - 1);
-  return n > 0 && std::string_view(target.data(), static_cast<std::size_t>(n)) == "anon_inode:[userfaultfd]";
+  return n > 0 &&
+         std::string_view(target.data(), static_cast<std::size_t>(n)) == "anon_inode:[userfaultfd]";
 }
 
 // Empty when the message is what the protocol says.
@@ -67,9 +68,11 @@ std::string check(const wire::Hello& hello, ssize_t bytes, int flags, const FdLi
            std::to_string(wire::kProtocolVersion);
   }
   if (static_cast<std::size_t>(bytes) != sizeof(hello) || hello.header.bytes != sizeof(hello)) {
-    return "message of " + std::to_string(bytes) + " bytes where " + std::to_string(sizeof(hello)) + " are due";
+    return "message of " + std::to_string(bytes) + " bytes where " + std::to_string(sizeof(hello)) +
+           " are due";
   }
-  if (hello.header.type != static_cast<std::uint32_t>(wire::MessageType::hello)) return "message is no Hello";
+  if (hello.header.type != static_cast<std::uint32_t>(wire::MessageType::hello))
+    return "message is no Hello";
   if ((flags & MSG_CTRUNC) != 0 || fds.count > 1) return "too many descriptors";
   switch (static_cast<wire::HelloKind>(hello.kind)) {
     case wire::HelloKind::register_client:
@@ -78,7 +81,8 @@ std::string check(const wire::Hello& hello, ssize_t bytes, int flags, const FdLi
       return {};
     case wire::HelloKind::child:
       return fds.count == 0 ? std::string() : std::string("unexpected descriptor");
-    default: return "unknown kind of Hello " + std::to_string(hello.kind);
+    default:
+      return "unknown kind of Hello " + std::to_string(hello.kind);
   }
 }
 
@@ -108,13 +112,15 @@ std::string check(const wire::Hello& hello, ssize_t bytes, int flags, const FdLi
     int flags = 0;
     const ssize_t bytes = receive_with_fds(sockets.fd[0], &report.hello, sizeof(report.hello),
                                            MSG_DONTWAIT, fds, &flags);
-    const std::string reason = bytes < 0 ? "nothing to receive" : check(report.hello, bytes, flags, fds);
+    const std::string reason =
+        bytes < 0 ? "nothing to receive" : check(report.hello, bytes, flags, fds);
     report.accepted = reason.empty() ? 1 : 0;
     std::snprintf(report.reason, sizeof(report.reason), "%s", reason.c_str());
     FdList passed;
     if (report.accepted != 0 && fds.count == 1) passed.push(fds.fd[0]);
     (void)send_with_fds(results, &report, sizeof(report), passed);
-    // Whoever sent something bad may have sent something that cannot be closed: report first, die then.
+    // Whoever sent something bad may have sent something that cannot be closed: report first, die
+    // then.
     if (report.accepted == 0) ::_exit(0);
     for (std::size_t i = 0; i < fds.count; ++i) ::close(fds.fd[i]);
     ::close(sockets.fd[0]);
@@ -202,7 +208,8 @@ Status Vetting::submit(std::uint64_t token, int client_socket) {
   const Job job{token};
   FdList fds;
   fds.push(client_socket);
-  if (!send_with_fds(jobs_.get(), &job, sizeof(job), fds)) return fail_errno("the vetting helpers are busy");
+  if (!send_with_fds(jobs_.get(), &job, sizeof(job), fds))
+    return fail_errno("the vetting helpers are busy");
   return {};
 }
 
@@ -217,7 +224,8 @@ void Vetting::dispose(int client_socket) {
 std::optional<VettedHello> Vetting::take() {
   Report report{};
   FdList fds;
-  const ssize_t n = receive_with_fds(results_.get(), &report, sizeof(report), MSG_DONTWAIT, fds, nullptr);
+  const ssize_t n =
+      receive_with_fds(results_.get(), &report, sizeof(report), MSG_DONTWAIT, fds, nullptr);
   if (n != static_cast<ssize_t>(sizeof(report))) return std::nullopt;
   VettedHello vetted;
   vetted.token = report.token;

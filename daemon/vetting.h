@@ -1,10 +1,12 @@
-// Vetting: throwaway helper processes receive what strangers send (HAZARDS 8). A descriptor may be anything, even a FUSE file whose
-// close() never returns, not even for SIGKILL. So the daemon itself never receives on a client's socket: a helper does, looks
-// whether it got exactly one well-formed Hello and, for a registration, exactly one userfaultfd, and passes only that on.
+// Vetting: throwaway helper processes receive what strangers send (HAZARDS 8). A descriptor may be
+// anything, even a FUSE file whose close() never returns, not even for SIGKILL. So the daemon
+// itself never receives on a client's socket: a helper does, looks whether it got exactly one
+// well-formed Hello and, for a registration, exactly one userfaultfd, and passes only that on.
 //
-// Processes: daemon -> zygote (forked before any thread exists; single-threaded; forks helpers) -> helpers. A helper that saw a bad
-// descriptor reports first and dies then; one that hangs is written off and replaced (at most kMostLost of them).
-// Thread safety: start() before threads; submit() and take() from the control thread.
+// Processes: daemon -> zygote (forked before any thread exists; single-threaded; forks helpers) ->
+// helpers. A helper that saw a bad descriptor reports first and dies then; one that hangs is
+// written off and replaced (at most kMostLost of them). Thread safety: start() before threads;
+// submit() and take() from the control thread.
 #pragma once
 
 #include <cstdint>
@@ -18,11 +20,11 @@
 namespace foldswap {
 
 struct VettedHello {
-  std::uint64_t token = 0;       // of the submission
+  std::uint64_t token = 0;  // of the submission
   bool accepted = false;
-  std::string reason;            // when not accepted
+  std::string reason;  // when not accepted
   wire::Hello hello{};
-  UniqueFd uffd;                 // kind register only
+  UniqueFd uffd;  // kind register only
 };
 
 class Vetting {

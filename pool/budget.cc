@@ -5,10 +5,10 @@
 namespace foldswap {
 namespace {
 
-// Subtracts `amount` if that leaves at least zero.
-bool take(std::atomic<std::int64_t>& spare, std::int64_t amount) {
+// Subtracts `amount` if that leaves at least `least`.
+bool take(std::atomic<std::int64_t>& spare, std::int64_t amount, std::int64_t least = 0) {
   std::int64_t seen = spare.load(std::memory_order_acquire);
-  while (seen >= amount) {
+  while (seen - amount >= least) {
     if (spare.compare_exchange_weak(seen, seen - amount, std::memory_order_acq_rel)) return true;
   }
   return false;
@@ -73,12 +73,12 @@ void Budget::room_changed(std::int64_t delta) {
 }
 
 bool Budget::begin_grow() {
-  growing_.fetch_add(1, std::memory_order_acq_rel);
+  in_flight_.fetch_add(1, std::memory_order_acq_rel);
   std::uint64_t held = held_frames_.load(std::memory_order_acquire);
   while (held < limit_frames_.load(std::memory_order_acquire)) {
     if (held_frames_.compare_exchange_weak(held, held + 1, std::memory_order_acq_rel)) return true;
   }
-  growing_.fetch_sub(1, std::memory_order_acq_rel);
+  in_flight_.fetch_sub(1, std::memory_order_acq_rel);
   return false;
 }
 
@@ -89,7 +89,7 @@ void Budget::cancel_grow() {
 
 void Budget::finish_grow() {
   changes_.fetch_add(1, std::memory_order_acq_rel);
-  growing_.fetch_sub(1, std::memory_order_acq_rel);
+  in_flight_.fetch_sub(1, std::memory_order_acq_rel);
 }
 
 bool Budget::begin_shrink() {

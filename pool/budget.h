@@ -71,7 +71,7 @@ class Budget {
   // Moves on whenever a place may have appeared: a search that found none and sees it unchanged,
   // with no frame growing, saw the truth.
   [[nodiscard]] std::uint64_t changes() const { return changes_.load(std::memory_order_acquire); }
-  [[nodiscard]] bool growing() const { return growing_.load(std::memory_order_acquire) != 0; }
+  [[nodiscard]] bool in_flight() const { return in_flight_.load(std::memory_order_acquire) != 0; }
   // Whether spare is what the other numbers say, given the places of all held frames. Quiet pools
   // only.
   [[nodiscard]] bool consistent(std::uint64_t places) const;
@@ -87,7 +87,7 @@ class Budget {
   std::atomic<std::uint64_t> reserved_{0};
   std::atomic<std::uint64_t> empty_frames_{0};
   std::atomic<std::uint64_t> changes_{0};
-  std::atomic<std::uint32_t> growing_{0};
+  std::atomic<std::uint32_t> in_flight_{0};
   std::atomic_flag settling_;
 };
 

@@ -33,11 +33,11 @@ TEST(Budget, GrowsToTheLimitOnly) {
   Budget budget(kGeometry, 3);
   for (int i = 0; i < 3; ++i) ASSERT_TRUE(budget.begin_grow());
   EXPECT_FALSE(budget.begin_grow());
-  EXPECT_TRUE(budget.growing());
+  EXPECT_TRUE(budget.in_flight());
   budget.cancel_grow();
   EXPECT_TRUE(budget.begin_grow());
   for (int i = 0; i < 3; ++i) budget.finish_grow();
-  EXPECT_FALSE(budget.growing());
+  EXPECT_FALSE(budget.in_flight());
   EXPECT_EQ(budget.held_frames(), 3U);
 }
 
@@ -71,6 +71,22 @@ TEST(Budget, LimitFallsAsReservationsAllow) {
   EXPECT_TRUE(budget.reserve(4));
   EXPECT_FALSE(budget.reserve(1));
   budget.release(12);
+  EXPECT_TRUE(budget.consistent(0));
+}
+
+TEST(Budget, FramesOverALoweredLimitMayGo) {
+  Budget budget(kGeometry, 3);
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_TRUE(budget.begin_grow());
+    budget.finish_grow();
+  }
+  budget.set_limit(0);
+  EXPECT_FALSE(budget.reserve(1));
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(budget.begin_shrink()) << i;
+  EXPECT_TRUE(budget.in_flight());
+  for (int i = 0; i < 3; ++i) budget.finish_shrink();
+  EXPECT_FALSE(budget.in_flight());
+  EXPECT_EQ(budget.held_frames(), 0U);
   EXPECT_TRUE(budget.consistent(0));
 }
 

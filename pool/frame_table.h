@@ -4,9 +4,11 @@
 //
 // A new object takes the best fit: the list with the least free chunks that suffices. Inside the
 // frame it goes into the known gap, else behind the tail, else the frame is compacted first
-// (pool/compact.cc), so that its room is one piece. Slots: a chain of blocks per frame, as long as
-// the frame once needed; freed when the frame empties. Word 0 of a block is the number of the next
-// one, the others hold object ids, 0 where free.
+// (pool/compact.cc).
+//
+// Slots: a chain of blocks per frame, as long as the frame once needed; freed when the frame
+// empties. Word 0 of a block is the number of the next one, the others hold object ids, 0 where
+// free.
 //
 // Invariants: every frame that is not detached hangs on the list of its class, class_of(frame). An
 //   empty frame has no slot blocks, tail 0 and no gap. The places of all listed frames are what the

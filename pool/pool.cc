@@ -69,8 +69,8 @@ Result<ObjectId> Pool::store(std::span<const std::byte> data, Codec codec) {
     if (outcome == Outcome::done) return id;
     if (outcome == Outcome::no_memory) return no_memory();
     if (outcome == Outcome::table_full) return full();
-    // In this order: a frame that grew before `growing` was read as false has counted as a change.
-    if (!budget_.growing() && budget_.changes() == changes) return full();
+    // In this order: a frame in flight when that was read as false has counted as a change.
+    if (!budget_.in_flight() && budget_.changes() == changes) return full();
     std::this_thread::yield();
   }
 }

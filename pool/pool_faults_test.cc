@@ -115,7 +115,7 @@ TEST_F(PoolFaultsTest, DamagedByteIsAChecksumError) {
   const auto end = frames + layout.geometry().frame_bytes;
   auto* const found = std::search(frames, end, victim.begin(), victim.end());
   ASSERT_NE(found, end);
-  for (const std::size_t at : {0, 350, 699}) {
+  for (const std::size_t at : std::initializer_list<std::size_t>{0, 350, 699}) {
     const std::byte flip{0x10};
     const std::byte changed = found[at] ^ flip;
     const off_t offset = found - layout.frames() + static_cast<off_t>(at);

@@ -27,7 +27,7 @@ struct PoolTest : ::testing::TestWithParam<test::NamedGeometry> {
 };
 
 TEST_P(PoolTest, Sizes_0_1_4095_4096_4097) {
-  for (const std::size_t bytes : {1, 7, 8, 9, 2048, 4095, 4096}) {
+  for (const std::size_t bytes : std::initializer_list<std::size_t>{1, 7, 8, 9, 2048, 4095, 4096}) {
     const Bytes data = content(bytes, bytes);
     const ObjectId id = store(data);
     ASSERT_NE(id, ObjectId::none);
@@ -37,7 +37,7 @@ TEST_P(PoolTest, Sizes_0_1_4095_4096_4097) {
     EXPECT_EQ(pool->info(id).tier, Tier::frame);
     EXPECT_TRUE(valid(*pool));
   }
-  for (const std::size_t bytes : {0, 4097}) {
+  for (const std::size_t bytes : std::initializer_list<std::size_t>{0, 4097}) {
     const auto refused = pool->store(Bytes(bytes), Codec::raw);
     ASSERT_FALSE(refused.has_value());
     EXPECT_EQ(refused.error().code, EINVAL);
@@ -224,7 +224,7 @@ TEST_F(PoolPlainTest, RoomInPiecesIsCompacted) {
   for (std::size_t i = 0; i < 16; ++i) {
     ids.push_back(pool->store(content(i, 1024), Codec::lz4).value());
   }
-  for (const std::size_t i : {1, 5, 9, 13}) pool->unref(ids[i]);
+  for (const std::size_t i : std::initializer_list<std::size_t>{1, 5, 9, 13}) pool->unref(ids[i]);
   const ObjectId large = pool->store(content(99, 4096), Codec::raw).value();
   EXPECT_EQ(pool->stats().compactions, 1U);
   EXPECT_TRUE(valid(*pool));

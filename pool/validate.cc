@@ -108,9 +108,9 @@ const char* FrameTable::validate(std::uint64_t& places, std::uint64_t& objects) 
 const char* Shard::validate_counts(std::uint64_t in_frames) {
   std::uint64_t objects = 0, patterns = 0, incompressible = 0, bytes = 0;
   const char* wrong = nullptr;
+  const auto* const entries = reinterpret_cast<const Record*>(records_.at(0));
   records_.for_each_live([&](std::uint32_t item) {
-    const Record& entry = *reinterpret_cast<const Record*>(records_.at(item));
-    const ObjectMeta what = entry.what();
+    const ObjectMeta what = entries[item].what();
     if (what.refs == 0) wrong = "record is taken but has no reference";
     if (what.codec == Codec::pattern) {
       ++patterns;

@@ -1,0 +1,190 @@
+// Sets of address-space events (HAZARDS 1, 16, 18): contents are read back through faults, not only
+// entries compared.
+#include <rapidcheck.h>
+
+#include "daemon/core_fixture.h"
+
+namespace foldswap {
+namespace {
+
+constexpr std::uint64_t kS = 0x7f0000000000, kD = 0x7f0010000000, kT = 0x7f0020000000,
+                        kE = 0x7f0030000000;
+constexpr std::uint64_t kBytes = 8 * kPage;
+
+class AddressSpaceTest : public CoreFixture {
+ protected:
+  void evict_range(std::uint64_t start, std::uint64_t seed) {
+    for (std::uint64_t i = 0; i < 8; ++i) evict(*client, start + i * kPage, bytes_of(seed + i));
+  }
+  void expect_range(Client& c, std::uint64_t start, std::uint64_t seed) {
+    for (std::uint64_t i = 0; i < 8; ++i) expect_reads(c, start + i * kPage, bytes_of(seed + i));
+  }
+  void step() { (void)service->step(*client); }
+};
+
+TEST_F(AddressSpaceTest, Hazard01EventOrderVacateBeforeOccupy) {
+  // Thread A: mremap S->D; thread B: T->(freed S). B's events come first.
+  evict_range(kS, 100);
+  evict_range(kT, 200);
+  os.drop_range(fd(), kT, 8);
+  os.add_range(fd(), kD, 8);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
+  os.remap(fd(), kT, kS, kBytes);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kT, kT + kBytes);
+  os.remap(fd(), kS, kD, kBytes);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  step();
+  expect_conserved(*client);
+  expect_range(*client, kD, 100);
+  expect_range(*client, kS, 200);
+  EXPECT_EQ(client->map->out_total(), 0U);
+}
+
+TEST_F(AddressSpaceTest, Hazard01EventOrderIsNotAppliedWhileAChangeIsUnderWay) {
+  evict_range(kS, 100);
+  evict_range(kT, 200);
+  os.drop_range(fd(), kT, 8);
+  os.add_range(fd(), kD, 8);
+  space().changing = 1;  // A has moved S->D but has not queued its event
+  os.remap(fd(), kT, kS, kBytes);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kT, kT + kBytes);
+  for (int i = 0; i < 5; ++i) step();
+  EXPECT_TRUE(client->unapplied.load());
+  EXPECT_EQ(client->record.inbox_count, 2U);
+  os.remap(fd(), kS, kD, kBytes);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  step();
+  EXPECT_TRUE(client->unapplied.load());
+  space().changing = 0;
+  step();
+  EXPECT_FALSE(client->unapplied.load());
+  expect_range(*client, kD, 100);
+  expect_range(*client, kS, 200);
+}
+
+TEST_F(AddressSpaceTest, AChainOfMovesOfTheSamePagesFollowsThem) {
+  // One thread: S->D, then D->E; both read in one set because others kept changing things.
+  evict_range(kS, 300);
+  os.drop_range(fd(), kS, 8);
+  os.add_range(fd(), kE, 8);
+  os.remap(fd(), kS, kD, kBytes);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  os.remap(fd(), kD, kE, kBytes);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
+  step();
+  expect_conserved(*client);
+  expect_range(*client, kE, 300);
+  EXPECT_EQ(client->map->out_total(), 0U);
+}
+
+TEST_F(AddressSpaceTest, MovesThatCannotBeOrderedEndTheClient) {
+  evict_range(kS, 1);
+  evict_range(kD, 50);
+  os.remap(fd(), kS, kD, kBytes);
+  os.remap(fd(), kD, kS, kBytes);
+  step();
+  ASSERT_EQ(os.signals.size(), 1U);
+  EXPECT_EQ(os.signals[0], SIGKILL);
+}
+
+TEST_F(AddressSpaceTest, UnmapFreesExactlyItsRange) {
+  evict_range(kS, 1);
+  os.drop_range(fd(), kS + 2 * kPage, 3);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kS + 2 * kPage, kS + 5 * kPage);
+  step();
+  EXPECT_EQ(client->map->out_total(), 5U);
+  expect_conserved(*client);
+  expect_reads(*client, kS + kPage, bytes_of(2));
+  expect_reads(*client, kS + 5 * kPage, bytes_of(6));
+}
+
+TEST_F(AddressSpaceTest, Hazard16RemoveFreesAndQuarantines) {
+  evict_range(kS, 1);
+  os.range_event(fd(), UFFD_EVENT_REMOVE, kS, kS + 4 * kPage);
+  os.fault(fd(), kS, false);  // read with the event: answered after it
+  step();
+  step();
+  ASSERT_TRUE(space().present.contains(kS));
+  EXPECT_EQ(space().present[kS], kZeros);
+  EXPECT_EQ(client->map->out_total(), 4U);
+  const RankedLock lock(client->mutex);
+  EXPECT_TRUE(client->quarantine.contains(kS));
+  EXPECT_TRUE(client->quarantine.contains(kS + 3 * kPage));
+  EXPECT_FALSE(client->quarantine.contains(kS + 4 * kPage));
+}
+
+TEST_F(AddressSpaceTest, Hazard18AMoveWaitsForTheBatchInFlight) {
+  evict_range(kS, 1);
+  client->batches = 1;
+  os.drop_range(fd(), kS, 8);
+  os.add_range(fd(), kD, 8);
+  os.remap(fd(), kS, kD, kBytes);
+  for (int i = 0; i < 3; ++i) step();
+  EXPECT_TRUE(client->unapplied.load());
+  EXPECT_NE(client->map->next_out(kS, kS + kBytes), kS + kBytes) << "moved under a batch";
+  client->batches = 0;
+  step();
+  expect_range(*client, kD, 1);
+}
+
+TEST_F(AddressSpaceTest, ForkGivesTheChildEveryPageAndOneReference) {
+  evict_range(kS, 1);
+  evict(*client, kT, kZeros);
+  SimOs::PageBytes letters{};
+  letters.fill(std::byte{0x41});
+  evict(*client, kT + kPage, letters);
+  const int child_fd = ::dup(0);
+  os.spaces[child_fd].registered = space().registered;
+  os.fork_event(fd(), child_fd);
+  step();
+  ASSERT_EQ(children.size(), 1U);
+  EXPECT_EQ(children_ready, 1);
+  Client& child = *children[0];
+  expect_conserved(child);
+  EXPECT_EQ(child.map->out_total(), 10U);
+  // The parent's copy goes; the child's stays.
+  os.drop_range(fd(), kS, 8);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  step();
+  expect_range(child, kS, 1);
+  expect_reads(child, kT, kZeros);
+  expect_reads(child, kT + kPage, letters, true);
+  expect_reads(*client, kT + kPage, letters);
+  EXPECT_EQ(pool->stats().objects, 0U);
+  EXPECT_TRUE(pool->validate());
+}
+
+TEST_F(AddressSpaceTest, ForkLeavesOutWhatTheChildDoesNotHave) {
+  evict_range(kS, 1);
+  const int child_fd = ::dup(0);
+  os.spaces[child_fd].registered = space().registered;
+  for (std::uint64_t i = 2; i < 8; ++i) os.spaces[child_fd].registered.erase(kS + i * kPage);
+  os.fork_event(fd(), child_fd);
+  step();
+  ASSERT_EQ(children.size(), 1U);
+  EXPECT_EQ(children[0]->map->out_total(), 2U);
+}
+
+TEST_F(AddressSpaceTest, ForkIsClonedBeforeTheSetFreesAnything) {
+  evict_range(kS, 1);
+  const int child_fd = ::dup(0);
+  os.spaces[child_fd].registered = space().registered;
+  os.drop_range(fd(), kS, 8);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);  // another thread, read first
+  os.fork_event(fd(), child_fd);
+  step();
+  ASSERT_EQ(children.size(), 1U);
+  expect_range(*children[0], kS, 1);
+}
+
+TEST_F(AddressSpaceTest, AChildThatCannotBeServedEndsItsParentNotItsMemory) {
+  evict_range(kS, 1);
+  refuse_children = true;
+  os.fork_event(fd(), ::dup(0));
+  step();
+  ASSERT_EQ(os.signals.size(), 1U);
+  EXPECT_EQ(os.signals[0], SIGKILL);
+}
+
+}  // namespace
+}  // namespace foldswap

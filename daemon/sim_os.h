@@ -1,0 +1,173 @@
+// SimOs: a small model of one process's memory and its userfaultfd, behind the Os seam. For tests
+// of the core: it decides what the kernel would (registered, present, change under way), and can be
+// told to fail. Everything that is not about userfaultfd goes to the real system (memory files) or
+// has no answer. Thread safety: none; tests step the core by hand.
+#pragma once
+
+#include <array>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <set>
+#include <vector>
+
+#include "base/os.h"
+#include "daemon/page_map.h"
+
+namespace foldswap {
+
+class SimOs final : public Os {
+ public:
+  using PageBytes = std::array<std::byte, kPage>;
+
+  // -- the modelled address space; descriptor numbers tell spaces apart (parent, children)
+  struct Space {
+    std::set<std::uint64_t> registered;
+    std::map<std::uint64_t, PageBytes> present;
+    std::set<std::uint64_t> poisoned;
+    std::vector<std::uint64_t> woken;
+    std::deque<uffd_msg> queue;
+    int changing = 0;  // changes whose thread has not come back yet
+    bool gone = false;
+  };
+  std::map<int, Space> spaces;
+  std::uint64_t clock_ns = 1'000'000'000;
+  std::deque<int> fail_copies;  // errno of the next COPYs; 0: succeeds
+
+  void add_range(int fd, std::uint64_t start, std::uint64_t pages) {
+    for (std::uint64_t i = 0; i < pages; ++i) spaces[fd].registered.insert(start + i * kPage);
+  }
+  void drop_range(int fd, std::uint64_t start, std::uint64_t pages) {
+    for (std::uint64_t i = 0; i < pages; ++i) {
+      spaces[fd].registered.erase(start + i * kPage);
+      spaces[fd].present.erase(start + i * kPage);
+    }
+  }
+  void fault(int fd, std::uint64_t page, bool write) {
+    uffd_msg m{};
+    m.event = UFFD_EVENT_PAGEFAULT;
+    m.arg.pagefault.address = page;
+    m.arg.pagefault.flags = write ? UFFD_PAGEFAULT_FLAG_WRITE : 0;
+    spaces[fd].queue.push_back(m);
+  }
+  void remap(int fd, std::uint64_t from, std::uint64_t to, std::uint64_t bytes) {
+    uffd_msg m{};
+    m.event = UFFD_EVENT_REMAP;
+    m.arg.remap.from = from;
+    m.arg.remap.to = to;
+    m.arg.remap.len = bytes;
+    spaces[fd].queue.push_back(m);
+  }
+  void range_event(int fd, std::uint8_t event, std::uint64_t start, std::uint64_t end) {
+    uffd_msg m{};
+    m.event = event;
+    m.arg.remove.start = start;
+    m.arg.remove.end = end;
+    spaces[fd].queue.push_back(m);
+  }
+  void fork_event(int fd, int child) {
+    uffd_msg m{};
+    m.event = UFFD_EVENT_FORK;
+    m.arg.fork.ufd = static_cast<std::uint32_t>(child);
+    spaces[fd].queue.push_back(m);
+  }
+
+  // -- Os
+  std::uint64_t now_ns() override { return clock_ns += 1'000; }
+  void sleep_us(std::uint64_t us) override { clock_ns += us * 1'000; }
+  int uffd_api(int, std::uint64_t) override { return 0; }
+  int uffd_register(int fd, std::uint64_t start, std::uint64_t bytes) override {
+    add_range(fd, start, bytes / kPage);
+    return 0;
+  }
+  int uffd_unregister(int fd, std::uint64_t start, std::uint64_t bytes) override {
+    for (std::uint64_t p = start; p < start + bytes; p += kPage) spaces[fd].registered.erase(p);
+    return 0;
+  }
+  UffdProgress uffd_copy(int fd, std::uint64_t dst, const std::byte* src,
+                         std::uint64_t bytes) override {
+    if (!fail_copies.empty()) {
+      const int error = fail_copies.front();
+      fail_copies.pop_front();
+      if (error != 0) return {0, error};
+    }
+    return fill(fd, dst, bytes, [&](std::uint64_t i, PageBytes& page) {
+      std::memcpy(page.data(), src + i * kPage, kPage);
+    });
+  }
+  UffdProgress uffd_zeropage(int fd, std::uint64_t dst, std::uint64_t bytes) override {
+    return fill(fd, dst, bytes, [](std::uint64_t, PageBytes& page) { page.fill(std::byte{0}); });
+  }
+  int uffd_poison(int fd, std::uint64_t page) override {
+    spaces[fd].poisoned.insert(page);
+    return 0;
+  }
+  int uffd_wake(int fd, std::uint64_t start, std::uint64_t) override {
+    if (spaces[fd].gone) return -ESRCH;
+    spaces[fd].woken.push_back(start);
+    return 0;
+  }
+  Probe uffd_probe(int fd, std::uint64_t page) override {
+    const Space& s = spaces[fd];
+    if (s.gone) return Probe::gone;
+    if (changing(s)) return Probe::changing;
+    return s.registered.contains(page) ? Probe::registered : Probe::unregistered;
+  }
+  int uffd_read(int fd, std::span<uffd_msg> messages) override {
+    auto& queue = spaces[fd].queue;
+    int n = 0;
+    while (!queue.empty() && static_cast<std::size_t>(n) < messages.size()) {
+      messages[static_cast<std::size_t>(n++)] = queue.front();
+      queue.pop_front();
+    }
+    return n;
+  }
+  Result<UniqueFd> memory_file(const char* name, std::uint64_t bytes) override {
+    return real_os().memory_file(name, bytes);
+  }
+  int punch(int fd, std::uint64_t offset, std::uint64_t bytes) override {
+    return real_os().punch(fd, offset, bytes);
+  }
+  int allocate(int fd, std::uint64_t offset, std::uint64_t bytes) override {
+    return real_os().allocate(fd, offset, bytes);
+  }
+  Result<std::string> read_file(const std::string& path) override { return fail("no " + path); }
+  int pagemap_scan(int, uapi::PmScanArg&) override { return -ENOTTY; }
+  int read_at(int, void*, std::size_t, std::uint64_t) override { return -EIO; }
+  int robust_list_head(pid_t, std::uint64_t&) override { return -ESRCH; }
+  int pidfd_signal(int, int signal) override {
+    signals.push_back(signal);
+    return 0;
+  }
+  void futex_wake(std::uint32_t*) override {}
+  void futex_wait_any(std::span<const FutexWait>, std::uint64_t) override {}
+
+  std::vector<int> signals;
+
+ private:
+  // A change is under way while its event is unread, and until its thread has come back.
+  static bool changing(const Space& s) {
+    if (s.changing > 0) return true;
+    for (const uffd_msg& m : s.queue) {
+      if (m.event != UFFD_EVENT_PAGEFAULT) return true;
+    }
+    return false;
+  }
+  template <typename Fill>
+  UffdProgress fill(int fd, std::uint64_t dst, std::uint64_t bytes, Fill one) {
+    Space& s = spaces[fd];
+    if (s.gone) return {0, ESRCH};
+    if (changing(s)) return {0, EAGAIN};
+    // As the kernel: the whole range must lie in one registered mapping.
+    for (std::uint64_t i = 0; i < bytes / kPage; ++i) {
+      if (!s.registered.contains(dst + i * kPage)) return {0, ENOENT};
+    }
+    for (std::uint64_t i = 0; i < bytes / kPage; ++i) {
+      if (s.present.contains(dst + i * kPage)) return {i * kPage, i == 0 ? EEXIST : EAGAIN};
+      one(i, s.present[dst + i * kPage]);
+    }
+    return {bytes, 0};
+  }
+};
+
+}  // namespace foldswap

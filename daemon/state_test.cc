@@ -1,0 +1,62 @@
+// The state file's table and the latency histogram.
+#include "daemon/state.h"
+
+#include <gtest/gtest.h>
+#include <rapidcheck.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+namespace foldswap {
+namespace {
+
+TEST(State, RecordsComeBackClean) {
+  const auto state = State::create(real_os()).value();
+  ClientRecord* first = state->claim_record();
+  ASSERT_NE(first, nullptr);
+  first->pid = 77;
+  first->inbox_count = 5;
+  first->inbox[3].event = 9;
+  first->quarantine_count = 2;
+  const std::uint64_t id = first->id;
+  state->wipe_record(first);
+  state->free_record(first);
+  ClientRecord* again = state->claim_record();
+  EXPECT_EQ(again, first);
+  EXPECT_NE(again->id, id);
+  EXPECT_EQ(again->pid.load(), 0);
+  EXPECT_EQ(again->inbox_count, 0U);
+  EXPECT_EQ(again->inbox[3].event, 0);
+  EXPECT_EQ(again->quarantine_count, 0U);
+}
+
+TEST(State, TheTableIsBounded) {
+  const auto state = State::create(real_os()).value();
+  for (std::uint32_t i = 0; i < kMostClients; ++i) ASSERT_NE(state->claim_record(), nullptr);
+  EXPECT_EQ(state->claim_record(), nullptr);
+}
+
+TEST(Latency, QuantilesAreWithinABucketOfTheTruth) {
+  rc::check([] {
+    const auto counters = std::make_unique<Counters>();
+    std::vector<std::uint64_t> values;
+    const int n = *rc::gen::inRange(1, 300);
+    for (int i = 0; i < n; ++i) {
+      values.push_back(static_cast<std::uint64_t>(*rc::gen::inRange(0, 2'000'000'000)));
+      record_latency(*counters, values.back());
+    }
+    std::ranges::sort(values);
+    for (const double share : {0.5, 0.9, 0.99, 1.0}) {
+      const auto rank = static_cast<std::size_t>(std::max(1.0, std::ceil(share * n)));
+      const auto truth = static_cast<double>(values[rank - 1]);
+      const auto told = static_cast<double>(latency_quantile(*counters, share));
+      RC_ASSERT(told >= truth * 0.999);
+      RC_ASSERT(told <= truth * 1.13 + 1);
+    }
+    RC_ASSERT(latency_quantile(*counters, 1.0) == values.back());
+  });
+}
+
+}  // namespace
+}  // namespace foldswap
