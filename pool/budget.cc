@@ -92,19 +92,27 @@ void Budget::finish_grow() {
   in_flight_.fetch_sub(1, std::memory_order_acq_rel);
 }
 
+// Frames over a limit that was lowered are places less in spare, but nobody needs them: they may
+// go.
 bool Budget::begin_shrink() {
-  return take(spare_, frame_room_);
+  in_flight_.fetch_add(1, std::memory_order_acq_rel);
+  const auto held = static_cast<std::int64_t>(held_frames_.load(std::memory_order_acquire));
+  const auto limit = static_cast<std::int64_t>(limit_frames_.load(std::memory_order_acquire));
+  const std::int64_t over = std::max<std::int64_t>(held - limit, 0) * frame_room_;
+  if (take(spare_, frame_room_, -over)) return true;
+  in_flight_.fetch_sub(1, std::memory_order_acq_rel);
+  return false;
 }
 
 void Budget::cancel_shrink() {
   spare_.fetch_add(frame_room_, std::memory_order_acq_rel);
   changes_.fetch_add(1, std::memory_order_acq_rel);
+  in_flight_.fetch_sub(1, std::memory_order_acq_rel);
 }
 
 void Budget::finish_shrink() {
   held_frames_.fetch_sub(1, std::memory_order_acq_rel);
-  spare_.fetch_add(frame_room_, std::memory_order_acq_rel);
-  changes_.fetch_add(1, std::memory_order_acq_rel);
+  cancel_shrink();  // the frame's places are places to grow now
 }
 
 bool Budget::consistent(std::uint64_t places) const {

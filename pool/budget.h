@@ -69,7 +69,7 @@ class Budget {
     return reserved_.load(std::memory_order_relaxed);
   }
   // Moves on whenever a place may have appeared: a search that found none and sees it unchanged,
-  // with no frame growing, saw the truth.
+  // with no frame in flight (growing or shrinking), saw the truth.
   [[nodiscard]] std::uint64_t changes() const { return changes_.load(std::memory_order_acquire); }
   [[nodiscard]] bool in_flight() const { return in_flight_.load(std::memory_order_acquire) != 0; }
   // Whether spare is what the other numbers say, given the places of all held frames. Quiet pools

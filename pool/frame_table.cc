@@ -11,6 +11,7 @@ FrameTable::FrameTable(const PoolLayout& layout, std::uint32_t shard, Arena& rec
     : geometry_(layout.geometry()),
       block_slots_(layout.block_slots()),
       scratch_frame_(PoolLayout::scratch_frame(shard)),
+      frames_end_(layout.frames_end()),
       frames_(layout.frames()),
       state_(layout.shard_state(shard)),
       budget_(budget),

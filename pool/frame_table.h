@@ -42,6 +42,12 @@ class FrameTable {
            std::size_t{where.chunk} * kChunkBytes;
   }
 
+  // Whether an object of `bytes` can lie there at all.
+  [[nodiscard]] bool within(const Location& where, std::uint32_t bytes) const {
+    return where.tier == Tier::frame && bytes <= kObjectBytesMax && where.frame < frames_end_ &&
+           where.chunk + chunks_for(bytes) <= geometry_.frame_chunks();
+  }
+
   // A new frame's number (kNoFrame: the table needs a page first), detached; add() it when it has
   // memory.
   [[nodiscard]] std::uint32_t take_frame();
@@ -111,6 +117,7 @@ class FrameTable {
   const PoolGeometry geometry_;
   const std::uint32_t block_slots_;
   const std::uint32_t scratch_frame_;
+  const std::uint64_t frames_end_;  // no frame has this number or a higher one
   std::byte* const frames_;
   ShardState& state_;
   Budget& budget_;

@@ -96,6 +96,10 @@ class PoolLayout {
     return *meta_.as<ShardState>((1 + std::size_t{shard}) * kTablePageBytes);
   }
   [[nodiscard]] std::byte* frames() const { return frames_.data(); }
+  // One past the highest frame number that the file has room for.
+  [[nodiscard]] std::uint64_t frames_end() const {
+    return frames_bytes_ / config_.geometry.frame_bytes;
+  }
   [[nodiscard]] static constexpr std::uint32_t scratch_frame(std::uint32_t shard) {
     return shard * static_cast<std::uint32_t>(kTablePageBytes / sizeof(FrameMeta));
   }

@@ -88,10 +88,11 @@ std::optional<RawLoad> Shard::load(ObjectId id, std::span<std::byte, 4096> out) 
   if (meta.codec == Codec::pattern) {
     return RawLoad{meta, found->location.load(std::memory_order_acquire)};
   }
-  // A damaged record must not make us read past the frame; the checksum tells the rest.
-  if (meta.length <= out.size()) {
-    std::memcpy(out.data(), frames_.data(found->where()), meta.length);
-  }
+  // A damaged record must not make us read elsewhere (no length: an error); the checksum tells the
+  // rest.
+  const Location where = found->where();
+  if (!frames_.within(where, meta.length)) return RawLoad{ObjectMeta{}, 0};
+  std::memcpy(out.data(), frames_.data(where), meta.length);
   return RawLoad{meta, 0};
 }
 

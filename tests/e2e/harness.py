@@ -128,8 +128,8 @@ class Proc:
                                       env=env or clean_environment(), cwd=cwd, bufsize=0,
                                       preexec_fn=die_with_parent)
         self.pid = self.popen.pid
-        self.buffer = b""
-        self.output = b""
+        self.buffer = bytearray()  # not yet taken as a line
+        self.output = bytearray()  # all of it
         self.max_rss = 0
         self.code = None
 
@@ -157,8 +157,10 @@ class Proc:
             if not self.read_some(end):
                 self.wait(5)
                 raise AssertionError(f"ended early: {self._describe()}")
-        line, self.buffer = self.buffer.split(b"\n", 1)
-        return line.decode(errors="replace")
+        end_of_line = self.buffer.index(b"\n")
+        line = self.buffer[:end_of_line].decode(errors="replace")
+        del self.buffer[: end_of_line + 1]
+        return line
 
     def expect(self, wanted, seconds=60):
         got = self.line(seconds)

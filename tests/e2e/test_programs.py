@@ -15,7 +15,7 @@ PYTHON_PROGRAM = """
 import hashlib, random, sys
 random.seed(42)
 d = {}
-for i in range(150000):
+for i in range(100000):
     d[f"key-{i}-{random.getrandbits(40):x}"] = (i, random.random(), [i % 7, str(i)])
 digest = hashlib.sha256()
 for k in sorted(d):
@@ -47,6 +47,7 @@ for row in db.execute("select name, body from t order by name, id"):
     h.update(row[0].encode() + row[1])
 print(h.hexdigest())
 db.execute("delete from t where n % 2 = 0")
+db.commit()
 db.execute("vacuum")
 print(db.execute("pragma integrity_check").fetchall(),
       db.execute("select count(*) from t").fetchall())
@@ -104,7 +105,7 @@ class Programs(E2E):
         source = os.path.join(self.tmp, "large.cc")
         with open(source, "w", encoding="ascii") as f:
             f.write("#include <map>\n#include <string>\n#include <vector>\n")
-            for i in range(120):
+            for i in range(200):
                 f.write(f"struct S{i} {{ std::map<int, std::vector<std::string>> m;\n"
                         f"int a[{i + 1}]; }};\nint f{i}(S{i}& s, int k) {{ "
                         f"s.m[k].push_back(std::to_string(k * {i})); "
@@ -121,7 +122,7 @@ class Programs(E2E):
         # g++ itself is small: cc1plus, its child, has the memory, inherits the budget and is a
         # client, too.
         plain = compile_with(self.run_plain)
-        client = compile_with(lambda c, **k: self.run_client(c, 80 * MIB, **k))
+        client = compile_with(lambda c, **k: self.run_client(c, plain.max_rss // 2, **k))
         self.assert_same(plain, client)
         self.assertEqual(digests[0], digests[1])
         self.assert_worked(self.finish_daemon())
