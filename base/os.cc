@@ -162,6 +162,13 @@ class RealOs final : public Os {
     return text;
   }
 
+  Result<std::string> read_link(const std::string& path) override {
+    std::array<char, 256> target{};
+    const ssize_t n = ::readlink(path.c_str(), target.data(), target.size());
+    if (n < 0) return fail_errno("cannot read the link " + path);
+    return std::string(target.data(), static_cast<std::size_t>(n));
+  }
+
   int pagemap_scan(int pagemap_fd, uapi::PmScanArg& arg) override {
     const int n = ::ioctl(pagemap_fd, uapi::kPagemapScan, &arg);
     return n >= 0 ? n : -errno;

@@ -64,6 +64,7 @@ class Os {
 
   // -- files and other processes
   virtual Result<std::string> read_file(const std::string& path) = 0;  // at most 64 MiB
+  virtual Result<std::string> read_link(const std::string& path) = 0;
   virtual int pagemap_scan(int pagemap_fd, uapi::PmScanArg& arg) = 0;
   virtual int read_at(int fd, void* data, std::size_t bytes, std::uint64_t offset) = 0;
   virtual int robust_list_head(pid_t tid, std::uint64_t& head) = 0;  // get_robust_list(2)

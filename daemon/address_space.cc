@@ -19,38 +19,61 @@ bool AddressSpace::registered(const Client& client, std::uint64_t page) const {
   return os_.uffd_probe(client.uffd.get(), page) == Probe::registered;
 }
 
-bool AddressSpace::apply(Client& client, std::uint64_t now_us) {
+// REMOVE at once, unless a FORK that was read before it is kept (the child still has the pages), or
+// a kept move touches it.
+void AddressSpace::apply_early_removes(Client& client, std::uint64_t now_us) {
   ClientRecord& record = client.record;
-  if (record.inbox_count == 0) return true;
-  const std::span inbox(record.inbox, record.inbox_count);
-
-  std::vector<Move> moves;
-  bool kept = false;
-  for (uffd_msg& message : inbox) {
-    if (message.event == UFFD_EVENT_REMAP) {
-      moves.push_back({message.arg.remap.from, message.arg.remap.to, message.arg.remap.len});
-    }
-    if (message.event == UFFD_EVENT_REMOVE) {
+  std::uint32_t kept = 0;
+  bool fork = false;
+  for (std::uint32_t i = 0; i < record.inbox_count; ++i) {
+    const uffd_msg message = record.inbox[i];
+    fork = fork || message.event == UFFD_EVENT_FORK;
+    if (message.event == UFFD_EVENT_REMOVE && !fork) {
       const auto start = message.arg.remove.start, bytes = message.arg.remove.end - start;
-      const bool moving = std::ranges::any_of(moves, [&](const Move& m) {
-        return overlap(start, bytes, m.from, m.bytes) || overlap(start, bytes, m.to, m.bytes);
+      const bool moving = std::any_of(record.inbox, record.inbox + kept, [&](const uffd_msg& m) {
+        return m.event == UFFD_EVENT_REMAP &&
+               (overlap(start, bytes, m.arg.remap.from, m.arg.remap.len) ||
+                overlap(start, bytes, m.arg.remap.to, m.arg.remap.len));
       });
       if (!moving) {
         apply_remove(client, message, now_us);
-        message.event = 0;
+        continue;
       }
     }
-    kept = kept || message.event != 0;
+    record.inbox[kept++] = message;
   }
-  if (!kept) {
-    record.inbox_count = 0;
-    return true;
+  record.inbox_count = kept;
+}
+
+std::vector<AddressSpace::Move> AddressSpace::moves_of(std::span<const uffd_msg> inbox) {
+  std::vector<Move> moves;
+  for (const uffd_msg& message : inbox) {
+    if (message.event != UFFD_EVENT_REMAP) continue;
+    Move move{message.arg.remap.from, message.arg.remap.to, message.arg.remap.len};
+    // Before Linux 6.15 an mremap that shrinks and moves reports the old length; the tail it cut
+    // off was unmapped.
+    for (const uffd_msg& cut : inbox) {
+      if (cut.event == UFFD_EVENT_UNMAP && cut.arg.remove.end == move.from + move.bytes &&
+          cut.arg.remove.start > move.from && cut.arg.remove.start < cut.arg.remove.end) {
+        move.bytes = cut.arg.remove.start - move.from;
+      }
+    }
+    moves.push_back(move);
   }
+  return moves;
+}
+
+bool AddressSpace::apply(Client& client, std::uint64_t now_us) {
+  ClientRecord& record = client.record;
+  if (record.inbox_count == 0) return true;
+  apply_early_removes(client, now_us);
+  if (record.inbox_count == 0) return true;
+  const std::span inbox(record.inbox, record.inbox_count);
   // Any page will do: the kernel looks for changes under way before it looks at the address.
-  const bool full = record.inbox_count == kInboxMessages;
   const Probe probe = os_.uffd_probe(client.uffd.get(), kPage);
-  if (probe == Probe::changing && !full) return false;
-  if (probe == Probe::gone) {
+  if (probe == Probe::changing) {
+    if (record.inbox_count + kInboxReserve <= kInboxMessages) return false;
+    client.kill("more changes of its address space at once than can be kept");
     record.inbox_count = 0;
     return true;
   }
@@ -59,10 +82,22 @@ bool AddressSpace::apply(Client& client, std::uint64_t now_us) {
   });
   if (needs_rest && client.batches.load() != 0) return false;
 
-  for (const uffd_msg& message : inbox) {
-    if (message.event == UFFD_EVENT_FORK && !apply_fork(client, message, moves)) return true;
+  std::vector<Move> moves = moves_of(inbox);
+  const bool settled_places = moves.empty() && std::ranges::none_of(inbox, [](const uffd_msg& m) {
+                                return m.event == UFFD_EVENT_UNMAP;
+                              });
+  for (uffd_msg& message : inbox) {
+    if (message.event != UFFD_EVENT_FORK) continue;
+    UniqueFd uffd(static_cast<int>(message.arg.fork.ufd));
+    const auto fork_seq = static_cast<std::uint32_t>(message.arg.reserved.reserved2);
+    message.event = 0;  // the descriptor is taken
+    apply_fork(client, std::move(uffd), fork_seq, moves, settled_places);
   }
-  if (!order_moves(client, moves)) {
+  if (probe == Probe::gone) {
+    record.inbox_count = 0;  // only its children still needed anything of it (HAZARDS 4)
+    return true;
+  }
+  if (!order_moves(client, inbox, moves)) {
     client.kill("its mremap calls cannot be put in order");
     record.inbox_count = 0;
     return true;
@@ -70,7 +105,7 @@ bool AddressSpace::apply(Client& client, std::uint64_t now_us) {
   for (const Move& move : moves) apply_move(client, move);
   for (const uffd_msg& message : inbox) {
     if (message.event == UFFD_EVENT_UNMAP) {
-      apply_unmap(client, message.arg.remove.start, message.arg.remove.end, !moves.empty());
+      apply_unmap(client, message.arg.remove.start, message.arg.remove.end, moves);
     } else if (message.event == UFFD_EVENT_REMOVE) {
       apply_remove(client, message, now_us);
     }
@@ -88,52 +123,89 @@ void AddressSpace::apply_remove(Client& client, const uffd_msg& message, std::ui
   store_.clear_range(client, start, end);
 }
 
-bool AddressSpace::apply_fork(Client& parent, const uffd_msg& message,
-                              std::span<const Move> moves) {
-  UniqueFd uffd(static_cast<int>(message.arg.fork.ufd));
-  const auto child = host_.adopt_child(parent, std::move(uffd));
-  bool whole = child != nullptr;
-  if (whole) clone_pages(parent, *child, moves, whole);
-  if (!whole) {
-    // Without its pages the child would read zeros, and its pid is not known yet: end the parent
-    // while it is still inside fork(2), which ends with it.
-    parent.kill("its child could not be taken over (client table or reference counts full)");
-    return false;
+void AddressSpace::apply_fork(Client& parent, UniqueFd uffd, std::uint32_t fork_seq,
+                              std::span<const Move> moves, bool settled_places) {
+  const auto child = host_.adopt_child(parent, std::move(uffd), fork_seq);
+  if (child == nullptr) return;  // the host holds its descriptor: it waits, and is ended
+  if (!clone_pages(parent, *child, moves, settled_places)) {
+    child->kill("not every page of its parent could be taken over");
   }
   host_.child_ready(child);
-  return true;
 }
 
-void AddressSpace::clone_pages(Client& parent, Client& child, std::span<const Move> moves,
-                               bool& whole) {
-  // Only what is registered in the child is the child's: DONTFORK ranges are not. One probe speaks
-  // for the pages of an extent when its first and last page out agree; else every page is asked.
+// Only what is registered in the child is the child's: DONTFORK ranges are not, nor what was
+// unmapped first. Without moves and unmaps in the set one probe speaks for the pages of an extent
+// when its first and last page out are both there.
+bool AddressSpace::clone_pages(Client& parent, Client& child, std::span<const Move> moves,
+                               bool settled_places) {
+  const auto moved_here = [&](std::uint64_t page) {
+    // The page's place at the fork, when a move of the same set has brought or will bring something
+    // else there.
+    return std::ranges::any_of(moves, [&](const Move& m) {
+      return page - m.to < m.bytes && !registered(child, m.from + (page - m.to));
+    });
+  };
+  bool whole = true;
   std::uint64_t at = parent.map->next_out(0, kAddressEnd);
   while (at < kAddressEnd) {
     const std::uint64_t end = extent_floor(at) + wire::kExtentBytes;
     std::uint64_t last = at;
     for (std::uint64_t p = at; p < end; p = parent.map->next_out(p + kPage, end)) last = p;
-    const bool first_in = registered(child, at), last_in = registered(child, last);
+    const bool all_in = settled_places && registered(child, at) && registered(child, last);
     for (std::uint64_t p = at; p < end; p = parent.map->next_out(p + kPage, end)) {
       std::uint64_t target = p;
-      bool in = first_in == last_in ? first_in : registered(child, p);
-      if (!in) {
-        // The fork may have come after a move of the same set.
-        for (const Move& m : moves) {
-          if (p - m.from < m.bytes && registered(child, m.to + (p - m.from))) {
-            target = m.to + (p - m.from);
-            in = true;
-          }
-        }
+      bool in = all_in || (registered(child, p) && !moved_here(p));
+      for (const Move& m : moves) {  // the fork may have come after a move of the same set
+        if (in || p - m.from >= m.bytes || !registered(child, m.to + (p - m.from))) continue;
+        target = m.to + (p - m.from);
+        in = true;
       }
       const Entry entry = parent.map->load(p);
-      if (in && !store_.share(child, target, entry)) whole = false;
+      // What is still in flight cannot be given to the child (its parent died under the batch).
+      if (in && (entry.state() == PageState::out || !store_.share(child, target, entry)))
+        whole = false;
     }
     at = parent.map->next_out(end, kAddressEnd);
   }
+  return whole;
 }
 
-bool AddressSpace::order_moves(Client& client, std::vector<Move>& moves) const {
+// Whether the places that moves vacated and occupied end as they would if the moves came in the
+// order of arrival.
+bool AddressSpace::arrival_order_fits(const Client& client, std::span<const uffd_msg> inbox,
+                                      std::span<const Move> moves) const {
+  const auto unmapped = [&](std::uint64_t page) {
+    return std::ranges::any_of(inbox, [&](const uffd_msg& m) {
+      return m.event == UFFD_EVENT_UNMAP && page >= m.arg.remove.start && page < m.arg.remove.end;
+    });
+  };
+  const auto expected = [&](std::uint64_t page) {
+    bool there = false;
+    for (const Move& m : moves) {
+      if (page - m.from < m.bytes)
+        there = !unmapped(m.from);  // MREMAP_DONTUNMAP leaves it registered
+      if (page - m.to < m.bytes) there = true;
+    }
+    return there;
+  };
+  return std::ranges::all_of(moves, [&](const Move& m) {
+    return registered(client, m.from) == expected(m.from) &&
+           registered(client, m.to) == expected(m.to);
+  });
+}
+
+bool AddressSpace::order_moves(Client& client, std::span<const uffd_msg> inbox,
+                               std::vector<Move>& moves) const {
+  if (moves.size() < 2 || arrival_order_fits(client, inbox, moves)) return true;
+  // A place that more than two moves touch has more than one history that ends like this.
+  for (const Move& m : moves) {
+    for (const std::uint64_t place : {m.from, m.to}) {
+      const auto touches = std::count_if(moves.begin(), moves.end(), [&](const Move& other) {
+        return place - other.from < other.bytes || place - other.to < other.bytes;
+      });
+      if (touches > 2) return false;
+    }
+  }
   // a before b. When one occupies what the other vacates: if that place is registered now, the
   // occupant is there still, so the vacating came first; if not, what moved in moved on.
   const auto before = [&](const Move& a, const Move& b) {
@@ -173,17 +245,20 @@ void AddressSpace::apply_move(Client& client, const Move& move) {
   }
 }
 
-void AddressSpace::apply_unmap(Client& client, std::uint64_t start, std::uint64_t end, bool moved) {
-  // A page that is registered now belongs to what was moved there by the same set (HAZARDS 1).
-  // Without a move in the set nothing can have been: whoever unmapped held PROBE at "changing"
-  // until its event was read.
-  if (!moved) {
+// What was unmapped is gone, except where a move of the same set has brought something since
+// (HAZARDS 1).
+void AddressSpace::apply_unmap(Client& client, std::uint64_t start, std::uint64_t end,
+                               std::span<const Move> moves) {
+  if (moves.empty()) {
     store_.clear_range(client, start, end);
     return;
   }
   for (std::uint64_t p = client.map->next_out(start, end); p < end;
        p = client.map->next_out(p + kPage, end)) {
-    if (!registered(client, p)) store_.clear_range(client, p, p + kPage);
+    const bool occupied =
+        std::ranges::any_of(moves, [&](const Move& m) { return p - m.to < m.bytes; }) &&
+        registered(client, p);
+    if (!occupied) store_.clear_range(client, p, p + kPage);
   }
 }
 

@@ -26,9 +26,10 @@ namespace foldswap {
 class ForkHost {
  public:
   virtual ~ForkHost() = default;
-  // nullptr: it could not be made (table full, no memory); the caller kills the child's parent's
-  // claim on it.
-  virtual std::shared_ptr<Client> adopt_child(Client& parent, UniqueFd uffd) = 0;
+  // nullptr: it could not be made (table full, no memory); the host keeps the descriptor, so that
+  // the child waits and never reads zeros, and ends it.
+  virtual std::shared_ptr<Client> adopt_child(Client& parent, UniqueFd uffd,
+                                              std::uint32_t fork_seq) = 0;
   // The child's page map is complete: it may be served.
   virtual void child_ready(std::shared_ptr<Client> child) = 0;
 };
@@ -49,13 +50,20 @@ class AddressSpace {
   struct Move {
     std::uint64_t from, to, bytes;
   };
+  void apply_early_removes(Client& client, std::uint64_t now_us);
   void apply_remove(Client& client, const uffd_msg& message, std::uint64_t now_us);
-  [[nodiscard]] bool apply_fork(Client& parent, const uffd_msg& message,
-                                std::span<const Move> moves);
-  void clone_pages(Client& parent, Client& child, std::span<const Move> moves, bool& whole);
-  [[nodiscard]] bool order_moves(Client& client, std::vector<Move>& moves) const;
+  void apply_fork(Client& parent, UniqueFd uffd, std::uint32_t fork_seq,
+                  std::span<const Move> moves, bool settled_places);
+  [[nodiscard]] bool clone_pages(Client& parent, Client& child, std::span<const Move> moves,
+                                 bool settled_places);
+  [[nodiscard]] static std::vector<Move> moves_of(std::span<const uffd_msg> inbox);
+  [[nodiscard]] bool arrival_order_fits(const Client& client, std::span<const uffd_msg> inbox,
+                                        std::span<const Move> moves) const;
+  [[nodiscard]] bool order_moves(Client& client, std::span<const uffd_msg> inbox,
+                                 std::vector<Move>& moves) const;
   void apply_move(Client& client, const Move& move);
-  void apply_unmap(Client& client, std::uint64_t start, std::uint64_t end, bool moved);
+  void apply_unmap(Client& client, std::uint64_t start, std::uint64_t end,
+                   std::span<const Move> moves);
   [[nodiscard]] bool registered(const Client& client, std::uint64_t page) const;
 
   Os& os_;

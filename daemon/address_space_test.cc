@@ -77,14 +77,40 @@ TEST_F(AddressSpaceTest, AChainOfMovesOfTheSamePagesFollowsThem) {
   EXPECT_EQ(client->map->out_total(), 0U);
 }
 
-TEST_F(AddressSpaceTest, MovesThatCannotBeOrderedEndTheClient) {
-  evict_range(kS, 1);
-  evict_range(kD, 50);
-  os.remap(fd(), kS, kD, kBytes);
-  os.remap(fd(), kD, kS, kBytes);
+TEST_F(AddressSpaceTest, BackAndForthInOneSetEndsWhereItEnded) {
+  // X->Y, Y->X, X->Y by one thread while others kept changing things.
+  evict_range(kS, 500);
+  os.drop_range(fd(), kS, 8);
+  os.add_range(fd(), kD, 8);
+  for (const bool forth : {true, false, true}) {
+    const std::uint64_t from = forth ? kS : kD, to = forth ? kD : kS;
+    os.remap(fd(), from, to, kBytes);
+    os.range_event(fd(), UFFD_EVENT_UNMAP, from, from + kBytes);
+  }
   step();
-  ASSERT_EQ(os.signals.size(), 1U);
+  expect_conserved(*client);
+  expect_range(*client, kD, 500);
+  EXPECT_TRUE(os.signals.empty());
+}
+
+TEST_F(AddressSpaceTest, MovesThatCannotBeOrderedEndTheClientAndNothingIsAnsweredAnyMore) {
+  evict_range(kS, 1);
+  evict_range(kT, 50);
+  evict_range(kE, 90);
+  os.drop_range(fd(), kS, 8);
+  // Three moves touch D, and where they leave it fits no order.
+  os.remap(fd(), kS, kD, kBytes);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  os.remap(fd(), kD, kT, kBytes);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
+  os.remap(fd(), kE, kD, kBytes);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kE, kE + kBytes);
+  os.fault(fd(), kT, false);
+  step();
+  ASSERT_FALSE(os.signals.empty());
   EXPECT_EQ(os.signals[0], SIGKILL);
+  for (int i = 0; i < 5; ++i) step();
+  EXPECT_TRUE(space().present.empty());
 }
 
 TEST_F(AddressSpaceTest, UnmapFreesExactlyItsRange) {
@@ -177,13 +203,69 @@ TEST_F(AddressSpaceTest, ForkIsClonedBeforeTheSetFreesAnything) {
   expect_range(*children[0], kS, 1);
 }
 
-TEST_F(AddressSpaceTest, AChildThatCannotBeServedEndsItsParentNotItsMemory) {
+TEST_F(AddressSpaceTest, Hazard18WhatAParentDiscardsAfterForkStaysItsChilds) {
+  // The FORK is kept (a batch is in flight); the parent has returned from fork(2) and discards
+  // (Redis does exactly this).
+  evict_range(kS, 1);
+  const int child_fd = ::dup(0);
+  os.spaces[child_fd].registered = space().registered;
+  client->batches = 1;
+  os.fork_event(fd(), child_fd);
+  step();
+  os.range_event(fd(), UFFD_EVENT_REMOVE, kS, kS + kBytes);
+  step();
+  client->batches = 0;
+  step();
+  ASSERT_EQ(children.size(), 1U);
+  expect_range(*children[0], kS, 1);
+  expect_reads(*client, kS, kZeros);
+  const RankedLock lock(client->mutex);
+  EXPECT_TRUE(client->quarantine.contains(kS));
+}
+
+TEST_F(AddressSpaceTest, Hazard04AChildOutlivesAParentThatDiedBeforeItsForkWasApplied) {
+  evict_range(kS, 1);
+  const int child_fd = ::dup(0);
+  os.spaces[child_fd].registered = space().registered;
+  client->batches = 1;
+  os.fork_event(fd(), child_fd);
+  step();
+  space().gone = true;
+  client->set_state(ClientState::exiting);
+  step();
+  EXPECT_FALSE(client->reader_done);
+  client->batches = 0;
+  for (int i = 0; i < 5; ++i) step();
+  EXPECT_TRUE(client->reader_done);
+  ASSERT_EQ(children.size(), 1U);
+  expect_range(*children[0], kS, 1);
+  EXPECT_EQ(pool->stats().objects, 0U);
+}
+
+TEST_F(AddressSpaceTest, AChildThatCannotBeServedCostsItsParentNothing) {
   evict_range(kS, 1);
   refuse_children = true;
   os.fork_event(fd(), ::dup(0));
   step();
-  ASSERT_EQ(os.signals.size(), 1U);
-  EXPECT_EQ(os.signals[0], SIGKILL);
+  EXPECT_TRUE(os.signals.empty());
+  EXPECT_EQ(children_ready, 0);
+  expect_range(*client, kS, 1);
+}
+
+TEST_F(AddressSpaceTest, AChildGetsTheMiddleWhenItsEndsWereUnmappedBeforeTheFork) {
+  evict_range(kS, 1);
+  const int child_fd = ::dup(0);
+  os.spaces[child_fd].registered = space().registered;
+  for (const std::uint64_t i : {0ULL, 7ULL}) {
+    os.spaces[child_fd].registered.erase(kS + i * kPage);
+    os.drop_range(fd(), kS + i * kPage, 1);
+    os.range_event(fd(), UFFD_EVENT_UNMAP, kS + i * kPage, kS + (i + 1) * kPage);
+  }
+  os.fork_event(fd(), child_fd);
+  step();
+  ASSERT_EQ(children.size(), 1U);
+  EXPECT_EQ(children[0]->map->out_total(), 6U);
+  for (std::uint64_t i = 1; i < 7; ++i) expect_reads(*children[0], kS + i * kPage, bytes_of(1 + i));
 }
 
 }  // namespace

@@ -69,12 +69,8 @@ void Client::set_state(ClientState state) {
 }
 
 void Client::kill(const std::string& why) {
-  spdlog::error("{}: killed: {}", label(), why);
-  if (pidfd() >= 0) {
-    (void)os.pidfd_signal(pidfd(), SIGKILL);
-  } else {
-    spdlog::error("{}: its pid is not known; it waits for ever on what is out", label());
-  }
+  if (!doomed_.exchange(true)) spdlog::error("{}: killed: {}", label(), why);
+  if (pidfd() >= 0) (void)os.pidfd_signal(pidfd(), SIGKILL);
 }
 
 void Client::learn_pid(pid_t pid) {
@@ -83,12 +79,16 @@ void Client::learn_pid(pid_t pid) {
   if (!pidfd.valid()) return;
   UniqueFd pagemap(
       ::open(("/proc/" + std::to_string(pid) + "/pagemap").c_str(), O_RDONLY | O_CLOEXEC));
-  int none = -1;
-  record.pid = pid;
-  pagemap_owner_ = std::move(pagemap);
-  pidfd_owner_ = std::move(pidfd);
-  pagemap_fd_ = pagemap_owner_.get();
-  pidfd_.compare_exchange_strong(none, pidfd_owner_.get());
+  {
+    const RankedLock lock(mutex);  // its hello and its first fault may come at the same time
+    if (pidfd_.load() >= 0) return;
+    record.pid = pid;
+    pagemap_owner_ = std::move(pagemap);
+    pidfd_owner_ = std::move(pidfd);
+    pagemap_fd_ = pagemap_owner_.get();
+    pidfd_ = pidfd_owner_.get();
+  }
+  if (doomed()) kill("");
 }
 
 LayoutTryLock::LayoutTryLock(Client& client, std::uint32_t incarnation) : mailbox_(client.mailbox) {

@@ -96,8 +96,11 @@ class Client {
   [[nodiscard]] bool has_agent() const {
     return state() == ClientState::active && mailbox != nullptr;
   }
-  // SIGKILL with a log line: its state cannot be proved whole.
+  // SIGKILL with a log line: its state cannot be proved whole. From here nothing is answered any
+  // more: it waits until it is dead, and when its pid is not known yet it is killed as soon as it
+  // is.
   void kill(const std::string& why);
+  [[nodiscard]] bool doomed() const { return doomed_.load(); }
   [[nodiscard]] std::uint64_t evicted_pages() const {
     return record.pool_pages.load(std::memory_order_relaxed) +
            record.same_filled_pages.load(std::memory_order_relaxed);
@@ -149,13 +152,15 @@ class Client {
   std::atomic<bool> reclaim_running{false};
   std::atomic<bool> reclaim_fresh{
       false};  // it has just been asked for: the evictor looks at everything anew
-  std::atomic<bool> reclaim_stuck{false};  // there is nothing more to take
+  std::atomic<bool> reclaim_stalled{false};  // given up: its agent does not answer
+  std::atomic<bool> reclaim_stuck{false};    // there is nothing more to take
 
   // -- reader only
   std::vector<PendingFault> pending;
   std::uint64_t window_next = 0;  // page where the last read-ahead window ended
   std::uint32_t window_pages = 1;
   std::uint64_t restore_cursor = 0;
+  unsigned busy_streak = 0;              // trylocks in a row that failed
   std::uint64_t retry_at_us = 0;         // 0: nothing to retry
   std::uint64_t request_cursor = 0;      // of the release request being served
   std::atomic<bool> reader_done{false};  // the reader has let go of a gone client
@@ -182,6 +187,7 @@ class Client {
 
  private:
   std::atomic<ClientState> state_{ClientState::active};
+  std::atomic<bool> doomed_{false};
   UniqueFd pidfd_owner_, pagemap_owner_;
   std::atomic<int> pidfd_{-1}, pagemap_fd_{-1};
 };

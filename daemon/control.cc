@@ -205,8 +205,9 @@ json Control::reclaim(const json& request) {
       complete = false;
       continue;
     }
-    taken += *pages;
-    left -= std::min(left, *pages);
+    taken += pages->pages;
+    left -= std::min(left, pages->pages);
+    complete = complete && !pages->stalled;
   }
   complete = complete && (everything || left == 0);
   return reply({{"pages", taken}, {"complete", complete}});

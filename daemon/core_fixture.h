@@ -35,7 +35,7 @@ class CoreFixture : public ::testing::Test, public ForkHost {
     parts.pidfd = UniqueFd(::dup(0));
     return std::make_shared<Client>(std::move(parts), os);
   }
-  std::shared_ptr<Client> adopt_child(Client&, UniqueFd uffd) override {
+  std::shared_ptr<Client> adopt_child(Client&, UniqueFd uffd, std::uint32_t) override {
     if (refuse_children) return nullptr;
     children.push_back(make_client(std::move(uffd)));
     return children.back();

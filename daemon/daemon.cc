@@ -70,9 +70,9 @@ Result<std::unique_ptr<Daemon>> Daemon::create(Os& os, Config config, std::strin
 }
 
 Daemon::~Daemon() {
-  // Readers first: they use what the evictors fill; both before the registry and the pool go.
-  fault_threads_.clear();
+  // Evictors first: they kick readers. Both before the registry and the pool go.
   evict_threads_.clear();
+  fault_threads_.clear();
   if (client_listener_.valid()) (void)::unlink((runtime_dir_ + "/client.sock").c_str());
   if (admin_listener_.valid()) (void)::unlink((runtime_dir_ + "/admin.sock").c_str());
 }
@@ -245,6 +245,7 @@ Status Daemon::run() {
       }
     }
     handshake_->expire(os_.now_us());
+    registry_->reap_doomed();
   }
   stopping.join();
   spdlog::info("stopped");

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -21,6 +22,11 @@
 
 namespace foldswap {
 
+struct Reclaimed {
+  std::uint64_t pages = 0;
+  bool stalled = false;  // its agent does not answer (stopped, or hostile): less than asked for
+};
+
 class Daemon {
  public:
   // `vetting` was started before any thread.
@@ -32,8 +38,8 @@ class Daemon {
   [[nodiscard]] Status run();
 
   // -- what administrators ask; errors are sentences for them
-  [[nodiscard]] Result<std::uint64_t> reclaim(Client& client, std::uint64_t pages,
-                                              const std::atomic<bool>& stop);
+  [[nodiscard]] Result<Reclaimed> reclaim(Client& client, std::uint64_t pages,
+                                          const std::atomic<bool>& stop);
   [[nodiscard]] Status restore(const std::vector<std::shared_ptr<Client>>& clients,
                                std::uint64_t hold_until_us, const std::atomic<bool>& stop);
   // Nothing moves when what is out does not fit into memory.
@@ -60,6 +66,8 @@ class Daemon {
   void place(std::shared_ptr<Client> client);
   [[nodiscard]] FaultThread& reader_of(const Client& client);
   [[nodiscard]] EvictThread& evictor_of(const Client& client);
+  [[nodiscard]] bool wait_for_progress(Client& client, const std::function<bool()>& busy,
+                                       const std::atomic<bool>& stop);
   [[nodiscard]] Status fits(const std::vector<std::shared_ptr<Client>>& clients);
   void client_gone(Client& client);
 

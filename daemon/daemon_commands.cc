@@ -63,14 +63,15 @@ Status Daemon::set(const std::string& key, const std::string& value) {
   return {};
 }
 
-Result<std::uint64_t> Daemon::reclaim(Client& client, std::uint64_t pages,
-                                      const std::atomic<bool>& stop) {
+Result<Reclaimed> Daemon::reclaim(Client& client, std::uint64_t pages,
+                                  const std::atomic<bool>& stop) {
   if (!client.has_agent())
     return fail(client.label() + " is " + to_string(client.state()) + ": nothing can be evicted");
   if (client.reclaim_running.exchange(true))
     return fail(client.label() + " is being reclaimed already");
   client.hold_until_us = 0;
   client.reclaim_stuck = false;
+  client.reclaim_stalled = false;
   client.reclaimed_pages = 0;
   // "Everything" is what is resident now, and not also what the program touches meanwhile.
   const std::uint64_t everything = client.rss_bytes / kPage + (64ULL << 20) / kPage;
@@ -80,7 +81,7 @@ Result<std::uint64_t> Daemon::reclaim(Client& client, std::uint64_t pages,
   kick_evictor(client);
   while (client.reclaim_running && !client.gone() && !stop) os_.sleep_us(kPollUs);
   if (stop) client.reclaim_running = false;
-  return client.reclaimed_pages.load();
+  return Reclaimed{client.reclaimed_pages.load(), client.reclaim_stalled.load()};
 }
 
 // Bringing everything back needs memory that the pool's shrinking gives back only bit by bit.
@@ -102,33 +103,62 @@ Status Daemon::restore(const std::vector<std::shared_ptr<Client>>& clients,
     client->restore_wanted = true;
     reader_of(*client).kick(*client);
   }
+  std::string stalled;
   for (const auto& client : clients) {
-    while (client->restore_wanted && !client->gone() && !stop) os_.sleep_us(kPollUs);
+    if (!wait_for_progress(*client, [&] { return client->restore_wanted.load(); }, stop))
+      stalled += " " + client->label();
     client->hold_until_us = hold_until_us;
   }
+  if (!stalled.empty()) return fail("no progress (stopped?), still being restored:" + stalled);
   return {};
+}
+
+// False: the client is still at it, but nothing has come back for kPatienceUs; it goes on when it
+// can.
+bool Daemon::wait_for_progress(Client& client, const std::function<bool()>& busy,
+                               const std::atomic<bool>& stop) {
+  constexpr std::uint64_t kPatienceUs = 10'000'000;
+  std::uint64_t left = client.map->out_total(), since_us = os_.now_us();
+  while (busy() && !client.gone() && !stop) {
+    reader_of(client).kick(client);
+    os_.sleep_us(kPollUs);
+    const std::uint64_t now_left = client.map->out_total();
+    if (now_left != left) since_us = os_.now_us();
+    left = now_left;
+    if (os_.now_us() - since_us > kPatienceUs) return false;
+  }
+  return true;
 }
 
 Status Daemon::drain(const std::atomic<bool>& stop) {
   draining_ = true;
-  auto clients = registry_->all();
-  if (auto ok = fits(clients); !ok) {
-    draining_ = false;
-    return ok;
-  }
-  for (const auto& client : clients) {
-    client->restore_wanted = true;
-    client->release_wanted = true;
-    reader_of(*client).kick(*client);
-    kick_evictor(*client);
-  }
-  for (const auto& client : clients) {
-    while ((client->restore_wanted || client->release_wanted) && !client->gone() && !stop) {
+  std::string stalled;
+  // Children forked meanwhile have pages out, too: again until nobody has. A client that lost its
+  // agent cannot be unregistered from here; what it has is back, and that is all there is to do.
+  for (int pass = 0; pass < 100 && !stop && stalled.empty(); ++pass) {
+    auto clients = registry_->all();
+    std::erase_if(clients, [](const auto& c) {
+      const bool back = c->state() == ClientState::agentless && c->map->out_total() == 0;
+      return c->gone() || c->state() == ClientState::released || back;
+    });
+    if (clients.empty()) break;
+    if (auto ok = fits(clients); !ok) {
+      if (pass == 0) draining_ = false;
+      return ok;
+    }
+    for (const auto& client : clients) {
+      client->restore_wanted = true;
+      client->release_wanted = true;
       reader_of(*client).kick(*client);
-      os_.sleep_us(kPollUs);
+      kick_evictor(*client);
+    }
+    for (const auto& client : clients) {
+      const auto busy = [&] { return client->restore_wanted || client->release_wanted; };
+      if (!wait_for_progress(*client, busy, stop)) stalled += " " + client->label();
     }
   }
   (void)pool_->trim(0);
+  if (!stalled.empty()) return fail("no progress (stopped?), still being drained:" + stalled);
   return {};
 }
 

@@ -104,7 +104,10 @@ std::uint32_t Evictor::pages_wanted(Client& client, std::uint64_t now_us) {
     client.vmas_at_us = 0;
     client.blocked_until_us = 0;
   }
-  if (!allowed) return 0;
+  if (!allowed) {
+    client.hold_above_bytes = wire::kNoLimit;
+    return 0;
+  }
   if (client.reclaim_running) {
     const std::uint64_t asked = client.reclaim_pages.load(), got = client.reclaimed_pages.load();
     const std::uint64_t left = asked > got ? asked - got : 0;
@@ -136,6 +139,7 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
       pool_full_said_us_ = now_us;
     }
     client.blocked_until_us = now_us + 100'000;
+    client.hold_above_bytes = wire::kNoLimit;  // nobody gains by waiting
     client.reclaim_stuck = client.reclaim_running.load();
     return false;
   }
@@ -145,7 +149,7 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
     store_.pool().release_reservation(reserve);
     return false;
   };
-  if (client.unapplied) return give_up();  // after raising `batches`: see client.h
+  if (client.unapplied || client.gone()) return give_up();  // after raising `batches`: see client.h
   // The epoch and the thread count come before anything is looked at: whatever changes later makes
   // the agent stop.
   const std::uint32_t epoch = load_word(client.mailbox->epoch);
@@ -245,19 +249,28 @@ void Evictor::post(Client& client, std::uint32_t half, const EvictionPlan& plan,
   os_.futex_wake(&mailbox.to_agent);
 }
 
-void Evictor::take_results(Client& client, std::uint32_t half, std::uint64_t now_us) {
-  wire::Command& command = client.mailbox->commands[half];
-  if (load_word(command.state) != static_cast<std::uint32_t>(wire::CommandState::done)) return;
+// Read once; a client that lies about its own pages gets its own lies back.
+std::uint32_t Evictor::note_results(Client& client, std::uint32_t half) {
+  const wire::Command& command = client.mailbox->commands[half];
   Batch& batch = client.batch[half];
   std::uint32_t moved = 0;
   for (std::uint32_t slot = 0; slot < batch.pages; ++slot) {
-    // Read once; a client that lies about its own pages gets its own lies back.
     const auto result =
         static_cast<wire::PageResult>(__atomic_load_n(&command.result[slot], __ATOMIC_RELAXED));
     batch.moved[slot] = result == wire::PageResult::moved;
     moved += batch.moved[slot] ? 1 : 0;
     if (result == wire::PageResult::pinned) bump(counters_.evict_pinned);
   }
+  batch.phase = Batch::Phase::settling;
+  batch.next_slot = 0;
+  batch.in_transfer.store(true, std::memory_order_release);
+  return moved;
+}
+
+void Evictor::take_results(Client& client, std::uint32_t half, std::uint64_t now_us) {
+  wire::Command& command = client.mailbox->commands[half];
+  if (load_word(command.state) != static_cast<std::uint32_t>(wire::CommandState::done)) return;
+  const std::uint32_t moved = note_results(client, half);
   const std::uint32_t aborted = load_word(command.aborted);
   store_word(command.state, static_cast<std::uint32_t>(wire::CommandState::idle));
   if (aborted != wire::kAbortNone) {
@@ -271,9 +284,6 @@ void Evictor::take_results(Client& client, std::uint32_t half, std::uint64_t now
   client.aborts_in_row = moved == 0 && aborted != wire::kAbortNone ? client.aborts_in_row + 1 : 0;
   if (client.aborts_in_row > 8)
     client.blocked_until_us = std::max(client.blocked_until_us, now_us + 5'000);
-  batch.phase = Batch::Phase::settling;
-  batch.next_slot = 0;
-  batch.in_transfer.store(true, std::memory_order_release);
   // Rescue comes first: from here the reader helps itself (DESIGN §5, 3).
   if (client.faults_parked) kick_reader_(client);
 }
@@ -366,7 +376,17 @@ void Evictor::end_batch(Client& client, std::uint32_t half) {
 // The address space is gone: nothing of it is anybody's any more.
 void Evictor::abandon_batches(Client& client) {
   for (std::uint32_t h = 0; h < wire::kHalves; ++h) {
-    if (client.batch[h].phase != Batch::Phase::idle) end_batch(client, h);
+    Batch& batch = client.batch[h];
+    if (batch.phase == Batch::Phase::idle) continue;
+    if (client.unapplied && client.mailbox != nullptr) {
+      // A child may be waiting for exactly these pages: what came as far as the transfer area is
+      // published.
+      if (batch.phase == Batch::Phase::posted) note_results(client, h);
+      publish_batch(client, h);
+      for (int tries = 0; tries < 1'000 && batch.phase != Batch::Phase::idle; ++tries)
+        settle(client, h, os_.now_us());
+    }
+    if (batch.phase != Batch::Phase::idle) end_batch(client, h);
   }
   if (client.reclaim_running) client.reclaim_running = false;
   kick_reader_(client);
@@ -381,13 +401,16 @@ void Evictor::resolve_lost_agent(Client& client, std::uint64_t now_us) {
     return;  // most likely the whole process is on its way out
   for (std::uint32_t h = 0; h < wire::kHalves; ++h) {
     if (client.batch[h].phase != Batch::Phase::posted) continue;
-    std::vector<std::uint64_t> staged(wire::kHalfPages, 0);
-    const std::uint64_t staging = client.record.staging + h * wire::kHalfBytes;
-    (void)os_.read_at(client.pagemap_fd(), staged.data(), staged.size() * 8, staging / kPage * 8);
-    constexpr std::uint64_t kPresent = 1ULL << 63;
     for (std::uint32_t slot = 0; slot < client.batch[h].pages; ++slot) {
       const auto result = static_cast<wire::PageResult>(client.mailbox->commands[h].result[slot]);
-      if (result != wire::PageResult::moved && (staged[slot] & kPresent) != 0) {
+      const std::uint64_t page = client.record.batch[h].page[slot];
+      if (result == wire::PageResult::moved || client.map->load(page).state() != PageState::out)
+        continue;
+      std::uint64_t word = 0;
+      const int n =
+          os_.read_at(client.pagemap_fd(), &word, sizeof(word), page / kPage * sizeof(word));
+      constexpr std::uint64_t kPresentOrSwapped = 3ULL << 62;
+      if (n != sizeof(word) || (word & kPresentOrSwapped) == 0) {
         client.kill("its agent died with pages in staging");
         return;
       }

@@ -46,6 +46,7 @@ class Evictor {
   void post(Client& client, std::uint32_t half, const EvictionPlan& plan, std::uint32_t epoch,
             std::uint32_t threads_created);
   void take_results(Client& client, std::uint32_t half, std::uint64_t now_us);
+  std::uint32_t note_results(Client& client, std::uint32_t half);
   void publish_batch(Client& client, std::uint32_t half);
   void publish_page(Client& client, std::uint32_t half, std::uint32_t slot, Entry out);
   void settle(Client& client, std::uint32_t half, std::uint64_t now_us);
@@ -60,7 +61,8 @@ class Evictor {
   void refresh_vmas(Client& client, std::uint64_t now_us, std::uint64_t max_age_us);
   void list_registered(Client& client, bool everything);
   void release_when_empty(Client& client, std::uint64_t now_us);
-  void note_unregistered(Client& client);
+  bool note_unregistered(Client& client);
+  [[nodiscard]] bool is_ours(Client& client, const VmaInfo& vma);
   void free_transfer(Client& client);
   void finish_reclaim(Client& client);
 

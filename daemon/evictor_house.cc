@@ -25,6 +25,9 @@ void Evictor::housekeeping(Client& client, std::uint64_t now_us) {
     abandon_batches(client);
     return;
   }
+  // A forked child is not evicted and has no call of ours to unregister it: restored is all that it
+  // can be.
+  if (client.mailbox == nullptr && !client.restore_wanted) client.release_wanted = false;
   if (client.pid() <= 0) return;
   if (client.state() == ClientState::agentless || client.state() == ClientState::released) {
     (void)budgets_.sample(client, now_us);
@@ -79,8 +82,7 @@ void Evictor::list_registered(Client& client, bool everything) {
         (!everything && vma.start < staging + wire::kStagingBytes && vma.end > staging))
       continue;
     if (client.map->next_out(vma.start, vma.end) < vma.end && !everything) continue;
-    if (os_.uffd_probe(client.uffd.get(), vma.start) != Probe::registered)
-      continue;  // another's userfaultfd
+    if (!is_ours(client, vma)) continue;
     ranges.push_back({vma.start, vma.end - vma.start});
   }
   if (ranges.empty()) return;
@@ -93,21 +95,32 @@ void Evictor::list_registered(Client& client, bool everything) {
 
 // Tells the interposed calls that nothing but staging is registered, if that is sure: nobody has
 // registered since smaps was read. Only batches and requests register.
-void Evictor::note_unregistered(Client& client) {
+bool Evictor::note_unregistered(Client& client) {
   const std::uint64_t staging = client.record.staging;
   const std::uint32_t served = load_word(client.mailbox->request.served);
+  client.vmas_at_us = 0;
   refresh_vmas(client, os_.now_us(), 0);
+  if (client.vmas_at_us == 0) return false;
   for (const VmaInfo& vma : client.vmas) {
-    const bool ours = vma.start >= staging && vma.end <= staging + wire::kStagingBytes;
-    if (vma.registered && !ours) return;
+    const bool is_staging = vma.start >= staging && vma.end <= staging + wire::kStagingBytes;
+    if (vma.registered && !is_staging && is_ours(client, vma)) return false;
   }
   const LayoutTryLock lock(client, tunables_.incarnation);
   if (!lock.held() || client.batches.load() != 0 ||
       load_word(client.mailbox->request.served) != served ||
       client.vmas_generation != static_cast<std::uint32_t>(client.batch_generation)) {
-    return;
+    return false;
   }
   store_word(client.mailbox->registered, 0);
+  return true;
+}
+
+// PROBE and smaps tell that a range is registered, not with whom. REGISTER does: nothing changes
+// when it is ours, EBUSY when not.
+bool Evictor::is_ours(Client& client, const VmaInfo& vma) {
+  const LayoutTryLock lock(client, tunables_.incarnation);
+  if (!lock.held()) return true;  // not known now: asked again before anything rests on it
+  return os_.uffd_register(client.uffd.get(), vma.start, vma.end - vma.start) != -EBUSY;
 }
 
 // drain, or a library that retires: restore (the reader does it), unregister everything, then
@@ -118,17 +131,18 @@ void Evictor::release_when_empty(Client& client, std::uint64_t now_us) {
     client.release_wanted = false;  // it has nobody to evict for it; restored is all it can be
     return;
   }
+  client.vmas_at_us = 0;
   refresh_vmas(client, now_us, 0);
+  if (client.vmas_at_us == 0) return;  // smaps could not be read: try again
   bool any = false;
   for (const VmaInfo& vma : client.vmas) {
-    any = any ||
-          (vma.registered && os_.uffd_probe(client.uffd.get(), vma.start) == Probe::registered);
+    any = any || (vma.registered && is_ours(client, vma));
   }
   if (any) {
     list_registered(client, true);
     return;
   }
-  note_unregistered(client);
+  if (!note_unregistered(client)) return;
   free_transfer(client);
   client.release_wanted = false;
   client.set_state(ClientState::released);
@@ -141,7 +155,19 @@ void Evictor::free_transfer(Client& client) {
 }
 
 void Evictor::finish_reclaim(Client& client) {
-  if (!client.reclaim_running || client.batches.load() != 0) return;
+  if (!client.reclaim_running) return;
+  // A client that is stopped, or holds its own layout lock, delays itself alone, and not whoever
+  // gave the order.
+  constexpr std::uint64_t kPatienceUs = 2'000'000;
+  const bool stalled = std::ranges::any_of(client.batch, [&](const Batch& b) {
+    return b.phase == Batch::Phase::posted && os_.now_us() - b.posted_at_us > kPatienceUs;
+  });
+  if (stalled) {
+    client.reclaim_stalled = true;
+    client.reclaim_running = false;
+    return;
+  }
+  if (client.batches.load() != 0) return;
   const bool impossible = !client.has_agent() || client.release_wanted;
   if (client.reclaimed_pages.load() < client.reclaim_pages.load() && !client.reclaim_stuck &&
       !impossible)

@@ -1,6 +1,7 @@
 #include "daemon/fault_service.h"
 
 #include <spdlog/spdlog.h>
+#include <sys/eventfd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -12,7 +13,6 @@ namespace {
 constexpr std::uint64_t kRetrySoonUs = 20;       // someone else is a few instructions from done
 constexpr std::uint64_t kRetryMemoryUs = 5'000;  // ENOMEM, or over the hard line of a budget
 constexpr std::uint64_t kMostHoldNs = 200'000'000;
-constexpr std::size_t kReadBatch = 64;
 
 }  // namespace
 
@@ -32,24 +32,28 @@ StepResult FaultService::step(Client& client) {
   StepResult result;
   client.kicked = false;
   if (client.gone()) {
-    let_go(client);
+    let_go(client, result);
     return result;
   }
+  if (client.doomed()) return step_doomed(client);
   constexpr int kMostRounds = 8;
   for (int round = 0; round < kMostRounds; ++round) {
     const ReadResult read = read_messages(client);
-    if (read == ReadResult::gone) {
-      client.set_state(ClientState::exiting);
-      let_go(client);
-      return result;
+    if (read == ReadResult::busy) {
+      // The holder is a few microseconds from done - or stopped: then looking every moment helps
+      // nobody.
+      client.busy_streak = std::min(client.busy_streak + 1, 100U);
+      result.retry_us = client.busy_streak < 50 ? kRetrySoonUs : 1'000;
+    } else {
+      client.busy_streak = 0;
     }
-    if (read == ReadResult::busy) result.retry_us = kRetrySoonUs;
     result.worked = result.worked || read == ReadResult::some;
     if (!address_space_.apply(client, os_.now_us())) {
       result.retry_us = kRetrySoonUs;
       return result;  // what was read is not applied: nothing may be copied
     }
     client.unapplied = false;
+    if (client.doomed()) return result;
     if (answer_faults(client, result)) break;
     result.retry_us = kRetrySoonUs;  // EAGAIN: drain and try again
     if (client.gone()) return result;
@@ -62,11 +66,40 @@ StepResult FaultService::step(Client& client) {
   return result;
 }
 
+// Its state is not whole: nothing is answered. Its messages tell the pid, if that was not known
+// when it was condemned.
+StepResult FaultService::step_doomed(Client& client) {
+  (void)read_messages(client);
+  client.record.inbox_count = 0;
+  client.unapplied = false;
+  client.pending.clear();
+  client.kill("");
+  StepResult result;
+  result.retry_us = 10'000;
+  return result;
+}
+
+void FaultService::keep_reserve() {
+  while (reserve_.size() < 4) {
+    UniqueFd spare(::eventfd(0, EFD_CLOEXEC));
+    if (!spare.valid()) return;
+    reserve_.push_back(std::move(spare));
+  }
+}
+
+// An entry whose mapping went without an event (shmat over it raises none). Sure only when no event
+// waits.
+void FaultService::forget_unmapped(Client& client, std::uint64_t page) {
+  if (client.record.inbox_count != 0) return;
+  if (os_.uffd_probe(client.uffd.get(), page) == Probe::unregistered)
+    store_.clear_range(client, page, page + kPage);
+}
+
 FaultService::ReadResult FaultService::read_messages(Client& client) {
   ClientRecord& record = client.record;
-  if (record.inbox_count + kReadBatch > kInboxMessages) return ReadResult::nothing;
+  if (record.inbox_count + kInboxReserve > kInboxMessages) return ReadResult::nothing;
   uffd_msg* tail = record.inbox + record.inbox_count;
-  const std::span inbox(tail, kReadBatch);
+  const std::span inbox(tail, kInboxReserve);
   int count = 0;
   {
     const LayoutTryLock lock(client, tunables_.incarnation);
@@ -86,7 +119,18 @@ FaultService::ReadResult FaultService::read_messages(Client& client) {
     }
   }
   if (count == 0) return ReadResult::nothing;
-  if (count < 0) return ReadResult::gone;
+  if (count < 0) {
+    // Never a sign of death (that is ESRCH from PROBE): most likely a FORK for which there is no
+    // descriptor (HAZARDS 6).
+    if (os_.now_us() - read_error_said_us_ > 1'000'000) {
+      spdlog::error("{}: its events cannot be read ({}): it waits", client.label(),
+                    std::strerror(-count));
+      read_error_said_us_ = os_.now_us();
+    }
+    reserve_.clear();  // what is kept for this moment; taken again when there is room
+    return ReadResult::busy;
+  }
+  keep_reserve();
   const std::uint64_t now_ns = os_.now_ns();
   for (int i = 0; i < count; ++i) take_message(client, tail[i], now_ns);
   return ReadResult::some;
@@ -95,7 +139,13 @@ FaultService::ReadResult FaultService::read_messages(Client& client) {
 void FaultService::take_message(Client& client, const uffd_msg& message, std::uint64_t now_ns) {
   if (is_address_event(message)) {
     // Events stay in the inbox until they are applied; faults leave it (they can be raised again).
-    client.record.inbox[client.record.inbox_count++] = message;
+    uffd_msg& kept = client.record.inbox[client.record.inbox_count++];
+    kept = message;
+    // Which fork it is: the child will say the same number. The atfork handlers let one fork at a
+    // time through.
+    if (message.event == UFFD_EVENT_FORK && client.mailbox != nullptr) {
+      kept.arg.reserved.reserved2 = load_word(client.mailbox->fork_seq);
+    }
     return;
   }
   if (message.event != UFFD_EVENT_PAGEFAULT) return;
@@ -176,7 +226,7 @@ FaultService::Outcome FaultService::answer(Client& client, PendingFault& fault) 
 // is soft, progress is not.
 bool FaultService::must_hold(Client& client, PendingFault& fault) const {
   const std::uint64_t line = client.hold_above_bytes.load(std::memory_order_relaxed);
-  if (line == wire::kNoLimit) return false;
+  if (line == wire::kNoLimit || client.batches.load(std::memory_order_relaxed) == 0) return false;
   const std::uint64_t resident = client.rss_bytes.load(std::memory_order_relaxed) +
                                  client.copied_pages.load(std::memory_order_relaxed) * kPage;
   if (resident <= line) return false;
@@ -287,6 +337,7 @@ FaultService::Outcome FaultService::settle_error(Client& client, std::uint64_t p
     case ENOENT:              // its mapping is gone
     case EINVAL:              // its mapping is no longer ours
     default: {
+      if (error == ENOENT) forget_unmapped(client, page);
       const int woken = os_.uffd_wake(client.uffd.get(), page, kPage);
       return woken == -ESRCH ? Outcome::gone : Outcome::done;
     }
@@ -314,6 +365,9 @@ FaultService::Outcome FaultService::rescue(Client& client, std::uint64_t page, E
   const std::uint64_t offset =
       (std::uint64_t{claimed.half()} * wire::kHalfPages + claimed.slot()) * kPage;
   std::memcpy(buffer_.data(), client.transfer + offset, kPage);
+  // The slot is this page's for as long as its entry says so. Looked at after the copy: while
+  // events wait the evictor publishes wanted pages, too, and may have begun to use the slot again.
+  if (client.map->load(page) != claimed) return Outcome::later;
   const auto progress = os_.uffd_copy(client.uffd.get(), page, buffer_.data(), kPage);
   if (progress.done == 0 && progress.error != EEXIST)
     return settle_error(client, page, progress.error);
@@ -340,9 +394,26 @@ void FaultService::finish_fault(Client& client, const PendingFault& fault, Count
   bump(client.record.faults);
 }
 
-void FaultService::let_go(Client& client) {
+void FaultService::let_go(Client& client, StepResult& result) {
+  // A FORK that was read and not yet applied: the child outlives its parent, with all of the
+  // parent's pages (HAZARDS 4). The evictor publishes what is in flight first.
+  if (!address_space_.apply(client, os_.now_us())) {
+    result.retry_us = 200;
+    return;
+  }
+  client.unapplied = false;
   if (client.reader_done || client.batches.load() != 0) return;  // the evictor ends its batch first
-  store_.clear_range(client, 0, kAddressEnd);
+  // A bounded amount of work, so that nobody else's faults wait for a large client's end.
+  constexpr int kMostPages = 8'192;
+  std::uint64_t page = client.map->next_out(0, kAddressEnd);
+  for (int i = 0; i < kMostPages && page < kAddressEnd; ++i) {
+    store_.clear_range(client, page, page + kPage);
+    page = client.map->next_out(page + kPage, kAddressEnd);
+  }
+  if (page < kAddressEnd) {
+    result.again = true;
+    return;
+  }
   client.pending.clear();
   client.reader_done = true;
 }

@@ -43,7 +43,11 @@ class FaultService {
     changing,  // EAGAIN: events first
     gone,      // the address space is gone
   };
-  enum class ReadResult : std::uint8_t { nothing, some, busy, gone };
+  enum class ReadResult : std::uint8_t { nothing, some, busy };
+
+  [[nodiscard]] StepResult step_doomed(Client& client);
+  void keep_reserve();
+  void forget_unmapped(Client& client, std::uint64_t page);
 
   [[nodiscard]] ReadResult read_messages(Client& client);
   void take_message(Client& client, const uffd_msg& message, std::uint64_t now_ns);
@@ -83,7 +87,7 @@ class FaultService {
   void run_trim(Client& client);
   void run_restore(Client& client, StepResult& result);
   void run_unregister(Client& client, StepResult& result);
-  void let_go(Client& client);
+  void let_go(Client& client, StepResult& result);
 
   Os& os_;
   State& state_;
@@ -92,6 +96,9 @@ class FaultService {
   AddressSpace address_space_;
   const Tunables& tunables_;
   std::unique_ptr<PageCodec> codec_;
+  std::vector<UniqueFd>
+      reserve_;  // descriptors kept for a FORK that finds the table full (HAZARDS 6)
+  std::uint64_t read_error_said_us_ = 0;
   Mapping buffer_;             // kMostWindow pages
   std::vector<Entry> window_;  // the entries whose pages are in the buffer
   static constexpr std::uint32_t kMostWindow = 64;

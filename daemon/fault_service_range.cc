@@ -40,10 +40,16 @@ bool FaultService::bring_back(Client& client, std::uint64_t start, std::uint64_t
     }
     const std::uint32_t pages = fill_window(client, cursor, entry, kMostWindow);
     if (pages == 0) {
+      // Poisoned first, noted then: until the kernel has it, this page must not count as dealt
+      // with.
+      const int error = os_.uffd_poison(client.uffd.get(), cursor);
+      if (error == -EAGAIN) {
+        result.retry_us = kRetrySoonUs;
+        return false;
+      }
       if (store_.poison(client, cursor, entry)) {
         spdlog::error("{}: the object of page {:#x} does not verify: the page is poisoned",
                       client.label(), cursor);
-        (void)os_.uffd_poison(client.uffd.get(), cursor);
       }
       continue;
     }
@@ -108,6 +114,7 @@ bool FaultService::unify(Client& client, std::uint64_t start, std::uint64_t byte
   const LayoutTryLock lock(client, tunables_.incarnation);
   if (!lock.held()) return false;
   if (os_.uffd_probe(client.uffd.get(), start) == Probe::changing) return false;
+  store_word(client.mailbox->registered, 1);
   const int error = os_.uffd_register(client.uffd.get(), start, bytes);
   if (os_.uffd_probe(client.uffd.get(), start) == Probe::changing) return false;
   // A range with something in it that cannot be registered is refused by mremap itself; nothing to

@@ -187,20 +187,16 @@ void Handshake::on_vetted() {
 }
 
 Status Handshake::finish_child(Pending& pending, const VettedHello& vetted) {
-  const auto child = registry_.child_waiting(vetted.hello.parent_id, vetted.hello.fork_seq);
-  if (child == nullptr || child->uid != pending.peer.uid) {
-    return fail("no forked child of client " + std::to_string(vetted.hello.parent_id) +
-                " waits for a hello");
-  }
-  child->learn_pid(pending.peer.pid);
+  registry_.child_hello(vetted.hello.parent_id, vetted.hello.fork_seq, pending.peer.uid,
+                        pending.peer.pid);
   auto ready = message<wire::Ready>(wire::MessageType::ready);
-  ready.client_id = child->id;
   (void)send_with_fds(pending.socket.get(), &ready, sizeof(ready), {});
   return {};
 }
 
 Status Handshake::finish(std::uint64_t token, Pending& pending, VettedHello& vetted) {
   const wire::Hello& hello = vetted.hello;
+  if (draining_) return fail("the daemon is drained; 'foldswap resume' lets clients in again");
   if (hello.staging == 0 || hello.staging % wire::kExtentBytes != 0 ||
       hello.staging > kAddressEnd - wire::kStagingBytes) {
     return fail("staging lies outside the address space");

@@ -96,7 +96,10 @@ bool PageStore::share(Client& child, std::uint64_t page, Entry entry) {
     }
   }
   count(child, entry, true);
-  return child.map->replace(page, Entry::none(), entry);
+  if (child.map->replace(page, Entry::none(), entry)) return true;
+  count(child, entry, false);
+  discard(entry);
+  return false;
 }
 
 void PageStore::move(Client& client, std::uint64_t from, std::uint64_t to, Entry entry) {

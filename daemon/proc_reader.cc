@@ -162,7 +162,12 @@ std::vector<ThreadInfo> read_threads(Os& os, pid_t pid, bool syscalls) {
 }
 
 pid_t read_tgid(Os& os, pid_t tid) {
-  const auto text = os.read_file("/proc/" + std::to_string(tid) + "/status");
+  // The number counts in the faulting task's own pid namespace; in another one it would name a
+  // stranger.
+  const std::string base = "/proc/" + std::to_string(tid);
+  const auto theirs = os.read_link(base + "/ns/pid"), ours = os.read_link("/proc/self/ns/pid");
+  if (!theirs || !ours || *theirs != *ours) return 0;
+  const auto text = os.read_file(base + "/status");
   if (!text) return 0;
   const std::size_t at = text->find("\nTgid:\t");
   if (at == std::string::npos) return 0;

@@ -4,6 +4,7 @@
 // anything else is called).
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
@@ -31,12 +32,17 @@ class Registry final : public ForkHost {
   [[nodiscard]] std::shared_ptr<Client> by_id(std::uint64_t id) const;
   [[nodiscard]] std::size_t size() const;
   [[nodiscard]] std::size_t count_of_user(std::uint32_t uid) const;
-  // The forked child that waits for its hello; nullptr when there is none.
-  [[nodiscard]] std::shared_ptr<Client> child_waiting(std::uint64_t parent_id,
-                                                      std::uint32_t fork_seq) const;
+  // A forked child has told its pid. Its FORK event may still wait to be applied: then this is kept
+  // until it is.
+  void child_hello(std::uint64_t parent_id, std::uint32_t fork_seq, std::uint32_t uid, pid_t pid);
 
-  std::shared_ptr<Client> adopt_child(Client& parent, UniqueFd uffd) override;
+  std::shared_ptr<Client> adopt_child(Client& parent, UniqueFd uffd,
+                                      std::uint32_t fork_seq) override;
   void child_ready(std::shared_ptr<Client> child) override;
+
+  // Ends forked children that could not be taken over, as soon as they touch what is out. Control
+  // thread, now and then.
+  void reap_doomed();
 
   // Record table access is serialised here: handshakes and forks both claim.
   [[nodiscard]] ClientRecord* claim_record();
@@ -47,7 +53,15 @@ class Registry final : public ForkHost {
   Os& os_;
   State& state_;
   Placer placer_;
+  struct Hello {
+    std::uint64_t parent_id;
+    std::uint32_t fork_seq, uid;
+    pid_t pid;
+  };
   mutable RankedMutex<LockRank::leaf> mutex_;
+  std::vector<UniqueFd> doomed_ FS_GUARDED_BY(mutex_);
+  std::deque<Hello> early_hellos_
+      FS_GUARDED_BY(mutex_);  // at most kMostEarlyHellos, oldest go first
   std::vector<std::shared_ptr<Client>> clients_ FS_GUARDED_BY(mutex_);
 };
 

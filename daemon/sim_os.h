@@ -132,6 +132,7 @@ class SimOs final : public Os {
     return real_os().allocate(fd, offset, bytes);
   }
   Result<std::string> read_file(const std::string& path) override { return fail("no " + path); }
+  Result<std::string> read_link(const std::string& path) override { return fail("no " + path); }
   int pagemap_scan(int, uapi::PmScanArg&) override { return -ENOTTY; }
   int read_at(int, void*, std::size_t, std::uint64_t) override { return -EIO; }
   int robust_list_head(pid_t, std::uint64_t&) override { return -ESRCH; }

@@ -39,6 +39,7 @@ struct Counters {
 };
 
 inline constexpr std::uint32_t kInboxMessages = 1024;
+inline constexpr std::uint32_t kInboxReserve = 64;  // what one read may add
 inline constexpr std::uint32_t kQuarantines = 512;
 inline constexpr std::uint32_t kMostClients = 1024;
 

@@ -59,6 +59,7 @@ class FaultyOs final : public Os {
   Probe uffd_probe(int, std::uint64_t) override { std::abort(); }
   int uffd_read(int, std::span<uffd_msg>) override { std::abort(); }
   Result<std::string> read_file(const std::string&) override { std::abort(); }
+  Result<std::string> read_link(const std::string&) override { std::abort(); }
   int pagemap_scan(int, uapi::PmScanArg&) override { std::abort(); }
   int read_at(int, void*, std::size_t, std::uint64_t) override { std::abort(); }
   int robust_list_head(pid_t, std::uint64_t&) override { std::abort(); }

@@ -251,6 +251,9 @@ class Executor {
       sys::copy_bytes(c_.transfer + offset, c_.staging + offset, (end - at) * wire::kPageBytes);
       at = end == at ? at + 1 : end;
     }
+    // Before the lock is let go: if this thread dies now, the daemon still knows what lies in the
+    // transfer area.
+    sys::copy_bytes(cmd_.result + first, c_.results + first, slot_ - first);
   }
 
   // Without the lock: if unregistering failed this raises a REMOVE event, and waits until it is

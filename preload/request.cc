@@ -68,6 +68,9 @@ Announcement::~Announcement() {
 
 bool LayoutSection::prepare(wire::RequestOp op, std::uint64_t start, std::uint64_t bytes) {
   if (sys::load(control_.mailbox->registered) == 0) return true;
+  if (sys::load(control_.mailbox->mode) == static_cast<std::uint32_t>(wire::ClientMode::released)) {
+    return true;
+  }
   const RequestLock lock;
   return ask_daemon(control_, op, start, bytes);
 }
