@@ -52,9 +52,9 @@ struct Batch {
   Phase phase = Phase::idle;  // the evictor's
   std::atomic<bool> in_transfer{
       false};  // the agent is done: moved pages may be read from the transfer area
-  std::uint64_t generation = 0;
-  std::array<bool, wire::kHalfPages> moved{};  // valid once in_transfer is seen
-  std::uint32_t pages = 0;
+  std::atomic<std::uint64_t> generation{0};
+  std::array<std::atomic<bool>, wire::kHalfPages> moved{};  // valid once in_transfer is seen
+  std::atomic<std::uint32_t> pages{0};
   std::uint64_t posted_at_us = 0;
   std::uint64_t reserved_bytes = 0;  // of the pool
   std::uint32_t next_slot = 0;       // settling: slots before it have been dealt with once
@@ -111,7 +111,7 @@ class Client {
   // Pages of posted commands: on their way out, still counted as resident. Evictor only.
   [[nodiscard]] std::uint64_t pages_in_flight() const {
     std::uint64_t pages = 0;
-    for (const Batch& b : batch) pages += b.phase == Batch::Phase::posted ? b.pages : 0;
+    for (const Batch& b : batch) pages += b.phase == Batch::Phase::posted ? b.pages.load() : 0U;
     return pages;
   }
   // Opens what needs the pid (a forked child's is learnt later). Any thread; harmless when called
@@ -149,6 +149,7 @@ class Client {
   std::atomic<std::uint64_t> reclaim_pages{
       0};  // an admin's reclaim: pages still to take out (~0: everything)
   std::atomic<std::uint64_t> reclaimed_pages{0};
+  std::atomic<bool> reclaim_claimed{false};  // one order at a time
   std::atomic<bool> reclaim_running{false};
   std::atomic<bool> reclaim_fresh{
       false};  // it has just been asked for: the evictor looks at everything anew
@@ -176,6 +177,7 @@ class Client {
   std::uint64_t clock_cursor = 0;               // address where the eviction clock stands
   std::uint64_t moved_this_turn = 0;            // pages taken since the clock last passed its end
   std::uint64_t batch_generation = 0;
+  std::uint64_t reclaim_seen_pages = 0, reclaim_seen_us = 0;  // an order's progress
   unsigned aborts_in_row = 0;
   std::uint64_t fruitless_turns = 0;
   std::uint64_t agentless_since_us = 0;

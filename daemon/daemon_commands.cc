@@ -67,7 +67,7 @@ Result<Reclaimed> Daemon::reclaim(Client& client, std::uint64_t pages,
                                   const std::atomic<bool>& stop) {
   if (!client.has_agent())
     return fail(client.label() + " is " + to_string(client.state()) + ": nothing can be evicted");
-  if (client.reclaim_running.exchange(true))
+  if (client.reclaim_claimed.exchange(true))
     return fail(client.label() + " is being reclaimed already");
   client.hold_until_us = 0;
   client.reclaim_stuck = false;
@@ -78,10 +78,13 @@ Result<Reclaimed> Daemon::reclaim(Client& client, std::uint64_t pages,
   const auto rss = read_rss_anon(os_, client.pid());
   client.reclaim_pages = pages == ~std::uint64_t{0} ? (rss ? *rss / kPage : everything) : pages;
   client.reclaim_fresh = true;
+  client.reclaim_running = true;  // last: from here the evictor acts on all of it
   kick_evictor(client);
   while (client.reclaim_running && !client.gone() && !stop) os_.sleep_us(kPollUs);
-  if (stop) client.reclaim_running = false;
-  return Reclaimed{client.reclaimed_pages.load(), client.reclaim_stalled.load()};
+  client.reclaim_running = false;
+  const Reclaimed reclaimed{client.reclaimed_pages.load(), client.reclaim_stalled.load()};
+  client.reclaim_claimed = false;
+  return reclaimed;
 }
 
 // Bringing everything back needs memory that the pool's shrinking gives back only bit by bit.

@@ -101,6 +101,7 @@ std::uint32_t Evictor::pages_wanted(Client& client, std::uint64_t now_us) {
     client.fruitless_turns = 0;
     client.moved_this_turn = 0;
     client.clock_cursor = 0;
+    client.reclaim_seen_us = 0;
     client.vmas_at_us = 0;
     client.blocked_until_us = 0;
   }
@@ -205,7 +206,7 @@ std::uint32_t Evictor::mark_out(Client& client, std::uint32_t half, EvictionPlan
           room = client.map->ensure(page) != nullptr;
         }
         const Entry was = client.map->load(page);
-        noted.page[slot] = page;
+        __atomic_store_n(&noted.page[slot], page, __ATOMIC_RELAXED);
         marked = room && was.state() == PageState::none &&
                  client.map->replace(page, was, Entry::out(half, slot, batch.generation));
       }
@@ -275,6 +276,7 @@ void Evictor::take_results(Client& client, std::uint32_t half, std::uint64_t now
   store_word(command.state, static_cast<std::uint32_t>(wire::CommandState::idle));
   if (aborted != wire::kAbortNone) {
     bump(counters_.evict_aborted);
+    client.fruitless_turns = 0;  // the clock's turn proves nothing when the agent had to stop
     if (aborted == wire::kAbortRegister) client.vmas_at_us = 0;
     if (aborted == wire::kAbortLocked || aborted == wire::kAbortRegister)
       client.blocked_until_us = now_us + 20'000;

@@ -162,7 +162,12 @@ void Evictor::finish_reclaim(Client& client) {
   const bool stalled = std::ranges::any_of(client.batch, [&](const Batch& b) {
     return b.phase == Batch::Phase::posted && os_.now_us() - b.posted_at_us > kPatienceUs;
   });
-  if (stalled) {
+  const std::uint64_t now_us = os_.now_us(), taken = client.reclaimed_pages.load();
+  if (taken != client.reclaim_seen_pages || client.reclaim_seen_us == 0) {
+    client.reclaim_seen_pages = taken;
+    client.reclaim_seen_us = now_us;
+  }
+  if (stalled || now_us - client.reclaim_seen_us > kPatienceUs) {
     client.reclaim_stalled = true;
     client.reclaim_running = false;
     return;

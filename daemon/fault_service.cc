@@ -26,7 +26,9 @@ FaultService::FaultService(Os& os, State& state, PageStore& store, ForkHost& hos
       tunables_(tunables),
       codec_(std::move(codec)),
       buffer_(Mapping::anonymous(kMostWindow * kPage).value()),
-      window_(kMostWindow) {}
+      window_(kMostWindow) {
+  keep_reserve();
+}
 
 StepResult FaultService::step(Client& client) {
   StepResult result;

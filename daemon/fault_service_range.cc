@@ -178,7 +178,8 @@ void FaultService::run_give_back(Client& client) {
     const Batch& batch = client.batch[h];
     if (!batch.in_transfer.load(std::memory_order_acquire)) continue;
     for (std::uint32_t slot = 0; slot < batch.pages; ++slot) {
-      const std::uint64_t page = client.record.batch[h].page[slot];
+      const std::uint64_t page =
+          __atomic_load_n(&client.record.batch[h].page[slot], __ATOMIC_RELAXED);
       const Entry claimed = Entry::out(h, slot, batch.generation).with_wanted();
       if (!batch.moved[slot] || client.map->load(page) != claimed) continue;
       if (rescue(client, page, claimed) != Outcome::done) client.give_back = true;

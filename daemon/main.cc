@@ -35,6 +35,10 @@ void start_logging() {
       spdlog::async_overflow_policy::overrun_oldest);
   logger->set_pattern("%Y-%m-%dT%H:%M:%S.%e %l foldswapd: %v");
   logger->flush_on(spdlog::level::info);
+  // The worker thread may use a logger until spdlog::shutdown() has joined it; this reference
+  // outlives that.
+  static std::shared_ptr<spdlog::logger> keep;
+  keep = logger;
   spdlog::set_default_logger(std::move(logger));
 }
 
