@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Shows foldswap at work: builds it, starts a private daemon, and runs a Python program with a heap
-# of some 400 MB twice: plainly, and as a client that may keep half of that in memory.
+# of some 120 MB twice: plainly, and as a client that may keep half of that in memory.
 # Exit status 0: both runs printed the same.
 # The daemon needs root (or CAP_SYS_PTRACE and access to /dev/userfaultfd).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly resident_max=200M
+readonly resident_max=60M
 
 scripts/deps.sh
 

@@ -7,7 +7,7 @@ it goes on.
 import hashlib
 import sys
 
-ROWS = 850_000
+ROWS = 250_000
 
 
 def build():
