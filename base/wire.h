@@ -5,8 +5,12 @@
 //
 // Handshake (DESIGN §4). The daemon speaks first, so it never has to receive from a stranger:
 //   daemon -> client  Welcome + 3 descriptors (kWelcomeFds), or Refused
-//   client -> daemon  Hello  (kind_register: + the userfaultfd; kind_child: none); received by the
-//   vetting helper daemon -> client  Ready, or Refused
+//   client -> daemon  Hello; received by the vetting helper. A fresh process (register_client)
+//   sends
+//                     its userfaultfd with it; a forked child sends none
+//   daemon -> client  Ready, or Refused. For a forked child Ready comes with the userfaultfd that
+//                     its FORK event brought; with client_id 0 and none when there was no such
+//                     event: then the child says Hello again, as a fresh process
 // Afterwards the socket is the lifeline: nothing is sent on it, HUP means "no agent".
 //
 // Layout of the mailbox memfd: one struct Mailbox. Transfer memfd: kHalves halves of kHalfBytes;
@@ -24,7 +28,7 @@
 namespace foldswap::wire {
 
 inline constexpr std::uint32_t kMagic = 0x50575346;  // "FSWP"
-inline constexpr std::uint32_t kProtocolVersion = 1;
+inline constexpr std::uint32_t kProtocolVersion = 2;
 
 inline constexpr std::uint64_t kPageBytes = 4096;
 inline constexpr std::uint64_t kExtentBytes = 2ULL << 20;
@@ -79,8 +83,8 @@ static_assert(sizeof(Refused) == 176);
 
 enum class HelloKind : std::uint32_t {
   register_client = 1,  // a fresh process; one descriptor: its userfaultfd
-  child = 2,            // after fork: tells which FORK event this process is; no descriptor
-  reconnect = 3,        // an agent that lost its daemon; reserved, refused in version 1
+  child = 2,            // the agent of a forked child: which FORK event was it? No descriptor
+  reconnect = 3,        // an agent that lost its daemon; reserved, refused in version 2
 };
 
 struct Range {
@@ -94,10 +98,11 @@ inline constexpr std::uint64_t kNoLimit = ~std::uint64_t{0};
 struct Hello {
   MessageHeader header;
   std::uint32_t kind;       // HelloKind
-  std::uint32_t fork_seq;   // child: Mailbox::fork_seq as the parent's atfork handler left it
-  std::uint64_t parent_id;  // child: Welcome::client_id of the parent
+  std::uint32_t fork_seq;   // child: Mailbox::fork_seq while it was forked (odd)
+  std::uint64_t parent_id;  // child: the parent's client_id. register_client: whose child this is,
+                            // when its budget is to be the parent's; else 0
   std::uint64_t capabilities;
-  std::uint64_t staging;             // register: address, kExtentBytes-aligned, kStagingBytes long
+  std::uint64_t staging;             // address, kExtentBytes-aligned, kStagingBytes long
   std::uint64_t resident_max_bytes;  // kNoLimit: none
   std::uint64_t group_max_bytes;     // kNoLimit: none
   Range own[kOwnRanges];  // never to be evicted: the library's data, the agent's stack (0: unused)
@@ -108,7 +113,7 @@ static_assert(sizeof(Hello) == 16 + 8 + 5 * 8 + kOwnRanges * 16 + 2 * kNameBytes
 
 struct Ready {
   MessageHeader header;
-  std::uint64_t client_id;
+  std::uint64_t client_id;  // 0: a forked child of which there was no event
 };
 static_assert(sizeof(Ready) == 24);
 
@@ -139,9 +144,12 @@ inline constexpr std::uint32_t kMaxRegs = 64;
 enum class PageResult : std::uint8_t {
   not_tried = 0,  // the command was aborted before its turn
   moved = 1,
-  pinned = 2,   // EBUSY: pinned, or shared with a relative
+  pinned = 2,   // EBUSY, and nobody else maps it: something holds a reference
   hole = 3,     // ENOENT: nothing there (any more)
   refused = 4,  // any other error: locked, not registrable, ...
+  shared = 5,   // EBUSY: a relative maps it, too
+  renewed =
+      6,  // EBUSY: it had been shared by a fork, and no longer is; MOVE will take it next time
 };
 
 // Evict: move the pages of all runs, in order, through staging half h into transfer half h (h =
@@ -226,7 +234,7 @@ struct Mailbox {
       registered;  // (shared) 0: nothing but staging is registered. Changed under the layout lock
   std::uint32_t
       threads_created;  // (shared) bumped by interposed pthread_create, before the thread is made
-  std::uint32_t fork_seq;         // (shared) bumped by the atfork prepare handler
+  std::uint32_t fork_seq;         // (shared) odd while fork() is under way: bumped before and after
   std::uint32_t agent_tid;        // (shared) kernel thread id of the agent, once it runs
   std::uint32_t exclusion_count;  // (shared) number of valid exclusions; > kExclusions: too many,
                                   // evict nothing

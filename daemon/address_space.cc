@@ -13,22 +13,43 @@ constexpr bool overlap(std::uint64_t a, std::uint64_t a_bytes, std::uint64_t b,
   return a < b + b_bytes && b < a + a_bytes;
 }
 
+constexpr std::uint64_t kMostPages = 16'384;
+
 }  // namespace
+
+void AddressSpace::forget_events(Client& client) {
+  for (const uffd_msg& message : std::span(client.record.inbox, client.record.inbox_count)) {
+    if (message.event == UFFD_EVENT_FORK)
+      host_.doom(UniqueFd(static_cast<int>(message.arg.fork.ufd)));
+  }
+  client.record.inbox_count = 0;
+}
 
 bool AddressSpace::registered(const Client& client, std::uint64_t page) const {
   return os_.uffd_probe(client.uffd.get(), page) == Probe::registered;
 }
 
+// As PageStore::clear_range(), as far as this step may.
+bool AddressSpace::clear_some(Client& client, std::uint64_t start, std::uint64_t end) {
+  for (std::uint64_t p = client.map->next_out(start, end); p < end;
+       p = client.map->next_out(p + kPage, end)) {
+    if (left_ == 0) return false;
+    --left_;
+    store_.clear_range(client, p, p + kPage);
+  }
+  return true;
+}
+
 // REMOVE at once, unless a FORK that was read before it is kept (the child still has the pages), or
 // a kept move touches it.
-void AddressSpace::apply_early_removes(Client& client, std::uint64_t now_us) {
+bool AddressSpace::apply_early_removes(Client& client, std::uint64_t now_us) {
   ClientRecord& record = client.record;
   std::uint32_t kept = 0;
-  bool fork = false;
+  bool fork = false, all = true;
   for (std::uint32_t i = 0; i < record.inbox_count; ++i) {
     const uffd_msg message = record.inbox[i];
     fork = fork || message.event == UFFD_EVENT_FORK;
-    if (message.event == UFFD_EVENT_REMOVE && !fork) {
+    if (message.event == UFFD_EVENT_REMOVE && !fork && all) {
       const auto start = message.arg.remove.start, bytes = message.arg.remove.end - start;
       const bool moving = std::any_of(record.inbox, record.inbox + kept, [&](const uffd_msg& m) {
         return m.event == UFFD_EVENT_REMAP &&
@@ -37,12 +58,14 @@ void AddressSpace::apply_early_removes(Client& client, std::uint64_t now_us) {
       });
       if (!moving) {
         apply_remove(client, message, now_us);
-        continue;
+        all = clear_some(client, start, start + bytes);
+        if (all) continue;
       }
     }
     record.inbox[kept++] = message;
   }
   record.inbox_count = kept;
+  return all;
 }
 
 std::vector<AddressSpace::Move> AddressSpace::moves_of(std::span<const uffd_msg> inbox) {
@@ -65,28 +88,23 @@ std::vector<AddressSpace::Move> AddressSpace::moves_of(std::span<const uffd_msg>
 
 bool AddressSpace::apply(Client& client, std::uint64_t now_us) {
   ClientRecord& record = client.record;
-  if (record.inbox_count == 0) return true;
-  apply_early_removes(client, now_us);
-  if (record.inbox_count == 0) return true;
-  const std::span inbox(record.inbox, record.inbox_count);
+  left_ = kMostPages;
+  if (!apply_early_removes(client, now_us)) return false;
+  if (record.inbox_count == 0 && !client.unmapped_early) return true;
   // Any page will do: the kernel looks for changes under way before it looks at the address.
   const Probe probe = os_.uffd_probe(client.uffd.get(), kPage);
-  if (probe == Probe::changing) {
-    if (record.inbox_count + kInboxReserve <= kInboxMessages) return false;
-    client.kill("more changes of its address space at once than can be kept");
-    record.inbox_count = 0;
-    return true;
-  }
-  const bool needs_rest = std::ranges::any_of(inbox, [](const uffd_msg& m) {
-    return m.event == UFFD_EVENT_FORK || m.event == UFFD_EVENT_REMAP;
-  });
+  if (probe == Probe::changing) return apply_changing(client);
+  const bool needs_rest = std::ranges::any_of(
+      std::span(record.inbox, record.inbox_count),
+      [](const uffd_msg& m) { return m.event == UFFD_EVENT_FORK || m.event == UFFD_EVENT_REMAP; });
   if (needs_rest && client.batches.load() != 0) return false;
 
-  std::vector<Move> moves = moves_of(inbox);
-  const bool settled_places = moves.empty() && std::ranges::none_of(inbox, [](const uffd_msg& m) {
-                                return m.event == UFFD_EVENT_UNMAP;
-                              });
-  for (uffd_msg& message : inbox) {
+  std::vector<Move> moves = moves_of({record.inbox, record.inbox_count});
+  const bool settled_places =
+      moves.empty() && !client.unmapped_early &&
+      std::ranges::none_of(std::span(record.inbox, record.inbox_count),
+                           [](const uffd_msg& m) { return m.event == UFFD_EVENT_UNMAP; });
+  for (uffd_msg& message : std::span(record.inbox, record.inbox_count)) {
     if (message.event != UFFD_EVENT_FORK) continue;
     UniqueFd uffd(static_cast<int>(message.arg.fork.ufd));
     const auto fork_seq = static_cast<std::uint32_t>(message.arg.reserved.reserved2);
@@ -95,32 +113,80 @@ bool AddressSpace::apply(Client& client, std::uint64_t now_us) {
   }
   if (probe == Probe::gone) {
     record.inbox_count = 0;  // only its children still needed anything of it (HAZARDS 4)
+    client.unmapped_early = false;
     return true;
   }
+  // What the forks held up. A REMOVE that was read before a REMAP came before it; one that was read
+  // after it, and touches it, stays behind it.
+  if (!apply_early_removes(client, now_us)) return false;
+  const std::span inbox(record.inbox, record.inbox_count);
   if (!order_moves(client, inbox, moves)) {
     client.kill("its mremap calls cannot be put in order");
     record.inbox_count = 0;
     return true;
   }
-  for (const Move& move : moves) apply_move(client, move);
-  for (const uffd_msg& message : inbox) {
-    if (message.event == UFFD_EVENT_UNMAP) {
-      apply_unmap(client, message.arg.remove.start, message.arg.remove.end, moves);
+  apply_moves(client, moves);
+  for (uffd_msg& message : inbox) {
+    const std::uint64_t start = message.arg.remove.start, end = message.arg.remove.end;
+    bool done = true;
+    if (message.event == UFFD_EVENT_REMAP) {
+      message.event = 0;  // should the rest take another step
+    } else if (message.event == UFFD_EVENT_UNMAP) {
+      done = apply_unmap(client, start, end, moves);
     } else if (message.event == UFFD_EVENT_REMOVE) {
       apply_remove(client, message, now_us);
+      done = clear_some(client, start, end);
     }
+    if (!done) return false;
+    message.event = 0;
   }
   record.inbox_count = 0;
+  client.unmapped_early = false;
   return true;
 }
 
-void AddressSpace::apply_remove(Client& client, const uffd_msg& message, std::uint64_t now_us) {
-  const std::uint64_t start = message.arg.remove.start, end = message.arg.remove.end;
-  {
-    const RankedLock lock(client.mutex);
-    client.quarantine.add(start, end, now_us);
+// While changes are under way: what has no order to respect is applied, and counts as applied
+// later.
+bool AddressSpace::apply_changing(Client& client) {
+  ClientRecord& record = client.record;
+  const std::span inbox(record.inbox, record.inbox_count);
+  const bool ordered = std::ranges::any_of(inbox, [](const uffd_msg& m) {
+    return m.event == UFFD_EVENT_FORK || m.event == UFFD_EVENT_REMAP;
+  });
+  if (!ordered) {
+    client.unmapped_early = true;
+    std::uint32_t kept = 0;
+    for (const uffd_msg message : inbox) {
+      const bool done = message.event == 0 ||
+                        (message.event == UFFD_EVENT_UNMAP &&
+                         clear_some(client, message.arg.remove.start, message.arg.remove.end));
+      if (!done) record.inbox[kept++] = message;
+    }
+    record.inbox_count = kept;
+    return false;
   }
-  store_.clear_range(client, start, end);
+  if (record.inbox_count + kInboxReserve <= kInboxMessages) return false;
+  // The reader has its threads stopped long before it comes to this.
+  client.kill("more changes of its address space at once than can be kept");
+  forget_events(client);
+  return true;
+}
+
+void AddressSpace::apply_moves(Client& client, std::span<const Move> moves) {
+  for (const Move& move : moves) apply_move(client, move);
+  if (!client.unmapped_early) return;
+  for (const Move& move : moves) {
+    const std::uint64_t end = move.to + move.bytes;
+    for (std::uint64_t p = client.map->next_out(move.to, end); p < end;
+         p = client.map->next_out(p + kPage, end)) {
+      if (!registered(client, p)) store_.clear_range(client, p, p + kPage);
+    }
+  }
+}
+
+void AddressSpace::apply_remove(Client& client, const uffd_msg& message, std::uint64_t now_us) {
+  const RankedLock lock(client.mutex);
+  client.quarantine.add(message.arg.remove.start, message.arg.remove.end, now_us);
 }
 
 void AddressSpace::apply_fork(Client& parent, UniqueFd uffd, std::uint32_t fork_seq,
@@ -247,12 +313,9 @@ void AddressSpace::apply_move(Client& client, const Move& move) {
 
 // What was unmapped is gone, except where a move of the same set has brought something since
 // (HAZARDS 1).
-void AddressSpace::apply_unmap(Client& client, std::uint64_t start, std::uint64_t end,
+bool AddressSpace::apply_unmap(Client& client, std::uint64_t start, std::uint64_t end,
                                std::span<const Move> moves) {
-  if (moves.empty()) {
-    store_.clear_range(client, start, end);
-    return;
-  }
+  if (moves.empty()) return clear_some(client, start, end);
   for (std::uint64_t p = client.map->next_out(start, end); p < end;
        p = client.map->next_out(p + kPage, end)) {
     const bool occupied =
@@ -260,6 +323,7 @@ void AddressSpace::apply_unmap(Client& client, std::uint64_t start, std::uint64_
         registered(client, p);
     if (!occupied) store_.clear_range(client, p, p + kPage);
   }
+  return true;
 }
 
 }  // namespace foldswap

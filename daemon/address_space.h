@@ -5,11 +5,17 @@
 // inbox, where read(2) put them) until PROBE says that no change is under way, and then applied
 // together: children first, then moves (a move that vacates a range before one that occupies it),
 // then what was unmapped and is not registered again. REMOVE comes before its change and is applied
-// at once, unless a move that is still kept touches its range.
+// at once, unless a move that is still kept touches its range, or a FORK is kept.
+//
+// Threads that unmap without a pause let PROBE never come to rest. Without a move or a fork among
+// what is kept an UNMAP has no order to respect and is applied at once; but until PROBE rests
+// nothing counts as applied, so nothing new is registered in those places, and a move that turns
+// out to have come before finds them unregistered and what it brought there is dropped.
 //
 // Thread safety: the reader's alone. It runs with no batch of the client in flight when the set
-// holds a REMAP or FORK. Errors: a set that has no provable order kills the client (DESIGN §10),
-// never guesses.
+// holds a REMAP or FORK. A step lets go of kMostPages pages at most, so that nobody else's faults
+// wait for a large munmap; applying an event again goes on where it stopped. Errors: a set that has
+// no provable order kills the client (DESIGN §10), never guesses.
 #pragma once
 
 #include <functional>
@@ -26,12 +32,13 @@ namespace foldswap {
 class ForkHost {
  public:
   virtual ~ForkHost() = default;
-  // nullptr: it could not be made (table full, no memory); the host keeps the descriptor, so that
-  // the child waits and never reads zeros, and ends it.
+  // nullptr: it could not be made (table full, no memory); it was doomed.
   virtual std::shared_ptr<Client> adopt_child(Client& parent, UniqueFd uffd,
                                               std::uint32_t fork_seq) = 0;
   // The child's page map is complete: it may be served.
   virtual void child_ready(std::shared_ptr<Client> child) = 0;
+  // Nobody can say what the child of this descriptor should read: SIGBUS, never zeros.
+  virtual void doom(UniqueFd uffd) = 0;
 };
 
 [[nodiscard]] constexpr bool is_address_event(const uffd_msg& message) {
@@ -45,12 +52,18 @@ class AddressSpace {
 
   // True when every event of the inbox has been applied (or there was none); false: try again soon.
   [[nodiscard]] bool apply(Client& client, std::uint64_t now_us);
+  // Lets go of everything in the inbox, of a client that is answered nothing more. Its children
+  // that were not taken over are doomed.
+  void forget_events(Client& client);
 
  private:
   struct Move {
     std::uint64_t from, to, bytes;
   };
-  void apply_early_removes(Client& client, std::uint64_t now_us);
+  [[nodiscard]] bool apply_changing(Client& client);
+  // False: there was more to let go than one step may do; call again.
+  [[nodiscard]] bool apply_early_removes(Client& client, std::uint64_t now_us);
+  void apply_moves(Client& client, std::span<const Move> moves);
   void apply_remove(Client& client, const uffd_msg& message, std::uint64_t now_us);
   void apply_fork(Client& parent, UniqueFd uffd, std::uint32_t fork_seq,
                   std::span<const Move> moves, bool settled_places);
@@ -62,13 +75,15 @@ class AddressSpace {
   [[nodiscard]] bool order_moves(Client& client, std::span<const uffd_msg> inbox,
                                  std::vector<Move>& moves) const;
   void apply_move(Client& client, const Move& move);
-  void apply_unmap(Client& client, std::uint64_t start, std::uint64_t end,
-                   std::span<const Move> moves);
+  [[nodiscard]] bool apply_unmap(Client& client, std::uint64_t start, std::uint64_t end,
+                                 std::span<const Move> moves);
+  [[nodiscard]] bool clear_some(Client& client, std::uint64_t start, std::uint64_t end);
   [[nodiscard]] bool registered(const Client& client, std::uint64_t page) const;
 
   Os& os_;
   PageStore& store_;
   ForkHost& host_;
+  std::uint64_t left_ = 0;  // pages that may still be let go in this step
 };
 
 }  // namespace foldswap

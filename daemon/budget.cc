@@ -100,7 +100,9 @@ std::uint64_t BudgetBook::sample(Client& client, std::uint64_t now_us) {
 
   std::uint64_t budget = client.record.resident_max_bytes.load(std::memory_order_relaxed);
   const std::uint64_t group_max = client.record.group_max_bytes.load(std::memory_order_relaxed);
-  const std::string group = client.record.group;
+  // A group is of one user: names are no secret.
+  const std::string group =
+      client.record.group[0] == 0 ? "" : std::to_string(client.uid) + "/" + client.record.group;
   const RankedLock lock(mutex_);
   Member& me = members_[client.id];
   me.group = group;

@@ -4,6 +4,7 @@
 #include <spdlog/spdlog.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <csignal>
 #include <utility>
 
@@ -30,20 +31,38 @@ Client::Client(ClientParts parts, Os& seam)
       uid(parts.record->uid),
       map(std::move(parts.map)),
       uffd(std::move(parts.uffd)),
-      lifeline(std::move(parts.lifeline)),
-      mailbox_fd(std::move(parts.mailbox_fd)),
-      transfer_fd(std::move(parts.transfer_fd)),
-      mailbox_mapping(std::move(parts.mailbox)),
-      transfer_mapping(std::move(parts.transfer)),
-      mailbox(mailbox_mapping.valid() ? mailbox_mapping.as<wire::Mailbox>() : nullptr),
-      transfer(transfer_mapping.data()),
       quarantine(*parts.record),
-      pidfd_owner_(std::move(parts.pidfd)),
-      pagemap_owner_(std::move(parts.pagemap)),
-      pidfd_(pidfd_owner_.get()),
-      pagemap_fd_(pagemap_owner_.get()) {
+      agent_(std::move(parts.agent)),
+      pidfd_(agent_.pidfd.get()),
+      pagemap_fd_(agent_.pagemap.get()) {
   pending.reserve(kMostPending);
-  if (mailbox == nullptr) state_ = ClientState::agentless;
+  if (agent_.mailbox.valid()) {
+    transfer.publish(agent_.transfer.data());
+    mailbox.publish(agent_.mailbox.as<wire::Mailbox>());
+  } else {
+    state_ = ClientState::agentless;
+  }
+}
+
+void Client::take_agent() {
+  {
+    const RankedLock lock(mutex);  // see learn_pid()
+    if (pidfd_.load() >= 0) {      // in use already: the same process, proved
+      offer.parts.pidfd = std::move(agent_.pidfd);
+      offer.parts.pagemap = std::move(agent_.pagemap);
+    }
+    agent_ = std::move(offer.parts);
+    record.pid = offer.pid;
+    pagemap_fd_ = agent_.pagemap.get();
+    pidfd_ = agent_.pidfd.get();
+  }
+  record.staging = offer.staging;
+  std::ranges::copy(offer.own, record.own);
+  transfer.publish(agent_.transfer.data());
+  mailbox.publish(agent_.mailbox.as<wire::Mailbox>());
+  ClientState agentless = ClientState::agentless;
+  (void)state_.compare_exchange_strong(agentless, ClientState::active);
+  if (doomed()) kill("");
 }
 
 std::string Client::label() const {
@@ -52,7 +71,8 @@ std::string Client::label() const {
 }
 
 void Client::set_state(ClientState state) {
-  // `exiting` is final; `released` may become active again (resume), agentless never does.
+  // `exiting` is final; `released` may become active again (resume), agentless only by
+  // take_agent().
   ClientState seen = state_.load();
   do {
     if (seen == ClientState::exiting || seen == state) return;
@@ -83,10 +103,10 @@ void Client::learn_pid(pid_t pid) {
     const RankedLock lock(mutex);  // its hello and its first fault may come at the same time
     if (pidfd_.load() >= 0) return;
     record.pid = pid;
-    pagemap_owner_ = std::move(pagemap);
-    pidfd_owner_ = std::move(pidfd);
-    pagemap_fd_ = pagemap_owner_.get();
-    pidfd_ = pidfd_owner_.get();
+    agent_.pagemap = std::move(pagemap);
+    agent_.pidfd = std::move(pidfd);
+    pagemap_fd_ = agent_.pagemap.get();
+    pidfd_ = agent_.pidfd.get();
   }
   if (doomed()) kill("");
 }

@@ -44,6 +44,8 @@ struct PendingFault {
   bool write = false;
 };
 inline constexpr std::size_t kMostPending = 512;
+// For so long the threads of a client may be stopped at a time (HAZARDS 5).
+inline constexpr std::uint64_t kMostStopUs = 500'000;
 
 // What one eviction command took: idle -> posted (the agent's) -> settling (results are in: pages
 // are published, put back or rescued one by one) -> idle. Constant while in flight but for `phase`.
@@ -61,11 +63,40 @@ struct Batch {
   bool for_reclaim = false;
 };
 
+// What a client with an agent has, and one without has not.
+struct AgentParts {
+  UniqueFd pidfd, pagemap, lifeline, mailbox_fd, transfer_fd;
+  Mapping mailbox, transfer;
+};
+
 struct ClientParts {
   ClientRecord* record = nullptr;
   std::unique_ptr<PageMap> map;
-  UniqueFd uffd, pidfd, pagemap, lifeline, mailbox_fd, transfer_fd;
-  Mapping mailbox, transfer;  // not valid for a forked child: it has no agent
+  UniqueFd uffd;
+  AgentParts agent;  // mappings not valid: a forked child, whose agent may come later
+};
+
+// The agent of a forked child has said Hello. The control thread makes the offer; the child's
+// reader proves that the agent lives in the child's address space, and takes it or not.
+struct AgentOffer {
+  enum class State : std::uint8_t { none, made, taken, refused };
+  AgentParts parts;
+  std::int32_t pid = 0;
+  std::uint64_t staging = 0;
+  std::array<wire::Range, wire::kOwnRanges> own{};
+};
+
+// A pointer that is set once, from nothing, while others look.
+template <typename T>
+class Published {
+ public:
+  void publish(T* value) { value_.store(value, std::memory_order_release); }
+  // NOLINTNEXTLINE(google-explicit-constructor): used like the pointer that it is
+  operator T*() const { return value_.load(std::memory_order_acquire); }
+  T* operator->() const { return *this; }
+
+ private:
+  std::atomic<T*> value_{nullptr};
 };
 
 class Client {
@@ -80,10 +111,22 @@ class Client {
   const std::uint64_t id;
   const std::uint32_t uid;
   const std::unique_ptr<PageMap> map;
-  const UniqueFd uffd, lifeline, mailbox_fd, transfer_fd;
-  const Mapping mailbox_mapping, transfer_mapping;
-  wire::Mailbox* const mailbox;     // nullptr: no agent, ever
-  const std::byte* const transfer;  // likewise
+  const UniqueFd uffd;
+
+  // -- nothing while there is no agent; constant from the moment that `mailbox` is something
+  Published<wire::Mailbox> mailbox;
+  Published<const std::byte> transfer;
+  // The control thread's, like the one that takes it away when the client has gone.
+  [[nodiscard]] int lifeline() const { return agent_.lifeline.get(); }
+  [[nodiscard]] UniqueFd release_lifeline() { return std::move(agent_.lifeline); }
+  [[nodiscard]] int transfer_fd() const { return agent_.transfer_fd.get(); }
+
+  // -- a forked child's agent, on its way: see AgentOffer
+  AgentOffer offer;  // the control thread's until `made`, the reader's from there
+  std::atomic<AgentOffer::State> offer_state{AgentOffer::State::none};
+  // The reader, with nothing in flight and no event unapplied: from here the client is like any
+  // other.
+  void take_agent();
 
   [[nodiscard]] pid_t pid() const { return record.pid.load(std::memory_order_relaxed); }
   [[nodiscard]] std::string name() const { return record.name; }
@@ -138,6 +181,16 @@ class Client {
   std::atomic<bool> faults_parked{false};  // the evictor must hurry
   std::atomic<bool> trim_map{false};       // nothing is out: the reader frees empty leaves
   std::atomic<bool> give_back{false};  // the pool had no room: the reader brings pages back unasked
+  // It has forked, or was: pages may be shared with relatives, so the evictor looks before it
+  // tries, until a whole turn finds none and there was no further fork.
+  std::atomic<bool> may_share{false};
+  std::atomic<std::uint32_t> forks{0};
+  // Changes of the address space follow each other so fast that no COPY gets through (HAZARDS 5):
+  // its threads are to be stopped until the reader has caught up. The reader raises and lowers it.
+  std::atomic<bool> stop_wanted{false};
+  // Who asks raises `wanted`; the reader copies it to `passed` when every event that had been read
+  // by then, FORKs above all, has been applied.
+  std::atomic<std::uint32_t> barrier_wanted{0}, barrier_passed{0};
   std::array<Batch, wire::kHalves> batch;
 
   // -- restore and drain (admin -> reader, evictor)
@@ -162,13 +215,18 @@ class Client {
   std::uint32_t window_pages = 1;
   std::uint64_t restore_cursor = 0;
   unsigned busy_streak = 0;              // trylocks in a row that failed
+  std::uint64_t starved_since_us = 0;    // a fault has been waiting for events to end; 0: none
+  std::uint64_t stopped_at_us = 0;       // when the threads were last asked to stop
+  unsigned pid_tries = 0;                // faults that did not tell whose address space it is
+  bool unmapped_early = false;           // UNMAPs were applied while other changes were under way
   std::uint64_t retry_at_us = 0;         // 0: nothing to retry
   std::uint64_t request_cursor = 0;      // of the release request being served
   std::atomic<bool> reader_done{false};  // the reader has let go of a gone client
 
   // -- evictor only
   std::vector<VmaInfo> vmas;
-  std::uint64_t vmas_at_us = 0, vmas_cost_us = 0;
+  std::uint64_t vmas_at_us = 0;  // 0: they are to be read again before they are used
+  std::uint64_t vmas_read_us = 0, vmas_cost_us = 0;
   std::uint32_t vmas_generation = 0;  // batch_generation when they were read
   std::uint64_t quiet_at_us = 0;
   std::uint64_t rss_at_us = 0, rss_next_us = 0;
@@ -176,6 +234,8 @@ class Client {
   unsigned rss_still = 0;                       // samples in a row that found nothing new
   std::uint64_t clock_cursor = 0;               // address where the eviction clock stands
   std::uint64_t moved_this_turn = 0;            // pages taken since the clock last passed its end
+  std::uint64_t shared_this_turn = 0;  // pages passed over because a relative has them, too
+  std::uint32_t forks_seen = 0;        // Client::forks at the start of the turn
   std::uint64_t batch_generation = 0;
   std::uint64_t reclaim_seen_pages = 0, reclaim_seen_us = 0;  // an order's progress
   unsigned aborts_in_row = 0;
@@ -190,7 +250,7 @@ class Client {
  private:
   std::atomic<ClientState> state_{ClientState::active};
   std::atomic<bool> doomed_{false};
-  UniqueFd pidfd_owner_, pagemap_owner_;
+  AgentParts agent_;
   std::atomic<int> pidfd_{-1}, pagemap_fd_{-1};
 };
 

@@ -101,12 +101,17 @@ void Control::accept_one(int listener) {
   if (::getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &bytes) != 0) return;
   if (!access_.may_administer(peer)) {
     refused = "user " + std::to_string(peer.uid) + " may not administer foldswap (access.admins)";
-    spdlog::warn("admin socket: {}", refused);
+    std::uint64_t unsaid = 0;
+    if (log_limit_.allow(daemon_.os().now_us(), unsaid)) {
+      if (unsaid != 0) spdlog::warn("admin socket: {} refusals were not told here", unsaid);
+      spdlog::warn("admin socket: {}", refused);
+    }
   } else if (sessions_.size() >= kMostSessions) {
     refused = "too many administrators at once";
   }
   if (!refused.empty()) {
     write_reply(socket.get(), json{{"ok", false}, {"exit", 1}, {"error", refused}}.dump() + "\n");
+    vetting_.dispose(std::move(socket));  // who knows what it holds (HAZARDS 8)
     return;
   }
   const timeval patience{10, 0};
@@ -152,7 +157,7 @@ json Control::run(const json& request) {
     return reply(json::object());
   }
   if (command == "resume") {
-    daemon_.resume();
+    if (const auto done = daemon_.resume(); !done) refuse(1, done.error().text());
     return reply(json::object());
   }
   refuse(2, "unknown command '" + command + "'");

@@ -18,7 +18,8 @@ namespace foldswap {
 
 class Control {
  public:
-  Control(Daemon& daemon, const Access& access) : daemon_(daemon), access_(access) {}
+  Control(Daemon& daemon, const Access& access, Vetting& vetting)
+      : daemon_(daemon), access_(access), vetting_(vetting) {}
   ~Control();
   void accept_one(int listener);
   // Ends what is running; the destructor joins.
@@ -40,6 +41,8 @@ class Control {
 
   Daemon& daemon_;
   const Access& access_;
+  Vetting& vetting_;
+  LogLimit log_limit_;
   std::atomic<bool> stop_{false};
   std::list<Session> sessions_;
 };

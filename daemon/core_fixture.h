@@ -32,7 +32,7 @@ class CoreFixture : public ::testing::Test, public ForkHost {
     parts.record->pid = 1;
     parts.map = PageMap::create(os).value();
     parts.uffd = std::move(uffd);
-    parts.pidfd = UniqueFd(::dup(0));
+    parts.agent.pidfd = UniqueFd(::dup(0));
     return std::make_shared<Client>(std::move(parts), os);
   }
   std::shared_ptr<Client> adopt_child(Client&, UniqueFd uffd, std::uint32_t) override {
@@ -41,6 +41,7 @@ class CoreFixture : public ::testing::Test, public ForkHost {
     return children.back();
   }
   void child_ready(std::shared_ptr<Client>) override { ++children_ready; }
+  void doom(UniqueFd uffd) override { doomed.push_back(std::move(uffd)); }
 
   [[nodiscard]] int fd() const { return client->uffd.get(); }
   SimOs::Space& space() { return os.spaces[fd()]; }
@@ -102,6 +103,7 @@ class CoreFixture : public ::testing::Test, public ForkHost {
   std::unique_ptr<FaultService> service;
   std::shared_ptr<Client> client;
   std::vector<std::shared_ptr<Client>> children;
+  std::vector<UniqueFd> doomed;
   int children_ready = 0;
   bool refuse_children = false;
 };

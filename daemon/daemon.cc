@@ -73,6 +73,7 @@ Daemon::~Daemon() {
   // Evictors first: they kick readers. Both before the registry and the pool go.
   evict_threads_.clear();
   fault_threads_.clear();
+  stopper_.reset();
   if (client_listener_.valid()) (void)::unlink((runtime_dir_ + "/client.sock").c_str());
   if (admin_listener_.valid()) (void)::unlink((runtime_dir_ + "/admin.sock").c_str());
 }
@@ -105,7 +106,11 @@ Status Daemon::make_pool() {
   pool_ = std::move(*pool);
   store_ = std::make_unique<PageStore>(*pool_);
   registry_ = std::make_unique<Registry>(os_, *state_);
-  registry_->set_placer([this](std::shared_ptr<Client> client) { place(std::move(client)); });
+  registry_->set_placer([this](std::shared_ptr<Client> client) { place(std::move(client)); },
+                        [this](Client& client) {
+                          reader_of(client).kick(client);
+                          kick_evictor(client);
+                        });
   handshake_ = std::make_unique<Handshake>(os_, *registry_, vetting_, access_, tunables_, limits_,
                                            draining_, *state_);
   apply_tunables();
@@ -114,6 +119,8 @@ Status Daemon::make_pool() {
 
 Status Daemon::start_threads() {
   const Config config = this->config();
+  stopper_ = std::make_unique<ThreadStopper>(
+      os_, [this](Client& client) { reader_of(client).kick(client); });
   for (std::uint64_t i = 0; i < config.evict_threads; ++i) {
     auto codec = PageCodec::make();
     if (!codec) return std::unexpected(codec.error());
@@ -125,8 +132,9 @@ Status Daemon::start_threads() {
   for (std::uint64_t i = 0; i < config.fault_threads; ++i) {
     auto codec = PageCodec::make();
     if (!codec) return std::unexpected(codec.error());
-    auto service = std::make_unique<FaultService>(os_, *state_, *store_, *registry_, tunables_,
-                                                  std::move(*codec));
+    auto service = std::make_unique<FaultService>(
+        os_, *state_, *store_, *registry_, tunables_, std::move(*codec),
+        [this](Client& client) { stopper_->stop(registry_->by_id(client.id)); });
     fault_threads_.push_back(std::make_unique<FaultThread>(
         os_, tunables_, std::move(service), [this](Client& client) { client_gone(client); }));
   }
@@ -184,7 +192,7 @@ void Daemon::kick_evictor(const Client& client) {
 }
 
 void Daemon::client_gone(Client& client) {
-  handshake_->dispose(client);
+  if (auto shared = registry_->by_id(client.id)) handshake_->retire(std::move(shared));
   registry_->remove(client);
   if (registry_->size() == 0) (void)pool_->trim(0);
 }
@@ -203,14 +211,15 @@ Status Daemon::run() {
                                                             {signal_fd.get(), kTokenSignal}}) {
     if (auto s = watch(epoll.get(), fd, token); !s) return s;
   }
-  Control control(*this, access_);
+  Control control(*this, access_, vetting_);
   spdlog::info("ready on {}", runtime_dir_);
   std::thread stopping;
   std::atomic<bool> finished{false}, never{false};
+  bool settling = false;
   while (!finished) {
     std::array<epoll_event, 64> events{};
-    const int n =
-        ::epoll_wait(epoll.get(), events.data(), events.size(), stopping.joinable() ? 50 : 1'000);
+    const int timeout_ms = settling ? 1 : stopping.joinable() ? 50 : 500;
+    const int n = ::epoll_wait(epoll.get(), events.data(), events.size(), timeout_ms);
     for (int i = 0; i < n; ++i) {
       const epoll_event& event = events[static_cast<std::size_t>(i)];
       switch (event.data.u64) {
@@ -245,6 +254,7 @@ Status Daemon::run() {
       }
     }
     handshake_->expire(os_.now_us());
+    settling = handshake_->settle();
     registry_->reap_doomed();
   }
   stopping.join();

@@ -15,6 +15,7 @@
 #include "daemon/config.h"
 #include "daemon/handshake.h"
 #include "daemon/registry.h"
+#include "daemon/thread_stopper.h"
 #include "daemon/threads.h"
 #include "daemon/tunables.h"
 #include "daemon/vetting.h"
@@ -44,7 +45,8 @@ class Daemon {
                                std::uint64_t hold_until_us, const std::atomic<bool>& stop);
   // Nothing moves when what is out does not fit into memory.
   [[nodiscard]] Status drain(const std::atomic<bool>& stop);
-  void resume();
+  // Error: names the clients that could not be taken up again.
+  [[nodiscard]] Status resume();
   [[nodiscard]] Status set(const std::string& key, const std::string& value);
   [[nodiscard]] Config config() const;
   void kick_evictor(const Client& client);
@@ -88,6 +90,7 @@ class Daemon {
   std::unique_ptr<Registry> registry_;
   Access access_;
   std::unique_ptr<Handshake> handshake_;
+  std::unique_ptr<ThreadStopper> stopper_;
   std::vector<std::unique_ptr<EvictThread>> evict_threads_;
   std::vector<std::unique_ptr<FaultThread>> fault_threads_;
 };

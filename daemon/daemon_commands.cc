@@ -165,16 +165,22 @@ Status Daemon::drain(const std::atomic<bool>& stop) {
   return {};
 }
 
-void Daemon::resume() {
+Status Daemon::resume() {
   draining_ = false;
+  std::string failed;
   for (const auto& client : registry_->all()) {
     if (client->state() != ClientState::released || client->retire_wanted) continue;
     // Staging was unregistered with the rest; the agent moves into it again.
-    if (os_.uffd_register(client->uffd.get(), client->record.staging, wire::kStagingBytes) != 0)
+    if (os_.uffd_register(client->uffd.get(), client->record.staging, wire::kStagingBytes) != 0) {
+      if (!client->gone()) failed += " " + client->label();
       continue;
+    }
     client->set_state(ClientState::active);
     kick_evictor(*client);
   }
+  if (!failed.empty())
+    return fail("still released, because their staging cannot be registered:" + failed);
+  return {};
 }
 
 }  // namespace foldswap

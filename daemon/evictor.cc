@@ -168,13 +168,7 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
   EvictionPlan plan = policy_->choose(client, wish, *never);
   if (plan.turn_ended &&
       client.batches.load() == 1) {  // nothing else in flight: the turn's result is known
-    client.fruitless_turns = client.moved_this_turn == 0 ? client.fruitless_turns + 1 : 0;
-    client.moved_this_turn = 0;
-    if (client.fruitless_turns >= 2) {
-      client.vmas_at_us = 0;  // look again before believing it
-      client.reclaim_stuck = client.reclaim_running && client.fruitless_turns >= 3;
-      if (!client.reclaim_running) client.blocked_until_us = now_us + 50'000;
-    }
+    end_turn(client, now_us);
   }
   Batch& batch = client.batch[half];
   batch.generation = ++client.batch_generation;
@@ -185,6 +179,29 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
   batch.phase = Batch::Phase::posted;
   post(client, half, plan, epoch, threads);
   return true;
+}
+
+// The clock has passed its end, and nothing is in flight: the turn's result is known.
+void Evictor::end_turn(Client& client, std::uint64_t now_us) {
+  client.fruitless_turns = client.moved_this_turn == 0 ? client.fruitless_turns + 1 : 0;
+  bump(counters_.evict_shared, client.shared_this_turn);
+  const std::uint32_t forks = client.forks.load();
+  if (client.shared_this_turn == 0 && forks == client.forks_seen && client.may_share) {
+    client.may_share = false;
+    if (client.forks.load() != forks) client.may_share = true;
+  }
+  client.forks_seen = forks;
+  client.moved_this_turn = 0;
+  client.shared_this_turn = 0;
+  if (client.fruitless_turns < 2) return;
+  client.vmas_at_us = 0;  // look again before believing it
+  client.reclaim_stuck = client.reclaim_running && client.fruitless_turns >= 3;
+  // Pinned, shared, locked: the longer there is nothing to take, the more rarely we look.
+  constexpr std::uint64_t kFirstUs = 50'000, kMostDoublings = 4;
+  if (!client.reclaim_running) {
+    client.blocked_until_us =
+        now_us + (kFirstUs << std::min(client.fruitless_turns - 2, kMostDoublings));
+  }
 }
 
 // none -> OUT for every page of the plan, noted in the client's batch record first. Pages that
@@ -261,6 +278,7 @@ std::uint32_t Evictor::note_results(Client& client, std::uint32_t half) {
     batch.moved[slot] = result == wire::PageResult::moved;
     moved += batch.moved[slot] ? 1 : 0;
     if (result == wire::PageResult::pinned) bump(counters_.evict_pinned);
+    if (result == wire::PageResult::shared) bump(counters_.evict_shared);
   }
   batch.phase = Batch::Phase::settling;
   batch.next_slot = 0;
@@ -380,9 +398,9 @@ void Evictor::abandon_batches(Client& client) {
   for (std::uint32_t h = 0; h < wire::kHalves; ++h) {
     Batch& batch = client.batch[h];
     if (batch.phase == Batch::Phase::idle) continue;
-    if (client.unapplied && client.mailbox != nullptr) {
-      // A child may be waiting for exactly these pages: what came as far as the transfer area is
-      // published.
+    if (client.mailbox != nullptr) {
+      // A child may be waiting for exactly these pages (its FORK may be read, and not be seen here
+      // yet): what came as far as the transfer area is published.
       if (batch.phase == Batch::Phase::posted) note_results(client, h);
       publish_batch(client, h);
       for (int tries = 0; tries < 1'000 && batch.phase != Batch::Phase::idle; ++tries)

@@ -42,6 +42,7 @@ class Evictor {
   // -- one eviction, in order
   [[nodiscard]] std::uint32_t pages_wanted(Client& client, std::uint64_t now_us);
   bool begin_batch(Client& client, std::uint32_t half, std::uint32_t wanted, std::uint64_t now_us);
+  void end_turn(Client& client, std::uint64_t now_us);
   [[nodiscard]] std::uint32_t mark_out(Client& client, std::uint32_t half, EvictionPlan& plan);
   void post(Client& client, std::uint32_t half, const EvictionPlan& plan, std::uint32_t epoch,
             std::uint32_t threads_created);
@@ -59,9 +60,9 @@ class Evictor {
   // -- housekeeping (evictor_house.cc)
   void housekeeping(Client& client, std::uint64_t now_us);
   void refresh_vmas(Client& client, std::uint64_t now_us, std::uint64_t max_age_us);
-  void list_registered(Client& client, bool everything);
+  bool list_registered(Client& client, bool everything);
   void release_when_empty(Client& client, std::uint64_t now_us);
-  bool note_unregistered(Client& client);
+  bool note_unregistered(Client& client, std::uint32_t served);
   [[nodiscard]] bool is_ours(Client& client, const VmaInfo& vma);
   void free_transfer(Client& client);
   void finish_reclaim(Client& client);

@@ -50,9 +50,11 @@ void Evictor::housekeeping(Client& client, std::uint64_t now_us) {
   if (client.last_evict_us == 0 || now_us - client.last_evict_us < kQuietUs) return;
   if (now_us - client.quiet_at_us > kQuietUs && load_word(client.mailbox->registered) != 0) {
     client.quiet_at_us = now_us;
+    const std::uint32_t served = load_word(client.mailbox->request.served);
+    client.vmas_at_us = 0;
     refresh_vmas(client, now_us, 0);
-    list_registered(client, false);
-    note_unregistered(client);
+    if (client.vmas_at_us != 0 && !list_registered(client, false))
+      (void)note_unregistered(client, served);
   }
   if (client.transfer_in_use && now_us - client.last_evict_us > kTransferQuietUs &&
       client.batches.load() == 0) {
@@ -60,51 +62,60 @@ void Evictor::housekeeping(Client& client, std::uint64_t now_us) {
   }
 }
 
-// smaps walks the page tables, so the larger the client, the more rarely it is read.
+// smaps walks the page tables, so the larger the client, the more rarely it is read; and however
+// often somebody wants it fresh, it takes no more than a fifth of this thread's time.
 void Evictor::refresh_vmas(Client& client, std::uint64_t now_us, std::uint64_t max_age_us) {
   if (client.vmas_at_us != 0 &&
       now_us - client.vmas_at_us < std::max(max_age_us, 20 * client.vmas_cost_us))
     return;
+  constexpr std::uint64_t kCheapUs = 2'000;
+  if (client.vmas_cost_us > kCheapUs && now_us - client.vmas_read_us < 5 * client.vmas_cost_us)
+    return;
   const std::uint32_t posted = static_cast<std::uint32_t>(client.batch_generation);
+  const std::uint64_t begun_us = os_.now_us();
   auto vmas = read_vmas(os_, client.pid());
+  client.vmas_read_us = os_.now_us();
+  client.vmas_cost_us = client.vmas_read_us - begun_us;
   if (!vmas) return;
   client.vmas = std::move(*vmas);
+  // The process may be another program by now, while a relative keeps the address space.
+  const std::uint64_t staging = client.record.staging;
+  const bool ours =
+      std::ranges::any_of(client.vmas, [&](const VmaInfo& v) { return v.start == staging; });
+  if (!ours) client.vmas.clear();
   client.vmas_at_us = now_us;
   client.vmas_generation = posted;
-  client.vmas_cost_us = max_age_us == 0 ? 0 : os_.now_us() - now_us;
 }
 
-void Evictor::list_registered(Client& client, bool everything) {
+// True: there are some.
+bool Evictor::list_registered(Client& client, bool everything) {
   std::vector<wire::Range> ranges;
+  bool kept = false;
   const std::uint64_t staging = client.record.staging;
   for (const VmaInfo& vma : client.vmas) {
     if (!vma.registered ||
         (!everything && vma.start < staging + wire::kStagingBytes && vma.end > staging))
       continue;
-    if (client.map->next_out(vma.start, vma.end) < vma.end && !everything) continue;
+    if (client.map->next_out(vma.start, vma.end) < vma.end && !everything) {
+      kept = true;
+      continue;
+    }
     if (!is_ours(client, vma)) continue;
     ranges.push_back({vma.start, vma.end - vma.start});
   }
-  if (ranges.empty()) return;
+  if (ranges.empty()) return kept;
   {
     const RankedLock lock(client.mutex);
     client.unregister_requests = std::move(ranges);
   }
   kick_reader_(client);
+  return true;
 }
 
 // Tells the interposed calls that nothing but staging is registered, if that is sure: nobody has
-// registered since smaps was read. Only batches and requests register.
-bool Evictor::note_unregistered(Client& client) {
-  const std::uint64_t staging = client.record.staging;
-  const std::uint32_t served = load_word(client.mailbox->request.served);
-  client.vmas_at_us = 0;
-  refresh_vmas(client, os_.now_us(), 0);
-  if (client.vmas_at_us == 0) return false;
-  for (const VmaInfo& vma : client.vmas) {
-    const bool is_staging = vma.start >= staging && vma.end <= staging + wire::kStagingBytes;
-    if (vma.registered && !is_staging && is_ours(client, vma)) return false;
-  }
+// registered since `served` was looked at and, after that, smaps read. Only batches and requests
+// register.
+bool Evictor::note_unregistered(Client& client, std::uint32_t served) {
   const LayoutTryLock lock(client, tunables_.incarnation);
   if (!lock.held() || client.batches.load() != 0 ||
       load_word(client.mailbox->request.served) != served ||
@@ -131,6 +142,7 @@ void Evictor::release_when_empty(Client& client, std::uint64_t now_us) {
     client.release_wanted = false;  // it has nobody to evict for it; restored is all it can be
     return;
   }
+  const std::uint32_t served = load_word(client.mailbox->request.served);
   client.vmas_at_us = 0;
   refresh_vmas(client, now_us, 0);
   if (client.vmas_at_us == 0) return;  // smaps could not be read: try again
@@ -139,10 +151,10 @@ void Evictor::release_when_empty(Client& client, std::uint64_t now_us) {
     any = any || (vma.registered && is_ours(client, vma));
   }
   if (any) {
-    list_registered(client, true);
+    (void)list_registered(client, true);
     return;
   }
-  if (!note_unregistered(client)) return;
+  if (!note_unregistered(client, served)) return;
   free_transfer(client);
   client.release_wanted = false;
   client.set_state(ClientState::released);
@@ -150,7 +162,7 @@ void Evictor::release_when_empty(Client& client, std::uint64_t now_us) {
 }
 
 void Evictor::free_transfer(Client& client) {
-  (void)os_.punch(client.transfer_fd.get(), 0, wire::kTransferBytes);
+  (void)os_.punch(client.transfer_fd(), 0, wire::kTransferBytes);
   client.transfer_in_use = false;
 }
 

@@ -1,11 +1,16 @@
 #include "daemon/fault_service.h"
 
+#include <fcntl.h>
 #include <spdlog/spdlog.h>
 #include <sys/eventfd.h>
+#include <sys/stat.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <utility>
+
+#include "daemon/proof.h"
 
 namespace foldswap {
 namespace {
@@ -14,10 +19,19 @@ constexpr std::uint64_t kRetrySoonUs = 20;       // someone else is a few instru
 constexpr std::uint64_t kRetryMemoryUs = 5'000;  // ENOMEM, or over the hard line of a budget
 constexpr std::uint64_t kMostHoldNs = 200'000'000;
 
+// Of a process that belongs to `uid`; not valid: it does not, or is gone.
+UniqueFd open_pagemap(pid_t pid, std::uint32_t uid) {
+  const std::string directory = "/proc/" + std::to_string(pid);
+  struct stat st{};
+  if (::stat(directory.c_str(), &st) != 0 || st.st_uid != uid) return {};
+  return UniqueFd(::open((directory + "/pagemap").c_str(), O_RDONLY | O_CLOEXEC));
+}
+
 }  // namespace
 
 FaultService::FaultService(Os& os, State& state, PageStore& store, ForkHost& host,
-                           const Tunables& tunables, std::unique_ptr<PageCodec> codec)
+                           const Tunables& tunables, std::unique_ptr<PageCodec> codec,
+                           StopThreads stop_threads)
     : os_(os),
       state_(state),
       counters_(state.counters()),
@@ -25,6 +39,7 @@ FaultService::FaultService(Os& os, State& state, PageStore& store, ForkHost& hos
       address_space_(os, store, host),
       tunables_(tunables),
       codec_(std::move(codec)),
+      stop_threads_(std::move(stop_threads)),
       buffer_(Mapping::anonymous(kMostWindow * kPage).value()),
       window_(kMostWindow) {
   keep_reserve();
@@ -33,6 +48,7 @@ FaultService::FaultService(Os& os, State& state, PageStore& store, ForkHost& hos
 StepResult FaultService::step(Client& client) {
   StepResult result;
   client.kicked = false;
+  const std::uint32_t barrier = client.barrier_wanted.load();  // before anything is read
   if (client.gone()) {
     let_go(client, result);
     return result;
@@ -51,15 +67,22 @@ StepResult FaultService::step(Client& client) {
     }
     result.worked = result.worked || read == ReadResult::some;
     if (!address_space_.apply(client, os_.now_us())) {
+      note_starved(client);
       result.retry_us = kRetrySoonUs;
       return result;  // what was read is not applied: nothing may be copied
     }
     client.unapplied = false;
     if (client.doomed()) return result;
-    if (answer_faults(client, result)) break;
+    if (read != ReadResult::busy) client.barrier_passed = barrier;
+    if (answer_faults(client, result)) {
+      note_fed(client);
+      break;
+    }
     result.retry_us = kRetrySoonUs;  // EAGAIN: drain and try again
     if (client.gone()) return result;
+    note_starved(client);
   }
+  try_agent(client, result);
   run_give_back(client);
   serve_request(client, result);
   run_restore(client, result);
@@ -68,17 +91,67 @@ StepResult FaultService::step(Client& client) {
   return result;
 }
 
-// Its state is not whole: nothing is answered. Its messages tell the pid, if that was not known
-// when it was condemned.
+// Its state is not whole: nothing is answered but with SIGBUS, in case it cannot be killed (its pid
+// is not known).
 StepResult FaultService::step_doomed(Client& client) {
-  (void)read_messages(client);
-  client.record.inbox_count = 0;
-  client.unapplied = false;
-  client.pending.clear();
-  client.kill("");
   StepResult result;
   result.retry_us = 10'000;
+  (void)read_messages(client);
+  address_space_.forget_events(client);
+  client.unapplied = false;
+  client.kill("");
+  for (const PendingFault& fault : client.pending) {
+    if (os_.uffd_poison(client.uffd.get(), fault.page) != 0)
+      (void)os_.uffd_wake(client.uffd.get(), fault.page, kPage);  // raised again in a moment
+  }
+  client.pending.clear();
   return result;
+}
+
+// The agent of a forked child: taken when it is proved to live in this client's address space.
+void FaultService::try_agent(Client& client, StepResult& result) {
+  if (client.offer_state.load() != AgentOffer::State::made) return;
+  const AgentOffer& offer = client.offer;
+  const bool nothing_there =
+      client.map->next_out(offer.staging, offer.staging + wire::kStagingBytes) >=
+      offer.staging + wire::kStagingBytes;
+  const Proof proof =
+      !nothing_there
+          ? Proof::refuted
+          : prove_address_space(os_, client.uffd.get(), offer.parts.pagemap.get(), offer.staging);
+  if (proof == Proof::later) {
+    result.retry_us = kRetrySoonUs;
+    return;
+  }
+  if (proof == Proof::proved) client.take_agent();
+  client.offer_state =
+      proof == Proof::proved ? AgentOffer::State::taken : AgentOffer::State::refused;
+}
+
+// Somebody waits, and what must be applied or copied first does not come to rest (HAZARDS 5).
+void FaultService::note_starved(Client& client) {
+  constexpr std::uint64_t kPatienceUs = 20'000, kLessPatienceUs = 2'000, kStorminess = 1'000'000;
+  constexpr std::uint64_t kAgainUs = kMostStopUs + 100'000;
+  const bool crowded = client.record.inbox_count > kInboxMessages / 2;
+  const std::uint64_t now_us = os_.now_us();
+  if (client.pending.empty() && !crowded) {
+    client.starved_since_us = 0;
+    return;
+  }
+  if (client.starved_since_us == 0) client.starved_since_us = now_us;
+  const bool stormy = client.stopped_at_us != 0 && now_us - client.stopped_at_us < kStorminess;
+  const std::uint64_t patience = stormy ? kLessPatienceUs : kPatienceUs;
+  if (!crowded && now_us - client.starved_since_us < patience) return;
+  if (client.stop_wanted && now_us - client.stopped_at_us < kAgainUs) return;
+  if (!stop_threads_ || os_.uffd_probe(client.uffd.get(), kPage) != Probe::changing) return;
+  client.stop_wanted = true;
+  client.stopped_at_us = now_us;
+  stop_threads_(client);
+}
+
+void FaultService::note_fed(Client& client) {
+  client.starved_since_us = 0;
+  if (client.stop_wanted && client.record.inbox_count == 0) client.stop_wanted = false;
 }
 
 void FaultService::keep_reserve() {
@@ -145,8 +218,11 @@ void FaultService::take_message(Client& client, const uffd_msg& message, std::ui
     kept = message;
     // Which fork it is: the child will say the same number. The atfork handlers let one fork at a
     // time through.
-    if (message.event == UFFD_EVENT_FORK && client.mailbox != nullptr) {
-      kept.arg.reserved.reserved2 = load_word(client.mailbox->fork_seq);
+    if (message.event == UFFD_EVENT_FORK) {
+      client.forks.fetch_add(1);
+      client.may_share = true;
+      kept.arg.reserved.reserved2 =
+          client.mailbox == nullptr ? 0 : load_word(client.mailbox->fork_seq);
     }
     return;
   }
@@ -157,7 +233,6 @@ void FaultService::take_message(Client& client, const uffd_msg& message, std::ui
   fault.tid = message.arg.pagefault.feat.ptid;
   fault.write = (message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0;
   client.last_fault_tid.store(fault.tid, std::memory_order_relaxed);
-  if (client.pid() == 0) client.learn_pid(read_tgid(os_, static_cast<pid_t>(fault.tid)));
   if (client.pending.size() == kMostPending) {
     (void)os_.uffd_wake(client.uffd.get(), fault.page, kPage);  // raised again in a moment
     return;
@@ -176,7 +251,7 @@ bool FaultService::answer_faults(Client& client, StepResult& result) {
     if (changing) {
       outcome = Outcome::changing;
     } else if (fault.retry_at_us <= now_us) {
-      outcome = answer(client, fault);
+      outcome = client.pid() == 0 ? answer_and_learn_pid(client, fault) : answer(client, fault);
     }
     if (outcome == Outcome::gone) {
       client.set_state(ClientState::exiting);
@@ -201,6 +276,26 @@ bool FaultService::answer_faults(Client& client, StepResult& result) {
     store_word(client.mailbox->faults_wait, parked ? 1 : 0);
   }
   return !changing;
+}
+
+// The thread number in a message is that of the faulting thread's pid namespace, which need not be
+// ours: there it may be somebody else's. So it is believed only when this page appears in the page
+// map of the process that has that number here.
+FaultService::Outcome FaultService::answer_and_learn_pid(Client& client, PendingFault& fault) {
+  constexpr unsigned kMostTries = 16;
+  const pid_t pid =
+      client.pid_tries < kMostTries && client.offer_state.load() == AgentOffer::State::none
+          ? read_tgid(os_, static_cast<pid_t>(fault.tid))
+          : 0;
+  const UniqueFd pagemap = pid > 0 ? open_pagemap(pid, client.uid) : UniqueFd();
+  const bool absent = pagemap.valid() && !page_there(os_, pagemap.get(), fault.page);
+  const std::uint64_t page = fault.page;
+  const Outcome outcome = answer(client, fault);
+  if (outcome == Outcome::done) {
+    ++client.pid_tries;
+    if (absent && page_there(os_, pagemap.get(), page)) client.learn_pid(pid);
+  }
+  return outcome;
 }
 
 FaultService::Outcome FaultService::answer(Client& client, PendingFault& fault) {
@@ -268,7 +363,8 @@ FaultService::Outcome FaultService::answer_evicted(Client& client, const Pending
       tunables_.readahead_max.load(std::memory_order_relaxed), 1, kMostWindow);
   const std::uint32_t want =
       fault.page == client.window_next ? std::min(client.window_pages * 2, most) : 1;
-  std::uint32_t pages = fill_window(client, fault.page, entry, want);
+  const std::uint32_t room = want == 1 ? 1 : std::max(1U, clear_way(client, fault.page, want));
+  std::uint32_t pages = fill_window(client, fault.page, entry, room);
   if (pages == 0) {
     if (store_.poison(client, fault.page, entry)) {
       spdlog::error("{}: the object of page {:#x} does not verify: the page is poisoned",
@@ -291,6 +387,22 @@ FaultService::Outcome FaultService::answer_evicted(Client& client, const Pending
       client, fault,
       entry.state() == PageState::object ? counters_.faults_pool : counters_.faults_same_filled);
   return Outcome::done;
+}
+
+// HAZARDS 12: a window must not run over a guard that the program has put where a page was.
+std::uint32_t FaultService::clear_way(Client& client, std::uint64_t start, std::uint32_t pages) {
+  constexpr std::uint64_t kGuard = 1ULL << 58;
+  constexpr std::uint64_t kAnything = (1ULL << 63) | (1ULL << 62) | kGuard;
+  std::array<std::uint64_t, kMostWindow> words{};
+  if (client.pagemap_fd() < 0) return 1;
+  const int n = os_.read_at(client.pagemap_fd(), words.data(), pages * sizeof(words[0]),
+                            start / kPage * sizeof(words[0]));
+  const auto known =
+      n <= 0 ? 0U : static_cast<std::uint32_t>(static_cast<unsigned>(n) / sizeof(words[0]));
+  if (known != 0 && (words[0] & kGuard) != 0) return 0;
+  std::uint32_t clear = 1;  // whether the page itself is there, COPY says
+  while (clear < known && (words[clear] & kAnything) == 0) ++clear;
+  return clear;
 }
 
 std::uint32_t FaultService::fill_window(Client& client, std::uint64_t start, Entry first,
@@ -393,6 +505,7 @@ FaultService::Outcome FaultService::answer_bad(Client& client, const PendingFaul
 void FaultService::finish_fault(Client& client, const PendingFault& fault, Counter& kind) {
   record_latency(counters_, os_.now_ns() - fault.read_ns);
   bump(kind);
+  bump(counters_.faults_total);
   bump(client.record.faults);
 }
 

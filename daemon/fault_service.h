@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -30,8 +31,11 @@ struct StepResult {
 
 class FaultService {
  public:
+  // Has the client's threads stopped while Client::stop_wanted is up (HAZARDS 5).
+  using StopThreads = std::function<void(Client&)>;
+
   FaultService(Os& os, State& state, PageStore& store, ForkHost& host, const Tunables& tunables,
-               std::unique_ptr<PageCodec> codec);
+               std::unique_ptr<PageCodec> codec, StopThreads stop_threads = {});
 
   StepResult step(Client& client);
 
@@ -47,6 +51,9 @@ class FaultService {
 
   [[nodiscard]] StepResult step_doomed(Client& client);
   void keep_reserve();
+  void try_agent(Client& client, StepResult& result);
+  void note_starved(Client& client);
+  void note_fed(Client& client);
   void forget_unmapped(Client& client, std::uint64_t page);
 
   [[nodiscard]] ReadResult read_messages(Client& client);
@@ -54,6 +61,7 @@ class FaultService {
   [[nodiscard]] bool answer_faults(Client& client, StepResult& result);
 
   [[nodiscard]] Outcome answer(Client& client, PendingFault& fault);
+  [[nodiscard]] Outcome answer_and_learn_pid(Client& client, PendingFault& fault);
   [[nodiscard]] Outcome answer_none(Client& client, const PendingFault& fault);
   [[nodiscard]] Outcome answer_evicted(Client& client, const PendingFault& fault, Entry entry);
   [[nodiscard]] Outcome answer_out(Client& client, PendingFault& fault, Entry entry);
@@ -71,6 +79,8 @@ class FaultService {
   // buffer.
   [[nodiscard]] std::uint32_t fill_window(Client& client, std::uint64_t start, Entry first,
                                           std::uint32_t most);
+  // How many pages of a window have nothing in their place; 0: there is a guard where it begins.
+  [[nodiscard]] std::uint32_t clear_way(Client& client, std::uint64_t start, std::uint32_t pages);
   void finish_fault(Client& client, const PendingFault& fault, Counter& kind);
 
   void serve_request(Client& client, StepResult& result);
@@ -96,6 +106,7 @@ class FaultService {
   AddressSpace address_space_;
   const Tunables& tunables_;
   std::unique_ptr<PageCodec> codec_;
+  StopThreads stop_threads_;
   std::vector<UniqueFd>
       reserve_;  // descriptors kept for a FORK that finds the table full (HAZARDS 6)
   std::uint64_t read_error_said_us_ = 0;

@@ -38,7 +38,13 @@ bool FaultService::bring_back(Client& client, std::uint64_t start, std::uint64_t
       cursor += kPage;
       continue;
     }
-    const std::uint32_t pages = fill_window(client, cursor, entry, kMostWindow);
+    const std::uint32_t room = clear_way(client, cursor, kMostWindow);
+    if (room == 0) {
+      // Advised away by a raw system call, which raises no event: what was there is gone.
+      (void)store_.clear(client, cursor, entry);
+      continue;
+    }
+    const std::uint32_t pages = fill_window(client, cursor, entry, room);
     if (pages == 0) {
       // Poisoned first, noted then: until the kernel has it, this page must not count as dealt
       // with.

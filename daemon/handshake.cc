@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/fd_message.h"
+#include "daemon/proof.h"
 
 namespace foldswap {
 namespace {
@@ -36,6 +37,19 @@ UniqueFd pidfd_of(int socket, pid_t pid) {
   socklen_t bytes = sizeof(fd);
   if (::getsockopt(socket, SOL_SOCKET, kSoPeerPidfd, &fd, &bytes) == 0) return UniqueFd(fd);
   return UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+}
+
+Status check_ranges(const wire::Hello& hello) {
+  if (hello.staging == 0 || hello.staging % wire::kExtentBytes != 0 ||
+      hello.staging > kAddressEnd - wire::kStagingBytes) {
+    return fail("staging lies outside the address space");
+  }
+  for (const wire::Range& own : hello.own) {
+    if (own.start > kAddressEnd || own.bytes > kAddressEnd - own.start) {
+      return fail("a range of the library lies outside the address space");
+    }
+  }
+  return {};
 }
 
 // What a stranger calls itself goes to logs and terminals.
@@ -175,39 +189,163 @@ void Handshake::on_vetted() {
       refuse(vetted->token, vetted->reason);
       continue;
     }
-    const bool child = vetted->hello.kind == static_cast<std::uint32_t>(wire::HelloKind::child);
-    const Status done =
-        child ? finish_child(it->second, *vetted) : finish(vetted->token, it->second, *vetted);
-    if (!done) {
+    if (vetted->hello.kind == static_cast<std::uint32_t>(wire::HelloKind::child)) {
+      it->second.child = vetted->hello;
+      if (const auto good = check_ranges(vetted->hello); !good)
+        refuse(vetted->token, good.error().text());
+      continue;
+    }
+    if (const Status done = finish(vetted->token, it->second, *vetted); !done) {
       refuse(vetted->token, done.error().text());
       continue;
     }
-    pending_.erase(vetted->token);
+    pending_.erase(it);
   }
 }
 
-Status Handshake::finish_child(Pending& pending, const VettedHello& vetted) {
-  registry_.child_hello(vetted.hello.parent_id, vetted.hello.fork_seq, pending.peer.uid,
-                        pending.peer.pid);
+void Handshake::retire(std::shared_ptr<Client> client) {
+  const RankedLock lock(retired_mutex_);
+  retired_.push_back(std::move(client));
+}
+
+void Handshake::bury_retired() {
+  std::vector<std::shared_ptr<Client>> retired;
+  {
+    const RankedLock lock(retired_mutex_);
+    retired.swap(retired_);
+  }
+  for (const auto& client : retired) {
+    if (client->lifeline() >= 0)
+      (void)::epoll_ctl(epoll_, EPOLL_CTL_DEL, client->lifeline(), nullptr);
+    vetting_.dispose(client->release_lifeline());
+  }
+}
+
+bool Handshake::settle() {
+  bury_retired();
+  vetting_.retry_disposals();
+  bool waits = false;
+  std::vector<std::uint64_t> tokens;
+  for (const auto& [token, pending] : pending_) {
+    if (pending.child) tokens.push_back(token);
+  }
+  for (const std::uint64_t token : tokens) {
+    const Status done = settle_child(token, pending_.at(token), waits);
+    if (!done) refuse(token, done.error().text());
+  }
+  return waits;
+}
+
+// The FORK event has been read before the child ran at all: its parent's fork() waits for that. So
+// when the reader has applied all that it had read by now, either there is a child or there was no
+// event.
+Status Handshake::settle_child(std::uint64_t token, Pending& pending, bool& waits) {
+  const wire::Hello& hello = *pending.child;
+  if (pending.offered != nullptr) {
+    Client& child = *pending.offered;
+    switch (child.offer_state.load()) {
+      case AgentOffer::State::refused:
+        vetting_.dispose(std::move(child.offer.parts.lifeline));
+        child.offer_state = AgentOffer::State::none;
+        return fail("the descriptor of that fork is not this process's");
+      case AgentOffer::State::taken:
+        break;
+      default:
+        waits = true;
+        return {};
+    }
+    watch_lifeline(child);
+    auto ready = message<wire::Ready>(wire::MessageType::ready);
+    ready.client_id = child.id;
+    FdList uffd;
+    uffd.push(child.uffd.get());
+    (void)send_with_fds(child.lifeline(), &ready, sizeof(ready), uffd);
+    registry_.kick(child);
+    spdlog::debug("{}: has an agent", child.label());
+    vetting_.dispose(std::move(pending.socket));
+    pending_.erase(token);
+    return {};
+  }
+  if (const auto child = registry_.forked_child(hello.parent_id, hello.fork_seq)) {
+    waits = true;
+    return offer_agent(pending, child);
+  }
+  const auto parent = registry_.by_id(hello.parent_id);
+  if (parent != nullptr && !parent->reader_done) {
+    if (!pending.barrier_asked) {
+      pending.barrier_asked = true;
+      pending.barrier = parent->barrier_wanted.fetch_add(1) + 1;
+      registry_.kick(*parent);
+    }
+    if (static_cast<std::int32_t>(parent->barrier_passed.load() - pending.barrier) < 0) {
+      waits = true;
+      return {};
+    }
+    if (registry_.forked_child(hello.parent_id, hello.fork_seq) != nullptr) {
+      waits = true;
+      return {};
+    }
+  }
+  // There was no event: nothing was registered. It registers like a fresh process, on this socket.
   auto ready = message<wire::Ready>(wire::MessageType::ready);
   (void)send_with_fds(pending.socket.get(), &ready, sizeof(ready), {});
+  pending.child.reset();
+  pending.submitted = false;
+  pending.barrier_asked = false;
+  epoll_event event{};
+  event.events = EPOLLIN | EPOLLRDHUP;
+  event.data.u64 = token;
+  if (::epoll_ctl(epoll_, EPOLL_CTL_ADD, pending.socket.get(), &event) != 0)
+    return fail_errno("epoll_ctl failed");
   return {};
+}
+
+Status Handshake::map_agent(Pending& pending, AgentParts& parts) {
+  parts.pidfd = pidfd_of(pending.socket.get(), pending.peer.pid);
+  if (!parts.pidfd.valid()) return fail("the process is gone");
+  parts.pagemap.reset(::open(("/proc/" + std::to_string(pending.peer.pid) + "/pagemap").c_str(),
+                             O_RDONLY | O_CLOEXEC));
+  if (!parts.pagemap.valid()) return fail_errno("cannot open its pagemap");
+  auto mailbox = Mapping::shared(pending.mailbox_fd.get(), wire::kMailboxBytes);
+  if (!mailbox) return std::unexpected(mailbox.error());
+  auto transfer = Mapping::shared(pending.transfer_fd.get(), wire::kTransferBytes);
+  if (!transfer) return std::unexpected(transfer.error());
+  parts.mailbox = std::move(*mailbox);
+  parts.transfer = std::move(*transfer);
+  return {};
+}
+
+Status Handshake::offer_agent(Pending& pending, const std::shared_ptr<Client>& child) {
+  AgentOffer& offer = child->offer;
+  if (auto mapped = map_agent(pending, offer.parts); !mapped) return mapped;
+  offer.parts.mailbox.as<wire::Mailbox>()->client_id = child->id;
+  offer.parts.mailbox_fd = std::move(pending.mailbox_fd);
+  offer.parts.transfer_fd = std::move(pending.transfer_fd);
+  // A copy: if the offer is refused there must be somebody to tell it.
+  offer.parts.lifeline.reset(::fcntl(pending.socket.get(), F_DUPFD_CLOEXEC, 0));
+  if (!offer.parts.lifeline.valid()) return fail_errno("no descriptor for its lifeline");
+  offer.pid = pending.peer.pid;
+  offer.staging = pending.child->staging;
+  std::ranges::copy(pending.child->own, offer.own.begin());
+  pending.offered = child;
+  child->offer_state = AgentOffer::State::made;
+  registry_.kick(*child);
+  return {};
+}
+
+void Handshake::watch_lifeline(const Client& client) {
+  epoll_event event{};
+  event.events = EPOLLRDHUP;  // never EPOLLIN: whatever is sent on a lifeline stays there
+  event.data.u64 = kLifeline | client.id;
+  (void)::epoll_ctl(epoll_, EPOLL_CTL_ADD, client.lifeline(), &event);
 }
 
 Status Handshake::finish(std::uint64_t token, Pending& pending, VettedHello& vetted) {
   const wire::Hello& hello = vetted.hello;
   if (draining_) return fail("the daemon is drained; 'foldswap resume' lets clients in again");
-  if (hello.staging == 0 || hello.staging % wire::kExtentBytes != 0 ||
-      hello.staging > kAddressEnd - wire::kStagingBytes) {
-    return fail("staging lies outside the address space");
-  }
-  for (const wire::Range& own : hello.own) {
-    if (own.start > kAddressEnd || own.bytes > kAddressEnd - own.start) {
-      return fail("a range of the library lies outside the address space");
-    }
-  }
-  pending.pidfd = pidfd_of(pending.socket.get(), pending.peer.pid);
-  if (!pending.pidfd.valid()) return fail("the process is gone");
+  if (auto good = check_ranges(hello); !good) return good;
+  AgentParts agent;
+  if (auto mapped = map_agent(pending, agent); !mapped) return mapped;
   // It must poll, whatever the client did to the description.
   const int flags = ::fcntl(vetted.uffd.get(), F_GETFL);
   if (::fcntl(vetted.uffd.get(), F_SETFL, flags | O_NONBLOCK) != 0)
@@ -218,13 +356,11 @@ Status Handshake::finish(std::uint64_t token, Pending& pending, VettedHello& vet
                           : "UFFDIO_API failed",
                       -error);
   }
-  UniqueFd pagemap(::open(("/proc/" + std::to_string(pending.peer.pid) + "/pagemap").c_str(),
-                          O_RDONLY | O_CLOEXEC));
-  if (!pagemap.valid()) return fail_errno("cannot open its pagemap");
-  auto mailbox = Mapping::shared(pending.mailbox_fd.get(), wire::kMailboxBytes);
-  if (!mailbox) return std::unexpected(mailbox.error());
-  auto transfer = Mapping::shared(pending.transfer_fd.get(), wire::kTransferBytes);
-  if (!transfer) return std::unexpected(transfer.error());
+  // SO_PEERCRED names who connected; whose userfaultfd this is only the kernel can say.
+  if (prove_address_space(os_, vetted.uffd.get(), agent.pagemap.get(), hello.staging) !=
+      Proof::proved) {
+    return fail("the userfaultfd is not of the process that connected");
+  }
   auto map = PageMap::create(os_);
   if (!map) return std::unexpected(map.error());
   ClientRecord* record = registry_.claim_record();
@@ -239,26 +375,29 @@ Status Handshake::finish(std::uint64_t token, Pending& pending, VettedHello& vet
   copy_name(record->name, hello.name);
   copy_name(record->group, hello.group);
 
+  // A forked child of which there was no event has its parent's budget as that is now.
+  if (const auto parent = hello.parent_id != 0 ? registry_.by_id(hello.parent_id) : nullptr;
+      parent != nullptr && parent->uid == pending.peer.uid) {
+    record->parent_id = hello.parent_id;
+    record->resident_max_bytes = parent->record.resident_max_bytes.load();
+    record->group_max_bytes = parent->record.group_max_bytes.load();
+  }
+
+  agent.mailbox_fd = std::move(pending.mailbox_fd);
+  agent.transfer_fd = std::move(pending.transfer_fd);
+  agent.lifeline = std::move(pending.socket);
   ClientParts parts;
   parts.record = record;
   parts.map = std::move(*map);
   parts.uffd = std::move(vetted.uffd);
-  parts.pidfd = std::move(pending.pidfd);
-  parts.pagemap = std::move(pagemap);
-  parts.mailbox_fd = std::move(pending.mailbox_fd);
-  parts.transfer_fd = std::move(pending.transfer_fd);
-  parts.mailbox = std::move(*mailbox);
-  parts.transfer = std::move(*transfer);
-  parts.lifeline = std::move(pending.socket);
+  parts.agent = std::move(agent);
   const auto client = registry_.make_client(std::move(parts));
+  if (record->parent_id != 0) client->may_share = true;
   registry_.add(client);
-  epoll_event event{};
-  event.events = EPOLLRDHUP;  // never EPOLLIN: whatever is sent on a lifeline stays there
-  event.data.u64 = kLifeline | token;
-  (void)::epoll_ctl(epoll_, EPOLL_CTL_ADD, client->lifeline.get(), &event);
+  watch_lifeline(*client);
   auto ready = message<wire::Ready>(wire::MessageType::ready);
   ready.client_id = token;
-  (void)send_with_fds(client->lifeline.get(), &ready, sizeof(ready), {});
+  (void)send_with_fds(client->lifeline(), &ready, sizeof(ready), {});
   spdlog::debug("{}: registered", client->label());
   return {};
 }
@@ -266,7 +405,7 @@ Status Handshake::finish(std::uint64_t token, Pending& pending, VettedHello& vet
 void Handshake::lifeline_hup(std::uint64_t token) {
   const auto client = registry_.by_id(token & ~kLifeline);
   if (client == nullptr) return;
-  (void)::epoll_ctl(epoll_, EPOLL_CTL_DEL, client->lifeline.get(), nullptr);
+  (void)::epoll_ctl(epoll_, EPOLL_CTL_DEL, client->lifeline(), nullptr);
   // Most often the whole process ended; if not, it goes on being served without its agent.
   client->set_state(os_.uffd_probe(client->uffd.get(), kPage) == Probe::gone
                         ? ClientState::exiting
@@ -279,15 +418,9 @@ void Handshake::refuse(std::uint64_t token, const std::string& reason) {
   auto refused = message<wire::Refused>(wire::MessageType::refused);
   std::snprintf(refused.reason, sizeof(refused.reason), "%s", reason.c_str());
   (void)send_with_fds(it->second.socket.get(), &refused, sizeof(refused), {});
-  // A flood of refusals is one line a second, and a count.
-  const std::uint64_t now_us = os_.now_us();
-  constexpr std::uint64_t kBurst = 20;
-  if (now_us - said_at_us_ > 1'000'000) {
-    if (unsaid_ > kBurst) spdlog::warn("{} more registrations were refused", unsaid_ - kBurst);
-    said_at_us_ = now_us;
-    unsaid_ = 0;
-  }
-  if (++unsaid_ <= kBurst) {
+  std::uint64_t unsaid = 0;
+  if (log_limit_.allow(os_.now_us(), unsaid)) {
+    if (unsaid != 0) spdlog::warn("{} refused registrations were not told here", unsaid);
     spdlog::warn("refused a registration of pid {} (uid {}): {}", it->second.peer.pid,
                  it->second.peer.uid, reason);
   }
@@ -297,9 +430,7 @@ void Handshake::refuse(std::uint64_t token, const std::string& reason) {
 void Handshake::drop(std::uint64_t token) {
   const auto it = pending_.find(token);
   if (it == pending_.end()) return;
-  // Messages that were never received hold descriptors; they are closed with the last reference,
-  // which is the helper's.
-  vetting_.dispose(it->second.socket.get());
+  vetting_.dispose(std::move(it->second.socket));
   pending_.erase(it);
 }
 
@@ -308,7 +439,8 @@ void Handshake::expire(std::uint64_t now_us) {
   for (const auto& [token, pending] : pending_) {
     if (now_us > pending.deadline_us) late.push_back(token);
   }
-  for (const std::uint64_t token : late) refuse(token, "no Hello within 5 seconds");
+  for (const std::uint64_t token : late)
+    refuse(token, "the handshake was not finished within 5 seconds");
 }
 
 Status check_kernel(Os& os) {

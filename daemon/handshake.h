@@ -1,6 +1,8 @@
 // Handshake: how a stranger on client.sock becomes a client (DESIGN §4). Welcome (with descriptors)
-// -> Hello, received by the vetting helper -> checks, UFFDIO_API, page map -> Ready. Also keeps the
-// lifelines: HUP means "no agent" (HAZARDS 7). Thread safety: the control thread's. Bounded: at
+// -> Hello, received by the vetting helper -> checks, UFFDIO_API, page map -> Ready. The agent of a
+// forked child says which FORK event its process is: when every event that was read before has been
+// applied, it is attached to the client that came of it, or told that there was none. Also keeps
+// the lifelines: HUP means "no agent" (HAZARDS 7). Thread safety: the control thread's. Bounded: at
 // most 256 handshakes, 64 per user (the oldest gives way), each with a deadline. Every refusal is
 // told to the stranger and logged once.
 #pragma once
@@ -10,9 +12,11 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "daemon/access.h"
+#include "daemon/log_limit.h"
 #include "daemon/registry.h"
 #include "daemon/tunables.h"
 #include "daemon/vetting.h"
@@ -34,9 +38,12 @@ class Handshake {
   void on_socket(std::uint64_t token, std::uint32_t events);
   void on_vetted();
   void expire(std::uint64_t now_us);
-  // Its lifeline is closed by a helper: nobody knows what descriptors the client left in it. Any
+  // Forked children whose agents wait for an answer, and what else waits for the control thread.
+  // True: call again soon.
+  bool settle();
+  // Its lifeline is closed, by a helper: nobody knows what descriptors the client left in it. Any
   // thread.
-  void dispose(const Client& client) { vetting_.dispose(client.lifeline.get()); }
+  void retire(std::shared_ptr<Client> client);
 
  private:
   struct Pending {
@@ -44,13 +51,22 @@ class Handshake {
     ucred peer{};
     std::uint64_t deadline_us = 0;
     bool submitted = false;
+    std::optional<wire::Hello> child;  // the agent of a forked child waits for its userfaultfd
+    std::shared_ptr<Client> offered;   // to this one
+    bool barrier_asked = false;
+    std::uint32_t barrier =
+        0;  // of the parent's reader: when it has passed, there is no more event
   };
   void make_room(std::uint32_t uid);
   Status welcome(Pending& pending, std::uint64_t token);
   void refuse(std::uint64_t token, const std::string& reason);
   void drop(std::uint64_t token);
   Status finish(std::uint64_t token, Pending& pending, VettedHello& vetted);
-  Status finish_child(Pending& pending, const VettedHello& vetted);
+  Status offer_agent(Pending& pending, const std::shared_ptr<Client>& child);
+  void bury_retired();
+  Status settle_child(std::uint64_t token, Pending& pending, bool& waits);
+  void watch_lifeline(const Client& client);
+  [[nodiscard]] Status map_agent(Pending& pending, AgentParts& parts);
   void lifeline_hup(std::uint64_t token);
 
   Os& os_;
@@ -64,8 +80,9 @@ class Handshake {
   UniqueFd device_;  // /dev/userfaultfd
   int epoll_ = -1;
   std::map<std::uint64_t, Pending> pending_;
-  std::uint64_t said_at_us_ = 0;
-  std::uint64_t unsaid_ = 0;  // refusals since, over the rate that is logged
+  LogLimit log_limit_;
+  RankedMutex<LockRank::leaf> retired_mutex_;
+  std::vector<std::shared_ptr<Client>> retired_ FS_GUARDED_BY(retired_mutex_);
 };
 
 // Whether this kernel can do it: userfaultfd device, UFFDIO_MOVE and POISON, PAGEMAP_SCAN. Error:

@@ -26,7 +26,7 @@ json client_json(const Client& client) {
           {"state", to_string(client.state())},
           {"resident_max_bytes", or_null(client.record.resident_max_bytes.load())},
           {"resident_bytes", client.rss_bytes.load()},
-          {"evicted_pages", pool + same},
+          {"evicted_pages", client.map->evicted_total()},
           {"pool_pages", pool},
           {"disk_pages", 0},
           {"same_filled_pages", same},
@@ -48,7 +48,7 @@ json faults_json(const Counters& c) {
   const auto us = [&](double share) {
     return static_cast<double>(latency_quantile(c, share)) / 1000.0;
   };
-  return {{"total", zero + same + pool + disk + rescued + poisoned},
+  return {{"total", value(c.faults_total)},
           {"zero", zero},
           {"same_filled", same},
           {"pool", pool},

@@ -12,7 +12,7 @@ struct PageMap::Header {
   std::uint32_t leaves_used;  // highest leaf index handed out
   std::uint32_t free_leaf;    // head of the list of freed leaves, through LeafInfo::next_free
   std::uint32_t leaves_in_use;
-  std::atomic<std::uint64_t> out_pages;
+  std::atomic<std::uint64_t> out_pages, evicted_pages;
 };
 
 struct PageMap::LeafInfo {
@@ -122,6 +122,10 @@ bool PageMap::replace(std::uint64_t address, Entry from, Entry to) {
     infos_[leaf - 1].out_pages.fetch_add(delta, std::memory_order_relaxed);
     header_->out_pages.fetch_add(is_out ? 1 : ~std::uint64_t{0}, std::memory_order_relaxed);
   }
+  if (from.evicted() != to.evicted()) {
+    header_->evicted_pages.fetch_add(to.evicted() ? 1 : ~std::uint64_t{0},
+                                     std::memory_order_relaxed);
+  }
   return true;
 }
 
@@ -166,6 +170,10 @@ std::uint64_t PageMap::out_in_extents(std::uint64_t start, std::uint64_t end) co
 
 std::uint64_t PageMap::out_total() const {
   return header_->out_pages.load(std::memory_order_relaxed);
+}
+
+std::uint64_t PageMap::evicted_total() const {
+  return header_->evicted_pages.load(std::memory_order_relaxed);
 }
 
 std::vector<std::uint32_t> PageMap::unlink_empty_leaves() {

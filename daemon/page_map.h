@@ -57,6 +57,8 @@ class PageMap {
   // Entries that are not none in the extents that [start, end) touches.
   [[nodiscard]] std::uint64_t out_in_extents(std::uint64_t start, std::uint64_t end) const;
   [[nodiscard]] std::uint64_t out_total() const;
+  // Entries that are evicted for good (neither none, out nor bad).
+  [[nodiscard]] std::uint64_t evicted_total() const;
 
   // Freeing leaves without pages out, in three steps because no system call is made under a lock:
   // take them out of the tree (caller holds the client's mutex, no batch is in flight), give their
@@ -67,7 +69,7 @@ class PageMap {
   [[nodiscard]] std::uint64_t resident_bytes() const;
   [[nodiscard]] int fd() const { return fd_.get(); }
 
-  static constexpr std::uint32_t kMagic = 0x504d5346, kVersion = 1;  // "FSMP"
+  static constexpr std::uint32_t kMagic = 0x504d5346, kVersion = 2;  // "FSMP"
   static constexpr std::uint32_t kFan = 8192, kMostNodes = 512, kMostLeaves = 1U << 18;
 
  private:

@@ -37,6 +37,7 @@ std::uint64_t ClockPolicy::scan(Client& client, std::uint64_t start, std::uint64
 EvictionPlan ClockPolicy::choose(Client& client, const EvictionWish& wish,
                                  const std::vector<wire::Range>& never) {
   EvictionPlan plan;
+  looked_until_ = 0;  // what was seen for an earlier plan is old
   std::uint64_t scans = 0;
   for (const VmaInfo& vma : client.vmas) {
     if (!vma.manageable || vma.end <= client.clock_cursor) continue;
@@ -80,10 +81,26 @@ EvictionPlan ClockPolicy::choose(Client& client, const EvictionWish& wish,
   return plan;
 }
 
+// Whether a relative maps the page, too: MOVE would refuse it. Looked up for many pages at once.
+bool ClockPolicy::shared(Client& client, std::uint64_t page, std::uint64_t end) {
+  constexpr std::uint64_t kPresent = 1ULL << 63, kMappedOnce = 1ULL << 56;
+  if (looked_client_ != client.id || page < looked_from_ || page >= looked_until_) {
+    const std::uint64_t pages = std::min<std::uint64_t>((end - page) / kPage, looked_.size());
+    const int n = os_.read_at(client.pagemap_fd(), looked_.data(), pages * sizeof(looked_[0]),
+                              page / kPage * sizeof(looked_[0]));
+    if (n < static_cast<int>(sizeof(looked_[0]))) return false;  // MOVE will say
+    looked_client_ = client.id;
+    looked_from_ = page;
+    looked_until_ = page + static_cast<std::uint64_t>(n) / sizeof(looked_[0]) * kPage;
+  }
+  return (looked_[(page - looked_from_) / kPage] & (kPresent | kMappedOnce)) == kPresent;
+}
+
 void ClockPolicy::take(Client& client, const VmaInfo& /*vma*/, const wire::Range& present,
                        const wire::Range& reg, const EvictionWish& wish,
                        const std::vector<wire::Range>& never, EvictionPlan& plan) {
   const std::uint64_t end = present.start + present.bytes;
+  const bool may_share = client.may_share.load(std::memory_order_relaxed);
   for (std::uint64_t page = present.start; page < end && plan.pages < wish.pages; page += kPage) {
     const auto after = std::ranges::upper_bound(never, page, {}, &wire::Range::start);
     if (after != never.begin()) {
@@ -92,6 +109,10 @@ void ClockPolicy::take(Client& client, const VmaInfo& /*vma*/, const wire::Range
     }
     const Entry entry = client.map->load(page);
     if (entry.state() != PageState::none) continue;
+    if (may_share && shared(client, page, end)) {
+      ++client.shared_this_turn;
+      continue;
+    }
     if (entry.heat() > 0 && !wish.explicit_reclaim) {
       (void)client.map->replace(page, entry, Entry::none(entry.heat() - 1));
       continue;

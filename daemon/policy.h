@@ -3,6 +3,7 @@
 // evictor's.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -48,8 +49,12 @@ class ClockPolicy final : public EvictionPolicy {
                      std::vector<wire::Range>& present);
   void take(Client& client, const VmaInfo& vma, const wire::Range& present, const wire::Range& reg,
             const EvictionWish& wish, const std::vector<wire::Range>& never, EvictionPlan& plan);
+  [[nodiscard]] bool shared(Client& client, std::uint64_t page, std::uint64_t end);
   Os& os_;
   std::vector<wire::Range> present_;
+  // Words of a client's page map, of [looked_from_, looked_until_).
+  std::array<std::uint64_t, 512> looked_{};
+  std::uint64_t looked_client_ = 0, looked_from_ = 0, looked_until_ = 0;
 };
 
 }  // namespace foldswap

@@ -1,13 +1,9 @@
 #include "daemon/registry.h"
 
 #include <spdlog/spdlog.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <csignal>
 #include <cstring>
 #include <utility>
 
@@ -69,24 +65,14 @@ std::size_t Registry::count_of_user(std::uint32_t uid) const {
       std::ranges::count_if(clients_, [&](const auto& c) { return c->uid == uid; }));
 }
 
-void Registry::child_hello(std::uint64_t parent_id, std::uint32_t fork_seq, std::uint32_t uid,
-                           pid_t pid) {
-  constexpr std::size_t kMostEarlyHellos = 256;
-  std::shared_ptr<Client> child;
-  {
-    const RankedLock lock(mutex_);
-    const auto it = std::ranges::find_if(clients_, [&](const auto& c) {
-      return c->record.parent_id == parent_id && c->record.fork_seq == fork_seq && c->uid == uid &&
-             c->pid() == 0;
-    });
-    if (it == clients_.end()) {
-      early_hellos_.push_back({parent_id, fork_seq, uid, pid});
-      if (early_hellos_.size() > kMostEarlyHellos) early_hellos_.pop_front();
-      return;
-    }
-    child = *it;
-  }
-  child->learn_pid(pid);
+std::shared_ptr<Client> Registry::forked_child(std::uint64_t parent_id,
+                                               std::uint32_t fork_seq) const {
+  const RankedLock lock(mutex_);
+  const auto it = std::ranges::find_if(clients_, [&](const auto& c) {
+    return c->record.parent_id == parent_id && c->record.fork_seq == fork_seq &&
+           c->mailbox == nullptr && c->offer_state == AgentOffer::State::none && !c->gone();
+  });
+  return it == clients_.end() ? nullptr : *it;
 }
 
 ClientRecord* Registry::claim_record() {
@@ -108,13 +94,23 @@ std::shared_ptr<Client> Registry::make_client(ClientParts parts) {
 std::shared_ptr<Client> Registry::adopt_child(Client& parent, UniqueFd uffd,
                                               std::uint32_t fork_seq) {
   auto map = PageMap::create(os_);
-  ClientRecord* record = map ? claim_record() : nullptr;
+  // One user's children cannot take the places of everybody's clients.
+  const bool too_many = count_of_user(parent.uid) >= kMostOfOneUser;
+  ClientRecord* record = map && !too_many ? claim_record() : nullptr;
   if (record == nullptr) {
-    spdlog::error("{}: no room for its child: {}", parent.label(),
-                  map ? "the client table is full" : map.error().text());
-    // Closing its userfaultfd would let it read zeros. Held, it waits, until reap_doomed() ends it.
-    const RankedLock lock(mutex_);
-    doomed_.push_back(std::move(uffd));
+    bool say = false;
+    {
+      std::uint64_t unsaid = 0;
+      const RankedLock lock(mutex_);
+      say = doom_limit_.allow(os_.now_us(), unsaid);
+    }
+    if (say) {
+      spdlog::error("{}: no room for its child, which will get SIGBUS: {}", parent.label(),
+                    !map       ? map.error().text()
+                    : too_many ? "this user has too many clients and children of clients"
+                               : "the client table is full");
+    }
+    doom(std::move(uffd));
     return nullptr;
   }
   record->parent_id = parent.id;
@@ -128,7 +124,14 @@ std::shared_ptr<Client> Registry::adopt_child(Client& parent, UniqueFd uffd,
   parts.record = record;
   parts.map = std::move(*map);
   parts.uffd = std::move(uffd);
-  return make_client(std::move(parts));
+  auto child = make_client(std::move(parts));
+  child->may_share = true;
+  return child;
+}
+
+void Registry::doom(UniqueFd uffd) {
+  const RankedLock lock(mutex_);
+  doomed_.push_back(std::move(uffd));
 }
 
 void Registry::reap_doomed() {
@@ -143,13 +146,11 @@ void Registry::reap_doomed() {
     const int count = os_.uffd_read(uffd.get(), messages);
     for (int i = 0; i < count; ++i) {
       const auto& message = messages[static_cast<std::size_t>(i)];
+      if (message.event == UFFD_EVENT_FORK) doom(UniqueFd(static_cast<int>(message.arg.fork.ufd)));
       if (message.event != UFFD_EVENT_PAGEFAULT) continue;
-      const pid_t pid = read_tgid(os_, static_cast<pid_t>(message.arg.pagefault.feat.ptid));
-      const UniqueFd pidfd(pid > 0 ? static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)) : -1);
-      if (!pidfd.valid()) continue;
-      spdlog::error("pid {}: killed: a forked child that could not be taken over", pid);
-      (void)os_.pidfd_signal(pidfd.get(), SIGKILL);
-      break;
+      const std::uint64_t page = page_floor(message.arg.pagefault.address);
+      if (os_.uffd_poison(uffd.get(), page) != 0)
+        (void)os_.uffd_wake(uffd.get(), page, kPage);  // raised again in a moment
     }
     return false;
   });
@@ -160,19 +161,6 @@ void Registry::reap_doomed() {
 void Registry::child_ready(std::shared_ptr<Client> child) {
   spdlog::debug("client {}: forked from client {}, {} pages out", child->id,
                 child->record.parent_id, child->map->out_total());
-  pid_t pid = 0;
-  {
-    const RankedLock lock(mutex_);
-    const auto it = std::ranges::find_if(early_hellos_, [&](const Hello& h) {
-      return h.parent_id == child->record.parent_id && h.fork_seq == child->record.fork_seq &&
-             h.uid == child->uid;
-    });
-    if (it != early_hellos_.end()) {
-      pid = it->pid;
-      early_hellos_.erase(it);
-    }
-  }
-  child->learn_pid(pid);
   add(std::move(child));
 }
 

@@ -4,7 +4,6 @@
 // anything else is called).
 #pragma once
 
-#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
@@ -13,15 +12,21 @@
 #include "base/mutex.h"
 #include "daemon/address_space.h"
 #include "daemon/client.h"
+#include "daemon/log_limit.h"
 
 namespace foldswap {
 
 class Registry final : public ForkHost {
  public:
   using Placer = std::function<void(std::shared_ptr<Client>)>;  // hands a client to its two threads
+  using Kicker = std::function<void(Client&)>;                  // has both look at it again
 
   Registry(Os& os, State& state) : os_(os), state_(state) {}
-  void set_placer(Placer placer) { placer_ = std::move(placer); }
+  void set_placer(Placer placer, Kicker kicker) {
+    placer_ = std::move(placer);
+    kicker_ = std::move(kicker);
+  }
+  void kick(Client& client) { kicker_(client); }
 
   // The client is complete: from here it is served.
   void add(std::shared_ptr<Client> client);
@@ -32,16 +37,17 @@ class Registry final : public ForkHost {
   [[nodiscard]] std::shared_ptr<Client> by_id(std::uint64_t id) const;
   [[nodiscard]] std::size_t size() const;
   [[nodiscard]] std::size_t count_of_user(std::uint32_t uid) const;
-  // A forked child has told its pid. Its FORK event may still wait to be applied: then this is kept
-  // until it is.
-  void child_hello(std::uint64_t parent_id, std::uint32_t fork_seq, std::uint32_t uid, pid_t pid);
+  // The child of that fork, served but without an agent yet; nullptr: there is none (any more).
+  [[nodiscard]] std::shared_ptr<Client> forked_child(std::uint64_t parent_id,
+                                                     std::uint32_t fork_seq) const;
 
   std::shared_ptr<Client> adopt_child(Client& parent, UniqueFd uffd,
                                       std::uint32_t fork_seq) override;
   void child_ready(std::shared_ptr<Client> child) override;
 
-  // Ends forked children that could not be taken over, as soon as they touch what is out. Control
-  // thread, now and then.
+  // A forked child that can never be served: its descriptor is held, so that it cannot read zeros.
+  void doom(UniqueFd uffd) override;
+  // Gives those SIGBUS for whatever they touch that is not there. Control thread, now and then.
   void reap_doomed();
 
   // Record table access is serialised here: handshakes and forks both claim.
@@ -49,19 +55,17 @@ class Registry final : public ForkHost {
   // The last reference to it gives the record back.
   [[nodiscard]] std::shared_ptr<Client> make_client(ClientParts parts);
 
+  // Of the kMostClients records; the rest is for others.
+  static constexpr std::size_t kMostOfOneUser = kMostClients - kMostClients / 4;
+
  private:
   Os& os_;
   State& state_;
   Placer placer_;
-  struct Hello {
-    std::uint64_t parent_id;
-    std::uint32_t fork_seq, uid;
-    pid_t pid;
-  };
+  Kicker kicker_;
   mutable RankedMutex<LockRank::leaf> mutex_;
   std::vector<UniqueFd> doomed_ FS_GUARDED_BY(mutex_);
-  std::deque<Hello> early_hellos_
-      FS_GUARDED_BY(mutex_);  // at most kMostEarlyHellos, oldest go first
+  LogLimit doom_limit_ FS_GUARDED_BY(mutex_);
   std::vector<std::shared_ptr<Client>> clients_ FS_GUARDED_BY(mutex_);
 };
 

@@ -30,6 +30,7 @@ inline void drop(Counter& counter, std::uint64_t by = 1) {
 inline constexpr std::uint32_t kLatencyBuckets = 8 * 40;
 
 struct Counters {
+  Counter faults_total;  // counted by itself: the kinds below must sum up to it
   Counter faults_zero, faults_same_filled, faults_pool, faults_disk, faults_rescued,
       faults_poisoned;
   Counter readahead_pages;

@@ -36,11 +36,15 @@ const std::vector<wire::Range>* ThreadGuard::never_evict(Client& client,
   never_.clear();
   const auto tids = read_tids(client.pid());
   if (tids.empty()) return nullptr;
+  const auto agent = static_cast<pid_t>(load_word(client.mailbox->agent_tid));
+  bool all_known = true;
   for (const pid_t tid : tids) {
     std::uint64_t head = 0;
     // glibc: head, tid word and rseq area lie in the thread's control block, well within a page of
     // each other.
     if (os_.robust_list_head(tid, head) == 0 && head != 0) add(head - kPage, head + 2 * kPage);
+    // A thread that has not said yet where it is.
+    all_known = all_known && (head != 0 || tid == agent);
   }
   for (std::uint32_t i = 0; i < exclusions; ++i) {
     const std::uint64_t page = __atomic_load_n(&client.mailbox->exclusions[i], __ATOMIC_RELAXED);
@@ -54,7 +58,9 @@ const std::vector<wire::Range>* ThreadGuard::never_evict(Client& client,
   threads_created_ = threads_created;
   exclusions_ = exclusions;
   built_at_us_ = now_us;
-  built_ = true;
+  built_ = all_known;
+  if (!all_known && now_us - unknown_since_us_ < kMaxAgeUs) return nullptr;
+  if (all_known) unknown_since_us_ = now_us;
   return &never_;
 }
 

@@ -41,6 +41,7 @@ class ThreadGuard {
   std::uint64_t built_at_us_ = 0;
   std::uint32_t threads_created_ = 0, exclusions_ = 0;
   bool built_ = false;
+  std::uint64_t unknown_since_us_ = 0;  // a thread has had no robust list since then
 
   std::vector<ThreadInfo> unproved_;  // threads of the snapshot not yet seen elsewhere
   std::uint64_t generation_ = 0;      // of the snapshot

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/fd_message.h"
+#include "base/mutex.h"
 
 namespace foldswap {
 namespace {
@@ -94,14 +95,15 @@ std::string check(const wire::Hello& hello, ssize_t bytes, int flags, const FdLi
     FdList sockets;
     const ssize_t n = receive_with_fds(jobs, &job, sizeof(job), 0, sockets, nullptr);
     if (n <= 0) ::_exit(0);
-    if (sockets.count != 1) continue;
+    if (sockets.count == 0) continue;
     Note note{me, 1};
     (void)!::write(notes, &note, sizeof(note));
     if (job.token == kDispose) {
-      // The daemon closes its reference as soon as it has sent this one; ours must be the later.
-      const timespec pause{0, 2'000'000};
-      ::nanosleep(&pause, nullptr);
-      ::close(sockets.fd[0]);
+      // The second one is a pipe that ends when the daemon has closed its reference to the first:
+      // ours is the last.
+      char nothing = 0;
+      if (sockets.count == 2) (void)!::read(sockets.fd[1], &nothing, 1);
+      for (std::size_t i = 0; i < sockets.count; ++i) ::close(sockets.fd[i]);
       note.busy = 0;
       (void)!::write(notes, &note, sizeof(note));
       continue;
@@ -178,6 +180,15 @@ std::string check(const wire::Hello& hello, ssize_t bytes, int flags, const FdLi
 
 }  // namespace
 
+struct Vetting::Kept {
+  RankedMutex<LockRank::leaf> mutex;
+  std::vector<UniqueFd> sockets FS_GUARDED_BY(mutex);
+};
+
+Vetting::Vetting() : kept_(std::make_unique<Kept>()) {}
+Vetting::Vetting(Vetting&&) noexcept = default;
+Vetting& Vetting::operator=(Vetting&&) noexcept = default;
+
 Result<Vetting> Vetting::start() {
   std::array<int, 2> jobs{}, results{};
   if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, jobs.data()) != 0) {
@@ -213,12 +224,33 @@ Status Vetting::submit(std::uint64_t token, int client_socket) {
   return {};
 }
 
-void Vetting::dispose(int client_socket) {
-  if (client_socket < 0) return;
+bool Vetting::hand_over(UniqueFd& client_socket) {
+  std::array<int, 2> ends{};
+  if (::pipe2(ends.data(), O_CLOEXEC) != 0) return false;
+  const UniqueFd read_end(ends[0]);
+  const UniqueFd write_end(ends[1]);
   const Job job{kDispose};
   FdList fds;
-  fds.push(client_socket);
-  (void)send_with_fds(jobs_.get(), &job, sizeof(job), fds);
+  fds.push(client_socket.get());
+  fds.push(read_end.get());
+  if (!send_with_fds(jobs_.get(), &job, sizeof(job), fds)) return false;
+  client_socket.reset();  // before write_end goes, and not the last reference
+  return true;
+}
+
+void Vetting::dispose(UniqueFd client_socket) {
+  if (!client_socket.valid() || hand_over(client_socket)) return;
+  const RankedLock lock(kept_->mutex);
+  kept_->sockets.push_back(std::move(client_socket));
+}
+
+void Vetting::retry_disposals() {
+  std::vector<UniqueFd> sockets;
+  {
+    const RankedLock lock(kept_->mutex);
+    sockets.swap(kept_->sockets);
+  }
+  for (UniqueFd& socket : sockets) dispose(std::move(socket));
 }
 
 std::optional<VettedHello> Vetting::take() {

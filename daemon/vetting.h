@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -30,21 +31,27 @@ struct VettedHello {
 class Vetting {
  public:
   static Result<Vetting> start();
-  Vetting(Vetting&&) = default;
-  Vetting& operator=(Vetting&&) = default;
+  Vetting(Vetting&&) noexcept;
+  Vetting& operator=(Vetting&&) noexcept;
   ~Vetting();
 
   // Has a helper receive the next message on `client_socket`. Error: the helpers are all busy.
   [[nodiscard]] Status submit(std::uint64_t token, int client_socket);
-  // Has a helper hold the last reference to a socket that is about to be closed. Any thread.
-  void dispose(int client_socket);
+  // Closes a socket that a stranger may have put descriptors into: a helper does it, after we have
+  // let go of it. One that no helper can take now is kept until one can. Any thread.
+  void dispose(UniqueFd client_socket);
+  // Now and then: what was kept.
+  void retry_disposals();
   // Readable when a result waits.
   [[nodiscard]] int result_fd() const { return results_.get(); }
   [[nodiscard]] std::optional<VettedHello> take();
 
  private:
-  Vetting() = default;
+  struct Kept;
+  Vetting();
+  [[nodiscard]] bool hand_over(UniqueFd& client_socket);
   UniqueFd jobs_, results_;
+  std::unique_ptr<Kept> kept_;  // not moved with us while another thread disposes
   int zygote_pid_ = -1;
 };
 

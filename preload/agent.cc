@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <iterator>
 
+#include "preload/child.h"
 #include "preload/mover.h"
 #include "preload/signals.h"
 
@@ -102,14 +103,20 @@ bool follow_credentials(const Credentials& want) {
   return same;
 }
 
+void answered(Control& c, std::uint32_t asked) {
+  sys::store(c.answered, asked);
+  sys::futex_wake(c.answered, sys::Scope::own);
+}
+
+// Once the process is live, `attach` is answered by itself.
 void answer(Control& c) {
   const std::uint32_t asked = sys::load(c.asked);
   if (asked == c.answered) return;
-  const bool go = c.op == static_cast<std::uint32_t>(AgentOp::leave) ||
+  const auto op = static_cast<AgentOp>(c.op);
+  const bool go = op == AgentOp::leave ||
                   // An agent with other rights than the program must not live on in its memory.
-                  !follow_credentials(c.credentials);
-  sys::store(c.answered, asked);
-  sys::futex_wake(c.answered, sys::Scope::own);
+                  (op == AgentOp::credentials && !follow_credentials(c.credentials));
+  answered(c, asked);
   if (go) leave();
 }
 
@@ -136,22 +143,64 @@ void started(Control& c, AgentStart how, long error) {
   sys::futex_wake(c.start, sys::Scope::own);
 }
 
-[[noreturn]] void agent_main(Control* control) {
-  Control& c = *control;
+void settle_in(Control& c) {
   sys::call(SYS_prctl, PR_SET_NAME, "foldswap-agent");
-  // The table is a copy already (no CLONE_FILES), and so is the working directory, which must not
-  // keep a file system busy that the program leaves.
-  close_all_but(c.uffd, c.lifeline);
-  sys::call(SYS_chdir, "/");
   const long mask = sys::call(SYS_sched_getaffinity, 0, sizeof(c.affinity), c.affinity);
   c.affinity_bytes = mask > 0 ? static_cast<std::uint32_t>(mask) : 0;
   c.leader_robust_list = leader_robust_list(c);
+}
+
+// The descriptor table is a copy already (no CLONE_FILES), and so is the working directory, which
+// must not keep a file system busy that the program leaves.
+[[noreturn]] void serving_main(Control* control) {
+  Control& c = *control;
+  settle_in(c);
+  close_all_but(c.uffd, c.lifeline);
+  sys::call(SYS_chdir, "/");
   if (const long error = arm_staging(c); error != 0) {
     started(c, AgentStart::failed, error);
     leave();
   }
   sys::store(c.mailbox->agent_tid, static_cast<std::uint32_t>(sys::call(SYS_gettid)));
   started(c, AgentStart::running, 0);
+  serve(c);
+  __builtin_unreachable();
+}
+
+std::uint64_t now_ms() {
+  timespec now{};
+  sys::call(SYS_clock_gettime, CLOCK_MONOTONIC, &now);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1000 +
+         static_cast<std::uint64_t>(now.tv_nsec) / 1'000'000;
+}
+
+// Until it is time, or somebody asks for it.
+void wait_to_attach(Control& c) {
+  const std::uint64_t end = now_ms() + kChildDelayMs;
+  for (std::uint64_t now = now_ms(); now < end; now = now_ms()) {
+    const std::uint32_t asked = sys::load(c.asked);
+    if (asked == c.answered) {
+      sys::futex_wait(c.asked, asked, sys::Scope::own, static_cast<long>(end - now));
+    } else if (static_cast<AgentOp>(c.op) == AgentOp::attach) {
+      return;  // answered when that is done
+    } else {
+      answer(c);
+    }
+  }
+}
+
+[[noreturn]] void attaching_main(Control* control) {
+  Control& c = *control;
+  settle_in(c);
+  sys::call(SYS_close_range, 0, ~0U, 0);
+  started(c, AgentStart::running, 0);
+  wait_to_attach(c);
+  if (!attach_child(c)) {
+    sys::store(*library.alive, static_cast<std::uint32_t>(Presence::none));
+    answered(c, sys::load(c.asked));
+    leave();
+  }
+  sys::call(SYS_chdir, "/");
   serve(c);
   __builtin_unreachable();
 }
@@ -182,7 +231,7 @@ long clone_thread(unsigned long flags, std::byte* stack_top, std::uint32_t* tid,
 
 }  // namespace
 
-bool start_agent(Control& control) {
+bool start_agent(Control& control, AgentDuty duty) {
   control.cpu = ~0U;
   // The System V ABI's thread control block begins with its own address.
   control.tls[0] = reinterpret_cast<std::uint64_t>(control.tls);
@@ -194,7 +243,8 @@ bool start_agent(Control& control) {
   {
     const SignalBlock all(SignalBlock::Set::everything);  // inherited by the agent
     const long tid =
-        clone_thread(kFlags, stack_top, &control.tid, control.tls, agent_main, &control);
+        clone_thread(kFlags, stack_top, &control.tid, control.tls,
+                     duty == AgentDuty::serve ? serving_main : attaching_main, &control);
     if (tid < 0) {
       control.start_errno = static_cast<std::uint32_t>(-tid);
       return false;
@@ -212,8 +262,11 @@ bool start_agent(Control& control) {
 bool ask_agent(Control& control, AgentOp op) {
   control.op = static_cast<std::uint32_t>(op);
   const std::uint32_t asked = sys::add(control.asked, 1);
-  sys::add(control.mailbox->to_agent, 1);
-  sys::futex_wake(control.mailbox->to_agent, sys::Scope::shared);
+  sys::futex_wake(control.asked, sys::Scope::own);
+  if (wire::Mailbox* const box = sys::load(control.mailbox); box != nullptr) {
+    sys::add(box->to_agent, 1);
+    sys::futex_wake(box->to_agent, sys::Scope::shared);
+  }
   for (;;) {
     const std::uint32_t answered = sys::load(control.answered);
     if (answered == asked) return true;

@@ -8,10 +8,15 @@
 
 namespace foldswap::preload {
 
+enum class AgentDuty {
+  serve,   // the process is registered: everything in `control` is there
+  attach,  // a forked child: become a client first (child.h)
+};
+
 // Starts the agent on `control`'s page and the stack below it, and waits until it has a descriptor
-// table of its own and staging is registered. False: it has not started, or has gone again;
-// control.start_errno says why.
-[[nodiscard]] bool start_agent(Control& control);
+// table of its own and, to serve, staging is registered. False: it has not started, or has gone
+// again; control.start_errno says why.
+[[nodiscard]] bool start_agent(Control& control, AgentDuty duty);
 
 // Asks the agent and waits for the answer. False: there is no agent (any more).
 // The caller holds the request lock and has signals blocked.

@@ -30,7 +30,7 @@ bool hide(const Region& region, Reason& reason) {
          advise(region.start(), region.bytes(), MADV_DONTDUMP, reason);
 }
 
-bool map_private(Region& region, Reason& reason) {
+bool map_own(Region& region, Reason& reason) {
   if (!map(-1, kPrivateBytes, kAnonymous, region, reason)) return false;
   std::byte* const base = region.start();
   if (!advise(base, kPage, MADV_WIPEONFORK, reason) ||
@@ -96,8 +96,12 @@ int find_pair(dl_phdr_info* info, std::size_t, void* question) {
 
 }  // namespace
 
-bool map_areas(int mailbox_fd, int transfer_fd, Areas& areas, Reason& reason) {
-  return map_private(areas.own, reason) && map_staging(areas.staging, reason) &&
+bool map_private(Areas& areas, Reason& reason) {
+  return map_own(areas.own, reason);
+}
+
+bool map_shared(int mailbox_fd, int transfer_fd, Areas& areas, Reason& reason) {
+  return map_staging(areas.staging, reason) &&
          map(mailbox_fd, wire::kMailboxBytes, MAP_SHARED, areas.mailbox, reason) &&
          hide(areas.mailbox, reason) &&
          map(transfer_fd, wire::kTransferBytes, MAP_SHARED, areas.transfer, reason) &&

@@ -1,5 +1,6 @@
 // The mappings a client brings: private area, staging, mailbox, transfer area. A Region unmaps
-// itself unless kept. Thread safety: for the constructor, which is alone.
+// itself unless kept. Thread safety: for whoever makes the process a client, alone: the
+// constructor, or in a forked child the fork handler and then the agent.
 #pragma once
 
 #include <cstddef>
@@ -59,8 +60,10 @@ struct Areas {
   }
 };
 
-// Maps all four, with their advice for fork and core dumps; no page of staging is touched.
-[[nodiscard]] bool map_areas(int mailbox_fd, int transfer_fd, Areas& areas, Reason& reason);
+// Map the private area, and the other three, with their advice for fork and core dumps; no page of
+// staging is touched. Neither touches libc's state: the agent of a forked child calls map_shared().
+[[nodiscard]] bool map_private(Areas& areas, Reason& reason);
+[[nodiscard]] bool map_shared(int mailbox_fd, int transfer_fd, Areas& areas, Reason& reason);
 
 // The library's writable data, which must never be evicted: the segment around `library`.
 [[nodiscard]] wire::Range own_data();

@@ -16,6 +16,7 @@
 
 #include "preload/agent.h"
 #include "preload/areas.h"
+#include "preload/enlist.h"
 #include "preload/fork.h"
 #include "preload/handshake.h"
 #include "preload/settings.h"
@@ -26,8 +27,6 @@ constinit Library library{};
 
 namespace {
 
-// Debian 12's headers have it; older ones do not.
-constexpr unsigned long kUserfaultfdNew = _IO(0xAA, 0x00);
 constexpr int kRequireFailed = 125;
 constexpr long kWelcomeLimitMs = 2000, kReadyLimitMs = 5000;
 constexpr std::uint64_t kOldestMajor = 6, kOldestMinor = 8;  // UFFDIO_MOVE
@@ -66,35 +65,12 @@ bool next_realloc_is_glibc() {
   return next != nullptr && same_module(next, reinterpret_cast<void*>(&gnu_get_libc_version));
 }
 
-bool check_areas(const Greeting& greeting, Reason& reason) {
-  if (greeting.welcome.mailbox_bytes >= wire::kMailboxBytes &&
-      greeting.welcome.transfer_bytes >= wire::kTransferBytes) {
-    return true;
-  }
-  reason << "foldswapd's mailbox or transfer area is too small";
-  return false;
-}
-
-bool make_userfaultfd(const Greeting& greeting, UniqueFd& uffd, Reason& reason) {
-  const long fd = sys::call(SYS_ioctl, greeting.fds[wire::kFdUserfaultDevice].get(),
-                            kUserfaultfdNew, O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0) {
-    reason.error("making a userfaultfd", fd);
-    return false;
-  }
-  uffd.reset(static_cast<int>(fd));
-  return true;
-}
-
 void fill_control(Control& control, const Areas& areas) {
   control.mailbox = reinterpret_cast<wire::Mailbox*>(areas.mailbox.start());
-  control.staging = areas.staging.start();
-  control.transfer = areas.transfer.start();
   control.pid = static_cast<pid_t>(sys::call(SYS_getpid));
-  control.own[0] = own_data();
+  control.own[0] = library.own_data;
   control.own[1] = areas.own.range();
-  control.own[2] = areas.mailbox.range();
-  control.own[3] = areas.transfer.range();
+  note_areas(control, areas);
 }
 
 wire::Hello fill_hello(const Settings& settings, const Control& control) {
@@ -109,40 +85,44 @@ wire::Hello fill_hello(const Settings& settings, const Control& control) {
 }
 
 // What the interposed functions need, and last of all the word that they look at first.
-void go_live(const Settings& settings, const Greeting& greeting, const Areas& areas) {
+void go_live(const Settings& settings, const wire::Hello& hello, std::uint64_t client_id,
+             const Areas& areas) {
   library.control = areas.control();
-  library.client_id = greeting.welcome.client_id;
+  library.client_id = client_id;
+  library.identity = hello;
   library.glibc_realloc = next_realloc_is_glibc();
   sys::copy_bytes(library.socket_path, settings.socket_path, sizeof(library.socket_path));
   install_fork_handlers();
-  sys::store(*areas.alive(), 1U);
-  __atomic_store_n(&library.alive, areas.alive(), __ATOMIC_RELEASE);
+  sys::store(*areas.alive(), static_cast<std::uint32_t>(Presence::live));
+  sys::store(library.alive, areas.alive());
 }
 
 bool become_client(Settings& settings, Reason& reason) {
   if (!may_run(settings, reason) || !read_settings(settings, reason)) return false;
   Greeting greeting;
   if (!greet(settings.socket_path, kWelcomeLimitMs, greeting, reason)) return false;
-  UniqueFd uffd;
+  Fd uffd;
   Areas areas;
   if (!check_areas(greeting, reason) || !make_userfaultfd(greeting, uffd, reason) ||
-      !map_areas(greeting.fds[wire::kFdMailbox].get(), greeting.fds[wire::kFdTransfer].get(), areas,
-                 reason)) {
+      !map_private(areas, reason) ||
+      !map_shared(greeting.fds[wire::kFdMailbox].get(), greeting.fds[wire::kFdTransfer].get(),
+                  areas, reason)) {
     return false;
   }
+  library.own_data = own_data();
   Control& control = *areas.control();
   fill_control(control, areas);
   control.uffd = uffd.get();
   control.lifeline = greeting.socket.get();
   export_group(settings);
-  if (!introduce(greeting, fill_hello(settings, control), uffd.get(), kReadyLimitMs, reason)) {
-    return false;
-  }
-  if (!start_agent(control)) {
+  const wire::Hello hello = fill_hello(settings, control);
+  wire::Ready ready{};
+  if (!introduce(greeting, hello, uffd.get(), kReadyLimitMs, ready, nullptr, reason)) return false;
+  if (!start_agent(control, AgentDuty::serve)) {
     reason.error("starting the agent", -static_cast<long>(control.start_errno));
     return false;
   }
-  go_live(settings, greeting, areas);
+  go_live(settings, hello, ready.client_id, areas);
   areas.keep();
   return true;  // our descriptors close here; the agent's table has its own
 }

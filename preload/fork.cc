@@ -2,59 +2,68 @@
 
 #include <pthread.h>
 
-#include <cerrno>
-
-#include "preload/handshake.h"
+#include "preload/agent.h"
+#include "preload/child.h"
 #include "preload/request.h"
 #include "preload/state.h"
 
 namespace foldswap::preload {
 namespace {
 
-constexpr long kChildLimitMs = 250;
+// A child whose agent has not made it a client yet becomes one now: otherwise nobody could say
+// which FORK event the grandchild is.
+Control* live_or_attached() {
+  if (Control* const control = live()) return control;
+  Control* const control = attaching();
+  if (control == nullptr) return nullptr;
+  const RequestLock lock;
+  if (attaching() != nullptr) (void)ask_agent(*control, AgentOp::attach);
+  return live();
+}
 
-// Nothing of a request is half made in the child, and no other fork runs between fork_seq and the
-// event.
+// Nothing of a request is half made in the child, no other fork runs between fork_seq and the
+// event, and nothing is registered between the look at `registered` and the fork. No signal handler
+// of this thread runs meanwhile: it could ask for the lock that is held.
 void prepare() {
-  Control* const control = live();
-  library.fork_locked = control != nullptr;
-  if (control == nullptr) return;
+  if (live_or_attached() == nullptr) return;
+  const std::uint64_t mask = SignalBlock::block(SignalBlock::Set::asynchronous);
   RequestLock::acquire();
+  Control* const control = live();
+  if (control == nullptr) {
+    RequestLock::release();
+    SignalBlock::restore(mask);
+    return;
+  }
+  // Only under the lock: another thread's fork may have been ending.
+  library.fork_locked = true;
+  library.fork_mask = mask;
+  Announcement::begin(*control);
   library.fork_seq = sys::add(control->mailbox->fork_seq, 1);
   library.nothing_registered = sys::load(control->mailbox->registered) == 0;
 }
 
 void parent() {
   if (!library.fork_locked) return;
+  Control* const control = library.control;
   library.fork_locked = false;
   library.nothing_registered =
       false;  // holds for that child only, not for one by raw clone() later
+  const std::uint64_t mask = library.fork_mask;
+  sys::add(control->mailbox->fork_seq, 1);
+  Announcement::end(*control);
   RequestLock::release();
-}
-
-// Errors change nothing: the child is served all the same, the daemon only knows less about it.
-// Waiting for the answer keeps the child from becoming another program before the daemon has looked
-// at it.
-void introduce_child() {
-  Reason unused;
-  Greeting greeting;
-  if (!greet(library.socket_path, kChildLimitMs, greeting, unused)) return;
-  for (UniqueFd& fd : greeting.fds) fd.reset();
-  wire::Hello hello = make_hello(wire::HelloKind::child);
-  hello.fork_seq = library.fork_seq;
-  hello.parent_id = library.client_id;
-  (void)introduce(greeting, hello, -1, kChildLimitMs, unused);
+  SignalBlock::restore(mask);
 }
 
 // Mailbox, transfer area, staging and Control are not mapped here: live() is null from now on.
 void child() {
   sys::store(library.request_lock, 0U);
-  if (!library.fork_locked) return;  // a client's grandchild: what its parent knew still holds
+  sys::store(library.quiet_calls, 0U);
+  sys::store(library.exclusions.lock, 0U);
+  if (!library.fork_locked) return;  // not a client's: what its parent knew still holds
   library.fork_locked = false;
-  if (library.nothing_registered) return;
-  const int saved = errno;
-  introduce_child();
-  errno = saved;
+  begin_child();
+  SignalBlock::restore(library.fork_mask);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-// fork(): serialises the library's requests around it, and tells the daemon which FORK event a
-// child belongs to. Thread safety: install_fork_handlers() for the constructor.
+// fork(): serialises the library's requests and other forks around it, so that the daemon can tell
+// which FORK event a child belongs to, and begins the child's life as a client (child.h). Thread
+// safety: install_fork_handlers() for the constructor.
 #pragma once
 
 namespace foldswap::preload {

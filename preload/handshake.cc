@@ -1,6 +1,5 @@
 #include "preload/handshake.h"
 
-#include <string.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
@@ -30,7 +29,7 @@ void limit_waiting(int socket, long ms) {
 }
 
 // Takes descriptors out of `header` whatever the message is: they must be closed in any case.
-void take_descriptors(msghdr& header, UniqueFd* fds) {
+void take_descriptors(msghdr& header, Fd* fds, std::uint32_t room) {
   std::uint32_t taken = 0;
   for (cmsghdr* item = CMSG_FIRSTHDR(&header); item != nullptr; item = CMSG_NXTHDR(&header, item)) {
     if (item->cmsg_level != SOL_SOCKET || item->cmsg_type != SCM_RIGHTS) continue;
@@ -38,7 +37,7 @@ void take_descriptors(msghdr& header, UniqueFd* fds) {
     for (std::size_t i = 0; i < count; ++i) {
       int fd = -1;
       sys::copy_bytes(&fd, CMSG_DATA(item) + i * sizeof(int), sizeof(fd));
-      if (fds != nullptr && taken < wire::kWelcomeFds) {
+      if (taken < room) {
         fds[taken++].reset(fd);
       } else {
         sys::call(SYS_close, fd);
@@ -81,9 +80,9 @@ bool explain(long got, const Message& message, wire::MessageType wanted, std::si
   return true;
 }
 
-// Receives one message of type `wanted` into `message`.
-bool receive(int socket, wire::MessageType wanted, std::size_t bytes, Message& message,
-             UniqueFd* fds, Reason& reason) {
+// Receives one message of type `wanted` into `message`, and at most `room` descriptors into `fds`.
+bool receive(int socket, wire::MessageType wanted, std::size_t bytes, Message& message, Fd* fds,
+             std::uint32_t room, Reason& reason) {
   ControlBuffer<int, wire::kWelcomeFds> control;
   iovec data{&message, sizeof(message)};
   msghdr header{};
@@ -94,14 +93,15 @@ bool receive(int socket, wire::MessageType wanted, std::size_t bytes, Message& m
   long got = 0;
   do got = sys::call(SYS_recvmsg, socket, &header, MSG_CMSG_CLOEXEC);
   while (got == -EINTR);
-  if (got >= 0) take_descriptors(header, fds);
+  if (got >= 0) take_descriptors(header, fds, room);
   return explain(got, message, wanted, bytes, reason);
 }
 
-bool connect_to(const char* path, UniqueFd& socket, long limit_ms, Reason& reason) {
+bool connect_to(const char* path, Fd& socket, long limit_ms, Reason& reason) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  const std::size_t bytes = strlen(path) + 1;
+  std::size_t bytes = 1;
+  while (path[bytes - 1] != '\0') ++bytes;
   if (bytes > sizeof(address.sun_path)) {
     reason << "the path of the runtime directory is too long";
     return false;
@@ -127,11 +127,11 @@ bool greet(const char* socket_path, long limit_ms, Greeting& greeting, Reason& r
   if (!connect_to(socket_path, greeting.socket, limit_ms, reason)) return false;
   Message message{};
   if (!receive(greeting.socket.get(), wire::MessageType::welcome, sizeof(wire::Welcome), message,
-               greeting.fds, reason)) {
+               greeting.fds, wire::kWelcomeFds, reason)) {
     return false;
   }
   greeting.welcome = message.welcome;
-  for (const UniqueFd& fd : greeting.fds) {
+  for (const Fd& fd : greeting.fds) {
     if (fd.valid()) continue;
     reason << "foldswapd's welcome came without its descriptors (no descriptor left here?)";
     return false;
@@ -140,7 +140,7 @@ bool greet(const char* socket_path, long limit_ms, Greeting& greeting, Reason& r
 }
 
 bool introduce(const Greeting& greeting, const wire::Hello& hello, int attached, long limit_ms,
-               Reason& reason) {
+               wire::Ready& ready, Fd* came, Reason& reason) {
   limit_waiting(greeting.socket.get(), limit_ms);
   ControlBuffer<int, 1> control{};
   iovec data{const_cast<wire::Hello*>(&hello), sizeof(hello)};
@@ -165,8 +165,12 @@ bool introduce(const Greeting& greeting, const wire::Hello& hello, int attached,
     }
   }
   Message message{};
-  return receive(greeting.socket.get(), wire::MessageType::ready, sizeof(wire::Ready), message,
-                 nullptr, reason);
+  if (!receive(greeting.socket.get(), wire::MessageType::ready, sizeof(wire::Ready), message, came,
+               came == nullptr ? 0 : 1, reason)) {
+    return false;
+  }
+  ready = message.ready;
+  return true;
 }
 
 wire::Hello make_hello(wire::HelloKind kind) {

@@ -1,29 +1,30 @@
 // The client's side of the handshake on client.sock (base/wire.h): connect, Welcome, Hello, Ready.
-// Thread safety: for the constructor and the fork child's handler, which are alone. errors are one
-// sentence in a Reason. Nothing here blocks longer than its time limit.
+// Thread safety: for the constructor and a forked child's agent, one at a time. Errors are one
+// sentence in a Reason. Nothing here blocks longer than its time limit, or touches libc's state.
 #pragma once
 
 #include <cstdint>
 
-#include "base/unique_fd.h"
 #include "base/wire.h"
+#include "preload/fd.h"
 #include "preload/reason.h"
 
 namespace foldswap::preload {
 
 struct Greeting {
-  UniqueFd socket;
+  Fd socket;
   wire::Welcome welcome{};
-  UniqueFd fds[wire::kWelcomeFds];
+  Fd fds[wire::kWelcomeFds];
 };
 
 // Connects to the daemon and receives its Welcome. Both steps wait at most `limit_ms`.
 [[nodiscard]] bool greet(const char* socket_path, long limit_ms, Greeting& greeting,
                          Reason& reason);
 
-// Sends `hello`, with `attached` (-1: nothing) as its descriptor, and waits for Ready.
+// Sends `hello`, with `attached` (-1: nothing) as its descriptor, and waits for Ready. `came` gets
+// the descriptor that may come with it (null: none is expected).
 [[nodiscard]] bool introduce(const Greeting& greeting, const wire::Hello& hello, int attached,
-                             long limit_ms, Reason& reason);
+                             long limit_ms, wire::Ready& ready, Fd* came, Reason& reason);
 
 // A Hello with header and kind filled in, everything else empty or unlimited.
 [[nodiscard]] wire::Hello make_hello(wire::HelloKind kind);

@@ -26,7 +26,8 @@ void hand_over(Control& control, std::uint32_t* groups, std::uint32_t room) {
 }
 
 void agent_follows() {
-  Control* const control = live();
+  Control* control = live();
+  if (control == nullptr) control = attaching();
   // A vfork child shares our memory, but its credentials are its own.
   if (control == nullptr || sys::call(SYS_getpid) != control->pid) return;
   const RequestLock lock;

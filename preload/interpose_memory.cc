@@ -32,14 +32,27 @@ void* remap_orphan(const RemapCall& call, void* target) {
   return moved;
 }
 
-void* remap(const RemapCall& call, void* target) {
-  Control* const control = live();
-  if (control == nullptr) {
-    return orphaned()
-               ? remap_orphan(call, target)
-               : next_mremap(call.address, call.old_bytes, call.new_bytes, call.flags, target);
+// Runs `with(control)` in a client, `without()` in a process that is none (any more, or yet).
+template <typename With, typename Without>
+auto as_client(With with, Without without) {
+  if (Control* const control = live()) return with(*control);
+  const SignalBlock signals(SignalBlock::Set::asynchronous);
+  Control* control = nullptr;
+  {
+    const QuietCall quiet;
+    control = live();
+    if (control == nullptr) return without();
   }
-  LayoutSection section(*control);
+  return with(*control);
+}
+
+void* remap_plain(const RemapCall& call, void* target) {
+  return orphaned() ? remap_orphan(call, target)
+                    : next_mremap(call.address, call.old_bytes, call.new_bytes, call.flags, target);
+}
+
+void* remap_client(Control& control, const RemapCall& call, void* target) {
+  LayoutSection section(control);
   const auto start = reinterpret_cast<std::uint64_t>(call.address);
   if (!section.prepare(wire::RequestOp::unify, start, call.old_bytes)) {
     return remap_orphan(call, target);
@@ -80,14 +93,17 @@ void* realloc_mapped(void* pointer, std::size_t bytes) {
   const Chunk& chunk = chunk_of(pointer);
   const std::uint64_t start = reinterpret_cast<std::uint64_t>(&chunk) - chunk.previous;
   const std::size_t total = chunk.previous + (chunk.size & ~kChunkFlags);
-  Control* const control = live();
-  if (control == nullptr) {
-    return orphaned() ? realloc_orphan(pointer, bytes, start, total) : next_realloc(pointer, bytes);
-  }
-  LayoutSection section(*control);
-  return section.prepare(wire::RequestOp::unify, start, total)
-             ? next_realloc(pointer, bytes)
-             : realloc_orphan(pointer, bytes, start, total);
+  return as_client(
+      [&](Control& control) {
+        LayoutSection section(control);
+        return section.prepare(wire::RequestOp::unify, start, total)
+                   ? next_realloc(pointer, bytes)
+                   : realloc_orphan(pointer, bytes, start, total);
+      },
+      [&] {
+        return orphaned() ? realloc_orphan(pointer, bytes, start, total)
+                          : next_realloc(pointer, bytes);
+      });
 }
 
 // Advice that takes pages away, or hides them from us, without an event.
@@ -104,14 +120,16 @@ void populate(std::uint64_t start, std::size_t bytes) {
 
 int advise_silently(void* address, std::size_t bytes, int advice) {
   const auto start = reinterpret_cast<std::uint64_t>(address);
-  Control* const control = live();
-  if (control == nullptr) {
-    if (orphaned()) populate(start, bytes);
-    return next_madvise(address, bytes, advice);
-  }
-  LayoutSection section(*control);
-  if (!section.prepare(wire::RequestOp::release, start, bytes)) populate(start, bytes);
-  return next_madvise(address, bytes, advice);
+  return as_client(
+      [&](Control& control) {
+        LayoutSection section(control);
+        if (!section.prepare(wire::RequestOp::release, start, bytes)) populate(start, bytes);
+        return next_madvise(address, bytes, advice);
+      },
+      [&] {
+        if (orphaned()) populate(start, bytes);
+        return next_madvise(address, bytes, advice);
+      });
 }
 
 }  // namespace
@@ -129,7 +147,9 @@ FOLDSWAP_EXPORT void* mremap(void* address, size_t old_bytes, size_t new_bytes, 
     va_end(rest);
   }
   if (library.alive == nullptr) return next_mremap(address, old_bytes, new_bytes, flags, target);
-  return remap({address, old_bytes, new_bytes, flags}, target);
+  const RemapCall call{address, old_bytes, new_bytes, flags};
+  return as_client([&](Control& control) { return remap_client(control, call, target); },
+                   [&] { return remap_plain(call, target); });
 }
 
 FOLDSWAP_EXPORT void* realloc(void* pointer, size_t bytes) noexcept {

@@ -11,6 +11,7 @@
 #include <cerrno>
 
 #include "preload/agent.h"
+#include "preload/exclusions.h"
 #include "preload/next.h"
 #include "preload/request.h"
 
@@ -29,21 +30,11 @@ constinit Next<int(pthread_mutex_t*, const pthread_mutexattr_t*)> next_pthread_m
 constinit Next<int(int)> next_unshare{"unshare"};
 constinit Next<int(int, int)> next_setns{"setns"};
 
-void exclude_page(wire::Mailbox& box, std::uint64_t page) {
-  const std::uint32_t count = sys::load(box.exclusion_count);
-  if (count > wire::kExclusions) return;
-  for (std::uint32_t i = 0; i < count; ++i) {
-    if (sys::load(box.exclusions[i]) == page) return;
-  }
-  if (count < wire::kExclusions) sys::store(box.exclusions[count], page);
-  sys::store(box.exclusion_count, count + 1);
-}
-
-void exclude_mutex(wire::Mailbox& box, const pthread_mutex_t* mutex) {
-  const RequestLock lock;
+void exclude_mutex(const pthread_mutex_t* mutex) {
+  const SignalBlock signals(SignalBlock::Set::asynchronous);
   const auto start = reinterpret_cast<std::uint64_t>(mutex);
-  exclude_page(box, page_floor(start));
-  exclude_page(box, page_floor(start + sizeof(*mutex) - 1));
+  exclude_page(page_floor(start));
+  exclude_page(page_floor(start + sizeof(*mutex) - 1));
 }
 
 // HAZARDS 9. An eviction planned without the new thread could take the pages around its thread
@@ -52,8 +43,13 @@ void exclude_mutex(wire::Mailbox& box, const pthread_mutex_t* mutex) {
 // is being excluded. Signals stay as they are: the new thread inherits the mask.
 template <typename Create>
 auto announced(Create create) {
-  Control* const control = live();
-  if (control == nullptr) return create();
+  if (sys::load(library.alive) == nullptr) return create();
+  Control* control = live();
+  if (control == nullptr) {
+    const QuietCall quiet;
+    control = live();
+    if (control == nullptr) return create();
+  }
   const Announcement announcement(*control);
   sys::add(control->mailbox->threads_created, 1);
   const auto result = create();
@@ -77,15 +73,19 @@ bool has_more_threads() {
 }
 
 // Everything comes back, the client is released for good, and the agent ends.
+// A forked child that is not a client yet becomes one first: what it has inherited is registered,
+// and only a client can ask for that to end.
 void retire_agent() {
-  Control* const control = live();
+  Control* control = live();
+  if (control == nullptr) control = attaching();
   if (control == nullptr || sys::call(SYS_getpid) != control->pid || has_more_threads()) return;
   const RequestLock lock;
+  if (attaching() != nullptr) (void)ask_agent(*control, AgentOp::attach);
   const std::uint32_t tid = sys::load(control->tid);
   if (live() == nullptr || tid == 0) return;
   if (!ask_daemon(*control, wire::RequestOp::retire, 0, 0)) return;
   library.nothing_registered = true;
-  sys::store(const_cast<std::uint32_t&>(*library.alive), 0U);
+  sys::store(*library.alive, static_cast<std::uint32_t>(Presence::none));
   (void)ask_agent(*control, AgentOp::leave);
   await_agent_exit(*control, tid);
 }
@@ -120,7 +120,7 @@ FOLDSWAP_EXPORT int pthread_mutex_init(pthread_mutex_t* mutex,
     return next_pthread_mutex_init(mutex, attributes);
   }
   return announced([&] {
-    if (Control* const control = live()) exclude_mutex(*control->mailbox, mutex);
+    exclude_mutex(mutex);
     return next_pthread_mutex_init(mutex, attributes);
   });
 }

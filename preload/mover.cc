@@ -1,5 +1,6 @@
 #include "preload/mover.h"
 
+#include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <sys/mman.h>
 
@@ -50,6 +51,23 @@ bool staging_locked(const Control& c, std::uint32_t half) {
   return sys::call(SYS_madvise, half_start(c, half), wire::kHalfBytes, MADV_COLD) == -EINVAL;
 }
 
+// Moved in the lock hold that is under way: becomes `moved` when it has been copied out. (An
+// earlier hold's slots are empty again, and must not be copied out twice.)
+constexpr auto kMovedNow = static_cast<PageResult>(0x80);
+constexpr std::uint32_t kMostBusy = 64;   // pieces of a command that were EBUSY
+constexpr std::uint32_t kLookPages = 64;  // of the page map at a time
+
+// Contiguous pages and the contiguous slots they go to.
+struct Piece {
+  std::uint64_t source;
+  std::uint32_t slot, pages, reg;
+  void skip(std::uint32_t count) {
+    source += count * wire::kPageBytes;
+    slot += count;
+    pages -= count;
+  }
+};
+
 class Executor {
  public:
   Executor(Control& c, std::uint32_t half)
@@ -68,8 +86,11 @@ class Executor {
       reason = wire::kAbortOther;
     }
     while (!finished() && reason == wire::kAbortNone) {
-      reason = chunk();
+      reason = chunk([this](std::uint32_t limit) { return move_runs(limit); });
       give_way();
+    }
+    if (reason == wire::kAbortNone && nbusy_ != 0 && renew_busy()) {
+      reason = chunk([this](std::uint32_t) { return move_renewed(); });
     }
     // A lock that came in between is told even when everything moved: the daemon then brings it
     // back.
@@ -83,8 +104,8 @@ class Executor {
     return std::min(run_pages_ - offset_, wire::kHalfPages - slot_);
   }
   [[nodiscard]] std::uint64_t source() const { return run_start_ + offset_ * wire::kPageBytes; }
-  [[nodiscard]] std::uint64_t slot_address() const {
-    return half_start(c_, half_) + slot_ * wire::kPageBytes;
+  [[nodiscard]] std::uint64_t slot_address(std::uint32_t slot) const {
+    return half_start(c_, half_) + slot * wire::kPageBytes;
   }
 
   // Reads the run at run_, passing over empty ones.
@@ -98,10 +119,13 @@ class Executor {
     }
   }
 
-  void mark(PageResult result, std::uint32_t pages) {
+  void mark(std::uint32_t slot, PageResult result, std::uint32_t pages) {
     for (std::uint32_t i = 0; i < pages; ++i) {
-      c_.results[slot_ + i] = static_cast<std::uint8_t>(result);
+      c_.results[slot + i] = static_cast<std::uint8_t>(result);
     }
+  }
+
+  void advance(std::uint32_t pages) {
     slot_ += pages;
     offset_ += pages;
     if (offset_ >= run_pages_) {
@@ -110,19 +134,21 @@ class Executor {
     }
   }
 
-  // One hold of the layout lock.
-  AbortReason chunk() {
+  // One hold of the layout lock; `move` answers why it stopped.
+  template <typename Move>
+  AbortReason chunk(Move move) {
     const bool waited_for = sys::load(box_.faults_wait) != 0 || sys::load(box_.reader_waits) != 0;
     if (!arm_half(c_, half_) || !lock()) return wire::kAbortOther;
     sys::store(box_.layout_agent, 1U);
-    const std::uint32_t first = slot_;
-    moved_ = 0;
+    moved_first_ = wire::kHalfPages;
+    moved_end_ = 0;
     AbortReason reason = must_not();
     if (reason == wire::kAbortNone) reason = move(waited_for ? kSmallChunk : wire::kHalfPages);
-    if (moved_ != 0) copy_out(first);
+    const bool moved = moved_first_ < moved_end_;
+    if (moved) copy_out();
     sys::store(box_.layout, static_cast<std::uint32_t>(wire::kLayoutFree));
     sys::store(box_.layout_agent, 0U);
-    if (moved_ != 0) refresh_staging();
+    if (moved) refresh_staging();
     return reason;
   }
 
@@ -147,32 +173,60 @@ class Executor {
     return wire::kAbortNone;
   }
 
-  AbortReason move(std::uint32_t limit) {
+  AbortReason move_runs(std::uint32_t limit) {
     std::uint64_t armed = 0;  // bit per range registered in this lock hold
     while (!finished() && limit > 0) {
-      const std::uint32_t pages = std::min(left_in_run(), limit);
-      limit -= pages;
-      if (!acceptable(pages)) {
-        mark(PageResult::refused, pages);
-        continue;
-      }
-      // HAZARDS 3: registered in the same hold, or the program could have mapped the source anew.
-      const std::uint64_t bit = std::uint64_t{1} << run_reg_;
-      if ((armed & bit) == 0 && !register_source()) {
-        mark(PageResult::refused, pages);
-        return wire::kAbortRegister;
-      }
-      armed |= bit;
-      const AbortReason reason = move_piece(pages);
+      const Piece piece{source(), slot_, std::min(left_in_run(), limit), run_reg_};
+      limit -= piece.pages;
+      const AbortReason reason = move_piece(piece, armed);
+      if (reason == wire::kAbortEpoch) return reason;  // the rest of the piece was not tried
+      advance(piece.pages);
       if (reason != wire::kAbortNone) return reason;
     }
     return wire::kAbortNone;
   }
 
-  [[nodiscard]] bool acceptable(std::uint32_t pages) const {
-    const std::uint64_t start = source();
-    const std::uint64_t end = start + pages * wire::kPageBytes;
-    if (run_reg_ >= nregs_ || start % wire::kPageBytes != 0 || end < start) return false;
+  // Pages that were EBUSY because a fork had shared them, and are no longer (renew_busy).
+  AbortReason move_renewed() {
+    std::uint64_t armed = 0;
+    for (std::uint32_t i = 0; i < nbusy_; ++i) {
+      const Piece busy = busy_[i];
+      for (std::uint32_t at = 0; at < busy.pages;) {
+        std::uint32_t pages = 0;
+        while (at + pages < busy.pages && c_.results[busy.slot + at + pages] ==
+                                              static_cast<std::uint8_t>(PageResult::renewed)) {
+          ++pages;
+        }
+        const Piece piece{busy.source + at * wire::kPageBytes, busy.slot + at, pages, busy.reg};
+        if (pages != 0) {
+          const AbortReason reason = move_piece(piece, armed);
+          if (reason != wire::kAbortNone) return reason;
+        }
+        at += pages + 1;
+      }
+    }
+    return wire::kAbortNone;
+  }
+
+  AbortReason move_piece(const Piece& piece, std::uint64_t& armed) {
+    if (!acceptable(piece)) {
+      mark(piece.slot, PageResult::refused, piece.pages);
+      return wire::kAbortNone;
+    }
+    // HAZARDS 3: registered in the same hold, or the program could have mapped the source anew.
+    const std::uint64_t bit = std::uint64_t{1} << piece.reg;
+    if ((armed & bit) == 0 && !register_source(piece.reg)) {
+      mark(piece.slot, PageResult::refused, piece.pages);
+      return wire::kAbortRegister;
+    }
+    armed |= bit;
+    return move_pages(piece);
+  }
+
+  [[nodiscard]] bool acceptable(const Piece& piece) const {
+    const std::uint64_t start = piece.source;
+    const std::uint64_t end = start + piece.pages * wire::kPageBytes;
+    if (piece.reg >= nregs_ || start % wire::kPageBytes != 0 || end < start) return false;
     const auto overlaps = [&](std::uint64_t from, std::uint64_t bytes) {
       return start < from + bytes && from < end;
     };
@@ -181,43 +235,110 @@ class Executor {
                         [&](const wire::Range& own) { return overlaps(own.start, own.bytes); });
   }
 
-  bool register_source() {
-    const wire::Range& reg = cmd_.regs[run_reg_];
+  bool register_source(std::uint32_t index) {
+    const wire::Range& reg = cmd_.regs[index];
     const std::uint64_t start = sys::load(reg.start);
     const std::uint64_t bytes = sys::load(reg.bytes);
     sys::store(box_.registered, 1U);
     return uffd_register(c_, start, bytes) == 0;
   }
 
-  // `pages` pages of the current run into the slots of their numbers.
-  AbortReason move_piece(std::uint32_t pages) {
+  AbortReason move_pages(Piece piece) {
     bool emptied = false;
-    while (pages > 0) {
-      uapi::UffdMove move{slot_address(), source(), pages * wire::kPageBytes,
+    while (piece.pages > 0) {
+      uapi::UffdMove move{slot_address(piece.slot), piece.source, piece.pages * wire::kPageBytes,
                           uapi::kMoveModeDontWake, 0};
       const long error = sys::call(SYS_ioctl, c_.uffd, uapi::kUffdioMove, &move);
       const std::uint64_t bytes = move.move > 0 ? static_cast<std::uint64_t>(move.move) : 0;
       const std::uint32_t done =
-          error == 0 ? pages
-                     : std::min(pages, static_cast<std::uint32_t>(bytes / wire::kPageBytes));
+          error == 0 ? piece.pages
+                     : std::min(piece.pages, static_cast<std::uint32_t>(bytes / wire::kPageBytes));
       if (done > 0) {  // if it stopped part-way, the next call says why
-        mark(PageResult::moved, done);
-        moved_ += done;
-        pages -= done;
+        mark(piece.slot, kMovedNow, done);
+        moved_first_ = std::min(moved_first_, piece.slot);
+        moved_end_ = std::max(moved_end_, piece.slot + done);
+        piece.skip(done);
         continue;
       }
       if (error == -EAGAIN) return wire::kAbortEpoch;  // an event waits to be read
       if (error == -EEXIST && !emptied) {
         // mlockall, or a stray touch, put pages into the slots that come next.
         emptied = true;
-        if (empty_slots(pages)) continue;
+        if (empty_slots(piece)) continue;
       }
       const bool single = error == -EBUSY || error == -ENOENT || error == -EEXIST;
-      const std::uint32_t count = single ? 1 : pages;
-      mark(failure(error), count);
-      pages -= count;
+      const std::uint32_t count = single ? 1 : piece.pages;
+      mark(piece.slot, failure(error), count);
+      if (error == -EBUSY) note_busy({piece.source, piece.slot, 1, piece.reg});
+      piece.skip(count);
     }
     return wire::kAbortNone;
+  }
+
+  // In the order of slots; forgotten when there are too many pieces of them: their turn comes
+  // again.
+  void note_busy(const Piece& page) {
+    if (renewing_) return;
+    if (nbusy_ != 0) {
+      Piece& last = busy_[nbusy_ - 1];
+      if (last.slot + last.pages == page.slot && last.reg == page.reg &&
+          last.source + last.pages * wire::kPageBytes == page.source) {
+        ++last.pages;
+        return;
+      }
+    }
+    if (nbusy_ < kMostBusy) busy_[nbusy_++] = page;
+  }
+
+  // After a fork a page stays EBUSY, even when no relative maps it any more, until it is written.
+  // Writing is what MADV_POPULATE_WRITE does; never to a page that is still mapped elsewhere,
+  // because that would copy it. Without the layout lock, since it may fault: so the page is looked
+  // at just before, and should the program have replaced it in between, populating the new one
+  // changes no byte. True: there is something that MOVE may take now. Bits as in the kernel's
+  // admin-guide/mm/pagemap.
+  bool renew_busy() {
+    renewing_ = true;
+    const long fd = sys::call(SYS_openat, AT_FDCWD, "/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return false;
+    bool any = false;
+    for (std::uint32_t i = 0; i < nbusy_; ++i) {
+      for (std::uint32_t at = 0; at < busy_[i].pages; at += kLookPages) {
+        any = renew(static_cast<int>(fd), busy_[i], at) || any;
+      }
+    }
+    sys::call(SYS_close, fd);
+    return any;
+  }
+
+  bool renew(int pagemap, const Piece& busy, std::uint32_t first) {
+    constexpr std::uint64_t kPresent = 1ULL << 63, kFile = 1ULL << 61, kMappedOnce = 1ULL << 56;
+    std::uint64_t words[kLookPages]{};
+    const std::uint32_t count = std::min(kLookPages, busy.pages - first);
+    const std::uint64_t start = busy.source + first * wire::kPageBytes;
+    const long got = sys::call(SYS_pread64, pagemap, words, count * sizeof(words[0]),
+                               start / wire::kPageBytes * sizeof(words[0]));
+    if (got != static_cast<long>(count * sizeof(words[0]))) return false;
+    const auto ours = [&](std::uint32_t i) {
+      return (words[i] & (kPresent | kFile | kMappedOnce)) == (kPresent | kMappedOnce);
+    };
+    bool any = false;
+    for (std::uint32_t i = 0; i < count;) {
+      std::uint32_t pages = 0;
+      while (i + pages < count && ours(i + pages)) ++pages;
+      if (pages == 0) {
+        const bool shared = (words[i] & (kPresent | kMappedOnce)) == kPresent;
+        if (shared) mark(busy.slot + first + i, PageResult::shared, 1);
+        ++i;
+        continue;
+      }
+      if (sys::call(SYS_madvise, start + i * wire::kPageBytes, pages * wire::kPageBytes,
+                    uapi::kMadvPopulateWrite) == 0) {
+        mark(busy.slot + first + i, PageResult::renewed, pages);
+        any = true;
+      }
+      i += pages;
+    }
+    return any;
   }
 
   static PageResult failure(long error) {
@@ -225,11 +346,11 @@ class Executor {
     return error == -ENOENT ? PageResult::hole : PageResult::refused;
   }
 
-  // The next `pages` slots, none of which holds a moved page. Unregistered first: no REMOVE event
+  // The slots of a piece, none of which holds a moved page. Unregistered first: no REMOVE event
   // then.
-  bool empty_slots(std::uint32_t pages) {
-    const std::uint64_t start = slot_address();
-    const std::uint64_t bytes = pages * wire::kPageBytes;
+  bool empty_slots(const Piece& piece) {
+    const std::uint64_t start = slot_address(piece.slot);
+    const std::uint64_t bytes = piece.pages * wire::kPageBytes;
     if (uffd_unregister(c_, start, bytes) != 0) return false;
     sys::call(SYS_madvise, start, bytes, uapi::kMadvDontneedLocked);
     if (uffd_register(c_, start, bytes) == 0) return true;
@@ -239,21 +360,23 @@ class Executor {
 
   // What moved goes to the transfer area before the lock is let go. Unregistering first only serves
   // refresh_staging(): the pages are present, so reading them cannot fault.
-  void copy_out(std::uint32_t first) {
+  void copy_out() {
     if (uffd_unregister(c_, half_start(c_, half_), wire::kHalfBytes) == 0) {
       c_.half_armed[half_] = false;
     }
     const std::size_t base = half_ * wire::kHalfBytes;
-    for (std::uint32_t at = first; at < slot_;) {
+    for (std::uint32_t at = moved_first_; at < moved_end_;) {
       std::uint32_t end = at;
-      while (end < slot_ && c_.results[end] == static_cast<std::uint8_t>(PageResult::moved)) ++end;
+      while (end < moved_end_ && c_.results[end] == static_cast<std::uint8_t>(kMovedNow)) ++end;
       const std::size_t offset = base + at * wire::kPageBytes;
       sys::copy_bytes(c_.transfer + offset, c_.staging + offset, (end - at) * wire::kPageBytes);
+      mark(at, PageResult::moved, end - at);
       at = end == at ? at + 1 : end;
     }
     // Before the lock is let go: if this thread dies now, the daemon still knows what lies in the
     // transfer area.
-    sys::copy_bytes(cmd_.result + first, c_.results + first, slot_ - first);
+    sys::copy_bytes(cmd_.result + moved_first_, c_.results + moved_first_,
+                    moved_end_ - moved_first_);
   }
 
   // Without the lock: if unregistering failed this raises a REMOVE event, and waits until it is
@@ -285,7 +408,11 @@ class Executor {
   std::uint32_t run_ = 0, offset_ = 0, slot_ = 0;
   std::uint64_t run_start_ = 0;
   std::uint32_t run_pages_ = 0, run_reg_ = 0;
-  std::uint32_t moved_ = 0;  // in this lock hold
+  // Slots between which this lock hold has moved pages.
+  std::uint32_t moved_first_ = 0, moved_end_ = 0;
+  Piece busy_[kMostBusy];
+  std::uint32_t nbusy_ = 0;
+  bool renewing_ = false;  // second look: what is busy now is pinned
 };
 
 void follow_cpu(Control& c, std::uint32_t cpu) {

@@ -52,7 +52,7 @@ bool ask_daemon(Control& control, wire::RequestOp op, std::uint64_t start, std::
   }
 }
 
-Announcement::Announcement(Control& control) : control_(control) {
+void Announcement::begin(Control& control) {
   wire::Mailbox& box = *control.mailbox;
   sys::add(box.layout_busy, 1);
   sys::Backoff backoff;
@@ -62,8 +62,8 @@ Announcement::Announcement(Control& control) : control_(control) {
   }
 }
 
-Announcement::~Announcement() {
-  sys::add(control_.mailbox->layout_busy, ~0U);
+void Announcement::end(Control& control) {
+  sys::add(control.mailbox->layout_busy, ~0U);
 }
 
 bool LayoutSection::prepare(wire::RequestOp op, std::uint64_t start, std::uint64_t bytes) {

@@ -41,13 +41,29 @@ class RequestLock {
 // themselves.
 class Announcement {
  public:
-  explicit Announcement(Control& control);
+  explicit Announcement(Control& control) : control_(control) { begin(control); }
   Announcement(const Announcement&) = delete;
   Announcement& operator=(const Announcement&) = delete;
-  ~Announcement();
+  ~Announcement() { end(control_); }
+
+  // Without a scope: across fork().
+  static void begin(Control& control);
+  static void end(Control& control);
 
  private:
   Control& control_;
+};
+
+// Brackets an interposed call in a process that is not live, but may become so at any moment (a
+// forked child that is attaching). The agent goes live first and then waits until no such call is
+// left, before it does anything. So: make one, look at live() again, and go the live way if it
+// answers. Asynchronous signals should be blocked, so that no handler leaves the call half-way.
+class QuietCall {
+ public:
+  QuietCall() { sys::add(library.quiet_calls, 1); }
+  QuietCall(const QuietCall&) = delete;
+  QuietCall& operator=(const QuietCall&) = delete;
+  ~QuietCall() { sys::add(library.quiet_calls, ~0U); }
 };
 
 // An announced call over a range, with asynchronous signals blocked: no handler may leave it

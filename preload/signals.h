@@ -19,21 +19,28 @@ class SignalBlock {
     // handler.
     asynchronous,
   };
-  explicit SignalBlock(Set set) {
-    std::uint64_t mask = ~std::uint64_t{0};
+  explicit SignalBlock(Set set) : saved_(block(set)) {}
+  SignalBlock(const SignalBlock&) = delete;
+  SignalBlock& operator=(const SignalBlock&) = delete;
+  ~SignalBlock() { restore(saved_); }
+
+  // Without a scope: across fork(). block() answers the mask as it was.
+  [[nodiscard]] static std::uint64_t block(Set set) {
+    std::uint64_t mask = ~std::uint64_t{0}, saved = 0;
     if (set == Set::asynchronous) {
       for (const int fault : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT, SIGSYS}) {
         mask &= ~(std::uint64_t{1} << (fault - 1));
       }
     }
-    sys::call(SYS_rt_sigprocmask, SIG_SETMASK, &mask, &saved_, sizeof(saved_));
+    sys::call(SYS_rt_sigprocmask, SIG_SETMASK, &mask, &saved, sizeof(saved));
+    return saved;
   }
-  SignalBlock(const SignalBlock&) = delete;
-  SignalBlock& operator=(const SignalBlock&) = delete;
-  ~SignalBlock() { sys::call(SYS_rt_sigprocmask, SIG_SETMASK, &saved_, nullptr, sizeof(saved_)); }
+  static void restore(std::uint64_t mask) {
+    sys::call(SYS_rt_sigprocmask, SIG_SETMASK, &mask, nullptr, sizeof(mask));
+  }
 
  private:
-  std::uint64_t saved_ = 0;
+  std::uint64_t saved_;
 };
 
 }  // namespace foldswap::preload

@@ -5,11 +5,13 @@
 //            serves.
 //   Library  the program's threads' part, in the library's own data.
 //
-// Being alive: Library::alive points to a word on a MADV_WIPEONFORK page. It is 1 while this
-// process is a client with an agent, and the kernel makes it 0 in every kind of fork child, raw
-// clone() included, where Control, mailbox, transfer area and staging are not mapped. So every use
-// of them starts with live(). Thread safety: words marked (atomic) through syscalls.h; the rest is
-// constant once alive is 1.
+// Being alive: Library::alive points to a word (Presence) on a MADV_WIPEONFORK page. It is `live`
+// while this process is a client with an agent, and the kernel makes it `none` in every kind of
+// fork child, raw clone() included, where Control, mailbox, transfer area and staging are not
+// mapped. So every use of them starts with live(). A child of fork() gets a Control and an agent of
+// its own at once, but becomes a client only a moment later (child.h): until then it is
+// `attaching`. Thread safety: words marked (atomic) through syscalls.h; the rest is constant once
+// the process is live.
 #pragma once
 
 #include <sys/types.h>
@@ -22,11 +24,14 @@
 
 namespace foldswap::preload {
 
+enum class Presence : std::uint32_t { none = 0, live = 1, attaching = 2 };
+
 // What the program's threads ask of the agent, in process. One at a time, under the request lock.
 enum class AgentOp : std::uint32_t {
   none = 0,
   credentials = 1,  // become what Control::credentials says, or exit
   leave = 2,        // exit
+  attach = 3,       // of a forked child: become a client now (answered when that is settled)
 };
 
 struct Credentials {
@@ -39,7 +44,7 @@ struct Credentials {
 enum class AgentStart : std::uint32_t { pending = 0, running = 1, failed = 2 };
 
 struct Control {
-  // Constant once the agent runs.
+  // Constant once the process is live. `mailbox` is null until then in a forked child (atomic).
   wire::Mailbox* mailbox;
   std::byte* staging;
   std::byte* transfer;
@@ -75,32 +80,54 @@ inline constexpr std::size_t kStackBytes = 4 * kPage;
 inline constexpr std::size_t kPrivateBytes = 2 * kPage + kStackBytes + kPage;
 static_assert(sizeof(Control) <= kPage);
 
+// Pages that hold robust mutexes, which must not be evicted (HAZARDS 9): the list that a mailbox
+// gets a copy of, and a child its own.
+struct Exclusions {
+  std::uint32_t
+      lock;  // (atomic) 1: taken; held for a few instructions, asynchronous signals blocked
+  std::uint32_t count;  // may be one more than there is room for: too many, evict nothing
+  std::uint64_t page[wire::kExclusions];
+};
+
 struct Library {
-  const std::uint32_t* alive;  // null: never was a client
-  Control* control;            // may be touched only while live() answers it
+  std::uint32_t* alive;  // (atomic) null: never was a client
+  Control* control;      // may be touched only while live() or attaching() answers it
   std::uint64_t client_id;
   std::uint32_t request_lock;  // (atomic) see request.h
+  std::uint32_t quiet_calls;   // (atomic) see QuietCall in request.h
   std::uint32_t fork_seq;      // of the fork under way, for the child
   bool fork_locked;            // the prepare handler holds the request lock
+  std::uint64_t fork_mask;     // the forking thread's signal mask, while it does
   bool nothing_registered;  // in a process that is no longer live: no userfaultfd range can be left
   bool glibc_realloc;       // the next realloc is glibc's: chunk headers can be read
+  wire::Range own_data;     // the library's own, never to be evicted
+  Exclusions exclusions;
+  wire::Hello identity;  // what the process said when it registered, for its children to repeat
   char socket_path[108];
 };
 
 extern constinit Library library;
 
+[[nodiscard]] inline Presence presence() {
+  const std::uint32_t* alive = sys::load(library.alive);
+  return alive == nullptr ? Presence::none : static_cast<Presence>(sys::load(*alive));
+}
+
 // The control page while this process is a client with an agent, else null.
 [[nodiscard]] inline Control* live() {
-  const std::uint32_t* alive = __atomic_load_n(&library.alive, __ATOMIC_ACQUIRE);
-  if (alive == nullptr || __atomic_load_n(alive, __ATOMIC_ACQUIRE) == 0) return nullptr;
-  return library.control;
+  return presence() == Presence::live ? library.control : nullptr;
+}
+
+// The control page while this process is a forked child whose agent has not made it a client yet,
+// else null.
+[[nodiscard]] inline Control* attaching() {
+  return presence() == Presence::attaching ? library.control : nullptr;
 }
 
 // This process descends from a client (or its client was retired) and may have ranges registered
 // that nobody can unify any more.
 [[nodiscard]] inline bool orphaned() {
-  return __atomic_load_n(&library.alive, __ATOMIC_ACQUIRE) != nullptr && live() == nullptr &&
-         !library.nothing_registered;
+  return sys::load(library.alive) != nullptr && live() == nullptr && !library.nothing_registered;
 }
 
 [[nodiscard]] inline std::uint64_t page_floor(std::uint64_t address) {

@@ -1,0 +1,140 @@
+#include "daemon/thread_stopper.h"
+
+#include <pthread.h>
+#include <spdlog/spdlog.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <array>
+#include <csignal>
+#include <utility>
+
+namespace foldswap {
+namespace {
+
+constexpr std::uint64_t kLookUs = 100;
+
+// The traced threads of one client. Lets go of all of them at the end.
+class Traced {
+ public:
+  Traced(pid_t pid, pid_t agent) : pid_(pid), agent_(agent) {}
+  Traced(const Traced&) = delete;
+  Traced& operator=(const Traced&) = delete;
+  ~Traced() {
+    for (const Thread& thread : threads_) let_go(thread);
+  }
+
+  // Threads that came since the last look are seized, too.
+  void seize_new() {
+    for (const pid_t tid : read_tids(pid_)) {
+      if (tid == agent_ || std::ranges::find(threads_, tid, &Thread::tid) != threads_.end())
+        continue;
+      if (::ptrace(PTRACE_SEIZE, tid, nullptr, nullptr) != 0) continue;
+      (void)::ptrace(PTRACE_INTERRUPT, tid, nullptr, nullptr);
+      threads_.push_back({tid, false, 0});
+    }
+  }
+
+  void look() {
+    for (Thread& thread : threads_) {
+      int status = 0;
+      if (thread.stopped || ::waitpid(thread.tid, &status, __WALL | WNOHANG) != thread.tid)
+        continue;
+      if (!WIFSTOPPED(status)) {
+        thread.tid = 0;  // it has ended
+        continue;
+      }
+      thread.stopped = true;
+      // A signal on its way to the program is given to it when we let go.
+      thread.signal = status >> 16 == 0 ? WSTOPSIG(status) : 0;
+    }
+    std::erase_if(threads_, [](const Thread& thread) { return thread.tid == 0; });
+  }
+
+  [[nodiscard]] bool empty() const { return threads_.empty(); }
+
+ private:
+  struct Thread {
+    pid_t tid;
+    bool stopped;
+    int signal;
+  };
+
+  // A thread that has not stopped yet must, or it could not be let go.
+  static void let_go(const Thread& thread) {
+    int signal = thread.signal;
+    if (!thread.stopped) {
+      int status = 0;
+      for (int tries = 0; ::waitpid(thread.tid, &status, __WALL | WNOHANG) == 0; ++tries) {
+        if (tries == 20'000) return;  // in a sleep that nothing ends: it is let go with this thread
+        real_os().sleep_us(kLookUs);
+      }
+      if (!WIFSTOPPED(status)) return;
+      signal = status >> 16 == 0 ? WSTOPSIG(status) : 0;
+    }
+    (void)::ptrace(PTRACE_DETACH, thread.tid, nullptr, static_cast<long>(signal));
+  }
+
+  const pid_t pid_, agent_;
+  std::vector<Thread> threads_;
+};
+
+}  // namespace
+
+ThreadStopper::ThreadStopper(Os& os, KickReader kick_reader)
+    : os_(os), kick_reader_(std::move(kick_reader)), thread_([this] { run(); }) {}
+
+ThreadStopper::~ThreadStopper() {
+  ending_ = true;
+  add_word(word_);
+  os_.futex_wake(&word_);
+  thread_.join();
+}
+
+void ThreadStopper::stop(std::shared_ptr<Client> client) {
+  if (client == nullptr) return;
+  {
+    const RankedLock lock(mutex_);
+    if (std::ranges::find(wanted_, client) != wanted_.end()) return;
+    wanted_.push_back(std::move(client));
+  }
+  add_word(word_);
+  os_.futex_wake(&word_);
+}
+
+void ThreadStopper::run() {
+  ::pthread_setname_np(::pthread_self(), "fs-stopper");
+  while (!ending_) {
+    const std::array<FutexWait, 1> wait{{{&word_, load_word(word_)}}};
+    std::vector<std::shared_ptr<Client>> wanted;
+    {
+      const RankedLock lock(mutex_);
+      wanted.swap(wanted_);
+    }
+    for (const auto& client : wanted) {
+      if (!ending_) hold(*client);
+    }
+    if (wanted.empty() && !ending_) os_.futex_wait_any(wait, 60'000'000);
+  }
+}
+
+void ThreadStopper::hold(Client& client) {
+  const pid_t pid = client.pid();
+  if (pid <= 0 || client.gone()) return;
+  const auto agent = client.mailbox == nullptr
+                         ? pid_t{0}
+                         : static_cast<pid_t>(load_word(client.mailbox->agent_tid));
+  spdlog::debug("{}: its threads are stopped, so that a fault can be answered", client.label());
+  Traced traced(pid, agent);
+  const std::uint64_t end_us = os_.now_us() + kMostStopUs;
+  while (client.stop_wanted && !client.gone() && !ending_ && os_.now_us() < end_us) {
+    traced.seize_new();
+    traced.look();
+    if (traced.empty()) return;
+    kick_reader_(client);
+    os_.sleep_us(kLookUs);
+  }
+}
+
+}  // namespace foldswap

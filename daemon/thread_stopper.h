@@ -1,0 +1,44 @@
+// ThreadStopper: the last resort of HAZARDS 5. Threads of a client that change its address space
+// without a pause keep every COPY at EAGAIN, so that no fault is ever answered. Then all threads of
+// that client but its agent are stopped (ptrace: seize, interrupt), the reader catches up, and they
+// go on. Its parent and the program itself do not see it, but for what any stop may show: a system
+// call that is never restarted (epoll_wait, for one) ends with EINTR.
+//
+// Thread safety: stop() from any thread. One thread of its own, because the kernel ties a traced
+// thread to the one that traces it; so one client at a time, each for kMostStopUs at most.
+// Errors: a client that cannot be traced (a debugger has it, no privilege) just goes on as before.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "base/mutex.h"
+#include "daemon/client.h"
+
+namespace foldswap {
+
+class ThreadStopper {
+ public:
+  using KickReader = std::function<void(Client&)>;
+
+  ThreadStopper(Os& os, KickReader kick_reader);
+  ~ThreadStopper();
+  // Until Client::stop_wanted is lowered again, or kMostStopUs have passed.
+  void stop(std::shared_ptr<Client> client);
+
+ private:
+  void run();
+  void hold(Client& client);
+
+  Os& os_;
+  KickReader kick_reader_;
+  std::atomic<bool> ending_{false};
+  std::uint32_t word_ = 0;  // (futex)
+  RankedMutex<LockRank::leaf> mutex_;
+  std::vector<std::shared_ptr<Client>> wanted_ FS_GUARDED_BY(mutex_);
+  std::thread thread_;
+};
+
+}  // namespace foldswap

@@ -1,0 +1,106 @@
+#include "preload/child.h"
+
+#include <sys/mman.h>
+
+#include "base/uapi.h"
+#include "preload/agent.h"
+#include "preload/areas.h"
+#include "preload/enlist.h"
+#include "preload/exclusions.h"
+#include "preload/handshake.h"
+#include "preload/mover.h"
+
+namespace foldswap::preload {
+namespace {
+
+constexpr long kLimitMs = 2000;
+
+wire::Hello hello_of(const Control& control, wire::HelloKind kind) {
+  wire::Hello hello = library.identity;
+  hello.kind = static_cast<std::uint32_t>(kind);
+  hello.fork_seq = library.fork_seq;
+  hello.parent_id = library.client_id;
+  hello.staging = reinterpret_cast<std::uint64_t>(control.staging);
+  sys::copy_bytes(hello.own, control.own, sizeof(hello.own));
+  return hello;
+}
+
+// Which userfaultfd is this process's? The daemon's, when its parent had something registered.
+bool settle_userfaultfd(const Greeting& greeting, const Control& control, wire::Ready& ready,
+                        Fd& uffd, Reason& reason) {
+  if (!library.nothing_registered) {
+    const wire::Hello hello = hello_of(control, wire::HelloKind::child);
+    if (!introduce(greeting, hello, -1, kLimitMs, ready, &uffd, reason)) return false;
+    if (ready.client_id != 0) return uffd.valid();
+  }
+  const wire::Hello hello = hello_of(control, wire::HelloKind::register_client);
+  return make_userfaultfd(greeting, uffd, reason) &&
+         introduce(greeting, hello, uffd.get(), kLimitMs, ready, nullptr, reason);
+}
+
+// The daemon may have proved with a page of it whose userfaultfd this is.
+void empty_staging(const Control& control) {
+  uffdio_range range{reinterpret_cast<std::uint64_t>(control.staging), wire::kStagingBytes};
+  sys::call(SYS_ioctl, control.uffd, UFFDIO_UNREGISTER, &range);
+  sys::call(SYS_madvise, control.staging, wire::kStagingBytes, uapi::kMadvDontneedLocked);
+}
+
+// From here the interposed functions use the mailbox. Calls that began before are waited for, and a
+// plan that was made while they ran is void.
+void go_live(Control& control, wire::Mailbox& box, std::uint64_t client_id) {
+  publish_exclusions(box);
+  library.client_id = client_id;
+  sys::store(control.mailbox, &box);
+  sys::store(*library.alive, static_cast<std::uint32_t>(Presence::live));
+  while (sys::load(library.quiet_calls) != 0) sys::sleep_us(50);
+  publish_exclusions(box);
+  sys::add(box.threads_created, 1);
+}
+
+}  // namespace
+
+void begin_child() {
+  Areas areas;
+  Reason unused;
+  if (!map_private(areas, unused)) return;
+  Control& control = *areas.control();
+  control.pid = static_cast<pid_t>(sys::call(SYS_getpid));
+  control.own[0] = library.own_data;
+  control.own[1] = areas.own.range();
+  std::uint32_t* const old = library.alive;
+  library.control = &control;
+  sys::store(*areas.alive(), static_cast<std::uint32_t>(Presence::attaching));
+  sys::store(library.alive, areas.alive());
+  sys::call(SYS_munmap, page_floor(reinterpret_cast<std::uint64_t>(old)), kPage);
+  const bool started = start_agent(control, AgentDuty::attach);
+  if (!started) sys::store(*areas.alive(), static_cast<std::uint32_t>(Presence::none));
+  areas.keep();
+}
+
+bool attach_child(Control& control) {
+  Reason unused;
+  Greeting greeting;
+  Areas areas;
+  wire::Ready ready{};
+  Fd uffd;
+  if (!greet(library.socket_path, kLimitMs, greeting, unused) || !check_areas(greeting, unused) ||
+      !map_shared(greeting.fds[wire::kFdMailbox].get(), greeting.fds[wire::kFdTransfer].get(),
+                  areas, unused)) {
+    return false;
+  }
+  note_areas(control, areas);
+  if (!settle_userfaultfd(greeting, control, ready, uffd, unused)) return false;
+  control.uffd = uffd.get();
+  empty_staging(control);
+  if (arm_staging(control) != 0) return false;
+  auto& box = *reinterpret_cast<wire::Mailbox*>(areas.mailbox.start());
+  sys::store(box.agent_tid, static_cast<std::uint32_t>(sys::call(SYS_gettid)));
+  if (!library.nothing_registered) sys::store(box.registered, 1U);
+  go_live(control, box, ready.client_id);
+  (void)uffd.release();
+  control.lifeline = greeting.socket.release();
+  areas.keep();
+  return true;
+}
+
+}  // namespace foldswap::preload
