@@ -78,6 +78,9 @@ class KernelAccess(Base):
     def test_futex(self):
         self.cases("futex_out", "futex_waiter", "condition_variable")
 
+    def test_futex_inheriting(self):
+        self.cases("inheriting_mutex")
+
     def test_blocked_calls(self):
         self.cases("blocked_read", "blocked_write", "blocked_recvmsg", "blocked_poll",
                    "blocked_waits")

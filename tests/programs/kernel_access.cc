@@ -20,6 +20,9 @@ namespace {
 
 const Options* given = nullptr;
 std::uint64_t memories = 0;  // so that each Memory has contents of its own
+// Untouched pages around each Memory: what lies next to a thread's control block is never taken
+// out, and the kernel puts the stacks of new threads right below what was mapped last.
+constexpr std::size_t kCushion = 4;
 
 }  // namespace
 
@@ -31,7 +34,7 @@ Memory::Memory(std::size_t pages, Kind kind)
     : Memory(pages, kind, Random(options().number("seed", 1) + (++memories << 32)).next()) {}
 
 Memory::Memory(std::size_t pages, Kind kind, std::uint64_t seed)
-    : Region(map_aligned(pages * kPage), pages, seed, kind) {
+    : Region(map_bytes((pages + 2 * kCushion) * kPage) + kCushion * kPage, pages, seed, kind) {
   write_all();
 }
 

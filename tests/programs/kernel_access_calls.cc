@@ -124,7 +124,7 @@ void evict_half(const Memory& memory, std::size_t border, int touched) {
 }
 
 void page_crossing() {
-  const Memory from(8), to(8);
+  const Memory from(8, Kind::heap), to(8, Kind::heap);
   const Pipe pipe;
   for (const int touched : {-1, 0, 1}) {
     for (const std::size_t border : {std::size_t{0}, std::size_t{4}}) {
