@@ -166,9 +166,9 @@ class Hazard(Others):
 class Pinned(Base):
     """Devices write to memory that is under pressure from all sides."""
 
-    def pinned(self, reads, seconds):
+    def pinned(self, reads, seconds, *more):
         client = self.client([Place.program("pinned_io"), f"--reads={reads}", f"--seed={self.seed}",
-                              f"--dir={self.disk}"], "8M")
+                              f"--dir={self.disk}", *more], "8M")
         try:
             client.expect("ready")
         except AssertionError:
@@ -189,7 +189,11 @@ class Pinned(Base):
         self.assertGreater(stats["evict"]["pinned"], 0, "no pinned page was met")
 
     def test_direct_reads(self):
-        self.pinned(30_000, 200)
+        self.pinned(100_000, 200)
+
+    def test_direct_reads_unregistered(self):
+        """Pages are pinned for as long as a read takes, and no longer."""
+        self.pinned(15_000, 200, "--registered=0")
 
     def test_million_direct_reads(self):
         self.pinned(1_000_000, 1_500)

@@ -5,10 +5,13 @@
 // likely.
 //
 // Three threads share --reads: an io_uring with registered buffers, which are registered anew all
-// the time, an io_uring without, and pread. --dir is a directory on a real disk; --seed. Says
+// the time (--registered=0: without this one), an io_uring without, and pread. A fourth, whose
+// reads do not count, reads into 16 scattered pages at a time: the kernel waits for one of them
+// while the ones before it are pinned already. --dir is a directory on a real disk; --seed. Says
 // "ready", and at the end "done" and how many reads each thread did. Exit status 77: no O_DIRECT,
 // or no io_uring; the reason is on stderr.
 #include <fcntl.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -192,6 +195,29 @@ std::uint64_t plain(const Disk& disk, Targets& targets) {
   return done;
 }
 
+std::uint64_t vectored(const Disk& disk, Targets& targets) {
+  std::uint64_t done = 0;
+  while (left.load() > 0) {
+    std::array<iovec, 16> parts{};
+    std::array<Targets::Read, parts.size()> reads{};
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      reads[i] = targets.begin();
+      parts[i] = {targets.at(reads[i].page), kPage};
+    }
+    const std::size_t first = reads[0].block % (Disk::kBlocks - parts.size());
+    const ssize_t n =
+        must(preadv(disk.fd(), parts.data(), parts.size(), Disk::offset(first)), "a direct preadv");
+    if (n != parts.size() * kPage) wrong("a short read");
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      targets.complete({reads[i].page, first + i}, kPage);
+    }
+    __atomic_fetch_add(&progress, 1, __ATOMIC_RELAXED);
+    ++done;
+  }
+  targets.check_all();
+  return done;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -202,12 +228,12 @@ int main(int argc, char** argv) {
   left.store(static_cast<std::int64_t>(reads));
   watch_progress(&progress, 60);
   using Body = std::uint64_t (*)(const Disk&, Targets&);
-  constexpr std::array<Body, 3> kBodies{registered, unregistered, plain};
-  constexpr std::array<std::size_t, 3> kPages{256, 2048, 1024};
-  std::array<std::uint64_t, 3> done{};
+  constexpr std::array<Body, 4> kBodies{registered, unregistered, plain, vectored};
+  constexpr std::array<std::size_t, 4> kPages{256, 2048, 1024, 512};
+  std::array<std::uint64_t, 4> done{};
   std::vector<std::thread> threads;
   say("ready");
-  for (std::size_t t = 0; t < kBodies.size(); ++t) {
+  for (std::size_t t = options.number("registered", 1) != 0 ? 0 : 1; t < kBodies.size(); ++t) {
     threads.emplace_back([&, t] {
       Targets targets(disk, kPages[t], seed + 1'000'000 * (t + 1));
       done[t] = kBodies[t](disk, targets);
