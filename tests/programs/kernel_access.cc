@@ -9,9 +9,7 @@
 
 #include <array>
 #include <cerrno>
-#include <cstdio>
 #include <cstdlib>
-#include <optional>
 
 #include "tests/programs/residence.h"
 
@@ -71,11 +69,6 @@ void whole(long result, std::size_t expected, const char* what) {
             .c_str());
 }
 
-void skip(const std::string& reason) {
-  std::fprintf(stderr, "SKIP: %s\n", reason.c_str());
-  _exit(77);
-}
-
 Pipe::Pipe() {
   std::array<int, 2> fds{};
   must(pipe2(fds.data(), O_CLOEXEC), "pipe2");
@@ -90,15 +83,7 @@ Pipe::~Pipe() {
 }
 
 int open_scratch(int flags) {
-  const std::string path = options().text("dir", "/tmp") + "/scratch." + std::to_string(getpid());
-  const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | flags, 0600);
-  if (fd < 0 && errno == EINVAL && (flags & O_DIRECT) != 0) {
-    unlink(path.c_str());
-    skip("the file system of " + path + " refuses O_DIRECT");
-  }
-  must(fd, "open");
-  must(unlink(path.c_str()), "unlink");
-  return fd;
+  return testprog::open_scratch(options().text("dir", "/tmp"), flags);
 }
 
 void InCall::announce() {

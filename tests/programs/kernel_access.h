@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "tests/programs/common.h"
+#include "tests/programs/scratch.h"
 
 namespace kernel_access {
 
@@ -48,7 +49,6 @@ void evict(std::initializer_list<Bytes> ranges);
 void same(const void* a, const void* b, std::size_t bytes, const char* what);
 // The result of a call that must not be cut short.
 void whole(long result, std::size_t expected, const char* what);
-[[noreturn]] void skip(const std::string& reason);  // exit 77
 
 const Options& options();
 

@@ -18,13 +18,13 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
-#include <cstdio>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "tests/programs/common.h"
 #include "tests/programs/ring.h"
+#include "tests/programs/scratch.h"
 
 using namespace testprog;
 
@@ -33,16 +33,8 @@ namespace {
 // Small enough to be quick on any disk. No two blocks are the same.
 class Disk {
  public:
-  Disk(const std::string& directory, std::uint64_t seed) : seed_(seed) {
-    const std::string path = directory + "/pinned_io." + std::to_string(getpid());
-    fd_ = open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_DIRECT, 0600);
-    if (fd_ < 0 && errno == EINVAL) {
-      unlink(path.c_str());
-      std::fprintf(stderr, "SKIP: the file system of %s refuses O_DIRECT\n", directory.c_str());
-      _exit(77);
-    }
-    must(fd_, "open");
-    must(unlink(path.c_str()), "unlink");
+  Disk(const std::string& directory, std::uint64_t seed)
+      : seed_(seed), fd_(open_scratch(directory, O_DIRECT)) {
     constexpr std::size_t kAtOnce = 256;
     std::byte* buffer = map_bytes(kAtOnce * kPage);
     for (std::size_t block = 0; block < kBlocks; block += kAtOnce) {
@@ -63,7 +55,7 @@ class Disk {
 
  private:
   const std::uint64_t seed_;
-  int fd_ = -1;
+  const int fd_;
 };
 
 // Pages to read into, with what was read there last.

@@ -1,12 +1,11 @@
 #include "tests/programs/ring.h"
 
-#include <unistd.h>
-
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
+#include <string>
 
 #include "tests/programs/common.h"
+#include "tests/programs/scratch.h"
 
 namespace testprog {
 namespace {
@@ -22,8 +21,7 @@ void check(int result, const char* what) {
 Ring::Ring(unsigned entries, unsigned flags) {
   const int result = io_uring_queue_init(entries, &ring_, flags);
   if (result == -ENOSYS || result == -EPERM) {
-    std::fprintf(stderr, "SKIP: no io_uring here: %s\n", std::strerror(-result));
-    _exit(77);
+    skip(std::string("no io_uring here: ") + std::strerror(-result));
   }
   check(result, "io_uring_queue_init");
 }
