@@ -28,16 +28,16 @@ bool on_alternate(const void* address) {
   return at >= alternate->base() && at < alternate->base() + alternate->bytes();
 }
 
-// Keeps several pages between the frame and what it calls, so that the frame can be out while we
-// run.
-[[gnu::noinline]] void far_below(const void* frame) {
+[[gnu::noinline]] void evict_page_of(std::uintptr_t address) {
+  evict({Bytes(reinterpret_cast<const std::byte*>(address / kPage * kPage), kPage)});
+}
+
+// Keeps several pages between the frame and all that is in use while it goes out.
+[[gnu::noinline]] void far_below(std::uintptr_t frame) {
   std::array<volatile std::byte, 6 * kPage> between;
   between[0] = std::byte{1};
+  if (evict_frame) evict_page_of(frame);
   between[between.size() - 1] = std::byte{1};
-  if (evict_frame) {
-    const auto start = reinterpret_cast<std::uintptr_t>(frame) / kPage * kPage;
-    evict({Bytes(reinterpret_cast<const std::byte*>(start), kPage)});
-  }
 }
 
 void on_signal(int, siginfo_t*, void* context) {
@@ -47,7 +47,7 @@ void on_signal(int, siginfo_t*, void* context) {
   // Whatever was in the registers comes back from the frame.
   const std::uint64_t other = 1;
   asm volatile("movq %0, %%xmm15" : : "r"(other) : "xmm15");
-  far_below(context);
+  far_below(reinterpret_cast<std::uintptr_t>(context));
   handled = handled + 1;
   spin_until = handled;
 }
