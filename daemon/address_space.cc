@@ -14,6 +14,7 @@ constexpr bool overlap(std::uint64_t a, std::uint64_t a_bytes, std::uint64_t b,
 }
 
 constexpr std::uint64_t kMostPages = 16'384;
+constexpr std::uint64_t kMostFullUs = 5'000'000;
 
 }  // namespace
 
@@ -90,10 +91,11 @@ bool AddressSpace::apply(Client& client, std::uint64_t now_us) {
   ClientRecord& record = client.record;
   left_ = kMostPages;
   if (!apply_early_removes(client, now_us)) return false;
-  if (record.inbox_count == 0 && !client.unmapped_early) return true;
+  if (record.inbox_count == 0) return true;
   // Any page will do: the kernel looks for changes under way before it looks at the address.
   const Probe probe = os_.uffd_probe(client.uffd.get(), kPage);
-  if (probe == Probe::changing) return apply_changing(client);
+  if (probe == Probe::changing) return wait_for_rest(client, now_us);
+  client.inbox_full_since_us = 0;
   const bool needs_rest = std::ranges::any_of(
       std::span(record.inbox, record.inbox_count),
       [](const uffd_msg& m) { return m.event == UFFD_EVENT_FORK || m.event == UFFD_EVENT_REMAP; });
@@ -101,7 +103,7 @@ bool AddressSpace::apply(Client& client, std::uint64_t now_us) {
 
   std::vector<Move> moves = moves_of({record.inbox, record.inbox_count});
   const bool settled_places =
-      moves.empty() && !client.unmapped_early &&
+      moves.empty() &&
       std::ranges::none_of(std::span(record.inbox, record.inbox_count),
                            [](const uffd_msg& m) { return m.event == UFFD_EVENT_UNMAP; });
   for (uffd_msg& message : std::span(record.inbox, record.inbox_count)) {
@@ -113,7 +115,6 @@ bool AddressSpace::apply(Client& client, std::uint64_t now_us) {
   }
   if (probe == Probe::gone) {
     record.inbox_count = 0;  // only its children still needed anything of it (HAZARDS 4)
-    client.unmapped_early = false;
     return true;
   }
   // What the forks held up. A REMOVE that was read before a REMAP came before it; one that was read
@@ -125,7 +126,7 @@ bool AddressSpace::apply(Client& client, std::uint64_t now_us) {
     record.inbox_count = 0;
     return true;
   }
-  apply_moves(client, moves);
+  for (const Move& move : moves) apply_move(client, move);
   for (uffd_msg& message : inbox) {
     const std::uint64_t start = message.arg.remove.start, end = message.arg.remove.end;
     bool done = true;
@@ -141,47 +142,16 @@ bool AddressSpace::apply(Client& client, std::uint64_t now_us) {
     message.event = 0;
   }
   record.inbox_count = 0;
-  client.unmapped_early = false;
   return true;
 }
 
-// While changes are under way: what has no order to respect is applied, and counts as applied
-// later.
-bool AddressSpace::apply_changing(Client& client) {
-  ClientRecord& record = client.record;
-  const std::span inbox(record.inbox, record.inbox_count);
-  const bool ordered = std::ranges::any_of(inbox, [](const uffd_msg& m) {
-    return m.event == UFFD_EVENT_FORK || m.event == UFFD_EVENT_REMAP;
-  });
-  if (!ordered) {
-    client.unmapped_early = true;
-    std::uint32_t kept = 0;
-    for (const uffd_msg message : inbox) {
-      const bool done = message.event == 0 ||
-                        (message.event == UFFD_EVENT_UNMAP &&
-                         clear_some(client, message.arg.remove.start, message.arg.remove.end));
-      if (!done) record.inbox[kept++] = message;
-    }
-    record.inbox_count = kept;
-    return false;
-  }
-  if (record.inbox_count + kInboxReserve <= kInboxMessages) return false;
-  // The reader has its threads stopped long before it comes to this.
+bool AddressSpace::wait_for_rest(Client& client, std::uint64_t now_us) {
+  if (client.record.inbox_count + kInboxReserve <= kInboxMessages) return false;
+  if (client.inbox_full_since_us == 0) client.inbox_full_since_us = now_us;
+  if (now_us - client.inbox_full_since_us < kMostFullUs) return false;
   client.kill("more changes of its address space at once than can be kept");
   forget_events(client);
   return true;
-}
-
-void AddressSpace::apply_moves(Client& client, std::span<const Move> moves) {
-  for (const Move& move : moves) apply_move(client, move);
-  if (!client.unmapped_early) return;
-  for (const Move& move : moves) {
-    const std::uint64_t end = move.to + move.bytes;
-    for (std::uint64_t p = client.map->next_out(move.to, end); p < end;
-         p = client.map->next_out(p + kPage, end)) {
-      if (!registered(client, p)) store_.clear_range(client, p, p + kPage);
-    }
-  }
 }
 
 void AddressSpace::apply_remove(Client& client, const uffd_msg& message, std::uint64_t now_us) {

@@ -7,10 +7,10 @@
 // then what was unmapped and is not registered again. REMOVE comes before its change and is applied
 // at once, unless a move that is still kept touches its range, or a FORK is kept.
 //
-// Threads that unmap without a pause let PROBE never come to rest. Without a move or a fork among
-// what is kept an UNMAP has no order to respect and is applied at once; but until PROBE rests
-// nothing counts as applied, so nothing new is registered in those places, and a move that turns
-// out to have come before finds them unregistered and what it brought there is dropped.
+// Threads that change the address space without a pause let PROBE never come to rest, and the inbox
+// fills. Nothing of it can be applied ahead: a FORK may have come before any of it, and not be read
+// yet. So the reader has those threads stopped (HAZARDS 5); a client with which that does not work
+// is killed when its inbox has been full for kMostFullUs.
 //
 // Thread safety: the reader's alone. It runs with no batch of the client in flight when the set
 // holds a REMAP or FORK. A step lets go of kMostPages pages at most, so that nobody else's faults
@@ -60,10 +60,9 @@ class AddressSpace {
   struct Move {
     std::uint64_t from, to, bytes;
   };
-  [[nodiscard]] bool apply_changing(Client& client);
+  [[nodiscard]] bool wait_for_rest(Client& client, std::uint64_t now_us);
   // False: there was more to let go than one step may do; call again.
   [[nodiscard]] bool apply_early_removes(Client& client, std::uint64_t now_us);
-  void apply_moves(Client& client, std::span<const Move> moves);
   void apply_remove(Client& client, const uffd_msg& message, std::uint64_t now_us);
   void apply_fork(Client& parent, UniqueFd uffd, std::uint32_t fork_seq,
                   std::span<const Move> moves, bool settled_places);

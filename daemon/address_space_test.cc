@@ -242,6 +242,111 @@ TEST_F(AddressSpaceTest, Hazard04AChildOutlivesAParentThatDiedBeforeItsForkWasAp
   EXPECT_EQ(pool->stats().objects, 0U);
 }
 
+TEST_F(AddressSpaceTest, ARemoveHeldUpByAForkComesBeforeTheMoveThatFollowedIt) {
+  // The FORK is kept (a batch is in flight). B discards and unmaps D; then A moves S to D.
+  evict_range(kS, 1);
+  evict_range(kD, 50);
+  const int child_fd = ::dup(0);
+  os.spaces[child_fd].registered = space().registered;
+  client->batches = 1;
+  os.fork_event(fd(), child_fd);
+  step();
+  os.range_event(fd(), UFFD_EVENT_REMOVE, kD, kD + kBytes);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
+  step();
+  os.drop_range(fd(), kS, 8);
+  os.remap(fd(), kS, kD, kBytes);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  step();
+  client->batches = 0;
+  step();
+  ASSERT_EQ(children.size(), 1U);
+  expect_range(*children[0], kD, 50);
+  expect_range(*client, kD, 1);
+  EXPECT_EQ(pool->stats().objects, 8U) << "the child's S is still there";
+}
+
+TEST_F(AddressSpaceTest, WhatIsUnmappedWhileAForkMayBeUnreadStaysTheChilds) {
+  // B unmaps S; A's fork came before that in the kernel, and its event is not there yet.
+  evict_range(kS, 1);
+  const int child_fd = ::dup(0);
+  os.spaces[child_fd].registered = space().registered;
+  os.drop_range(fd(), kS, 8);
+  space().changing = 1;
+  for (int i = 0; i < 8; ++i)
+    os.range_event(fd(), UFFD_EVENT_UNMAP, kS + static_cast<std::uint64_t>(i) * kPage,
+                   kS + static_cast<std::uint64_t>(i + 1) * kPage);
+  for (int i = 0; i < 5; ++i) step();
+  os.fork_event(fd(), child_fd);
+  space().changing = 0;
+  step();
+  ASSERT_EQ(children.size(), 1U);
+  expect_range(*children[0], kS, 1);
+  EXPECT_EQ(client->map->out_total(), 0U);
+}
+
+TEST_F(AddressSpaceTest, AStormOfUnmapsWaitsForTheThreadsToBeStopped) {
+  int stops = 0;
+  service = std::make_unique<FaultService>(os, *state, *store, *this, tunables,
+                                           PageCodec::make().value(), [&](Client&) { ++stops; });
+  evict_range(kS, 1);
+  std::uint64_t unmapped = 0;
+  const auto unmap = [&] {
+    os.range_event(fd(), UFFD_EVENT_UNMAP, kE + unmapped * kPage, kE + (unmapped + 1) * kPage);
+    ++unmapped;
+  };
+  space().changing = 1;
+  for (int i = 0; i < 200; ++i) {  // threads that unmap whenever their last event has been read
+    while (space().queue.size() < 64) unmap();
+    step();
+  }
+  EXPECT_EQ(stops, 1);
+  const std::uint32_t crowded = client->record.inbox_count;
+  EXPECT_LT(crowded, kInboxMessages - 1'000) << "it must wait until they have been told to stop";
+  client->stop_armed = true;
+  space().changing = 0;
+  for (int i = 0; i < 3; ++i) step();
+  EXPECT_EQ(client->record.inbox_count, 0U);
+  EXPECT_FALSE(client->stop_wanted.load());
+  EXPECT_TRUE(os.signals.empty()) << "killed for unmapping";
+  expect_range(*client, kS, 1);
+}
+
+TEST_F(AddressSpaceTest, AClientThatCannotBeStoppedIsEndedAndItsUnservedChildrenGetSigbus) {
+  evict_range(kS, 1);
+  space().changing = 1;
+  os.fork_event(fd(), ::dup(0));
+  for (std::uint64_t i = 0; i < 5'000; ++i)
+    os.range_event(fd(), UFFD_EVENT_UNMAP, kE + i * kPage, kE + (i + 1) * kPage);
+  for (int i = 0; i < 100; ++i) step();
+  EXPECT_TRUE(os.signals.empty());
+  os.clock_ns += 10'000'000'000;
+  for (int i = 0; i < 5; ++i) step();
+  ASSERT_FALSE(os.signals.empty());
+  EXPECT_EQ(os.signals[0], SIGKILL);
+  EXPECT_EQ(doomed.size(), 1U) << "its child would wait for ever";
+  // Should it live on all the same (its pid is not known), it gets SIGBUS and no bytes.
+  space().changing = 0;
+  os.fault(fd(), kS, false);
+  for (int i = 0; i < 60; ++i) step();
+  EXPECT_TRUE(space().poisoned.contains(kS));
+  EXPECT_FALSE(space().present.contains(kS));
+}
+
+TEST_F(AddressSpaceTest, ALargeUnmapIsDoneInSlices) {
+  constexpr std::uint64_t kMany = 40'000;
+  for (std::uint64_t i = 0; i < kMany; ++i) evict(*client, kS + i * kPage, kZeros);
+  os.drop_range(fd(), kS, kMany);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kMany * kPage);
+  step();
+  EXPECT_TRUE(client->unapplied.load());
+  EXPECT_GT(client->map->out_total(), 0U);
+  for (int i = 0; i < 5; ++i) step();
+  EXPECT_FALSE(client->unapplied.load());
+  EXPECT_EQ(client->map->out_total(), 0U);
+  expect_conserved(*client);
+}
+
 TEST_F(AddressSpaceTest, AChildThatCannotBeServedCostsItsParentNothing) {
   evict_range(kS, 1);
   refuse_children = true;

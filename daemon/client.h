@@ -188,6 +188,9 @@ class Client {
   // Changes of the address space follow each other so fast that no COPY gets through (HAZARDS 5):
   // its threads are to be stopped until the reader has caught up. The reader raises and lowers it.
   std::atomic<bool> stop_wanted{false};
+  // Every thread has been told to: each raises at most the event that it is waiting with. Until
+  // then the reader of a crowded inbox had better not let them go on.
+  std::atomic<bool> stop_armed{false};
   // Who asks raises `wanted`; the reader copies it to `passed` when every event that had been read
   // by then, FORKs above all, has been applied.
   std::atomic<std::uint32_t> barrier_wanted{0}, barrier_passed{0};
@@ -214,11 +217,11 @@ class Client {
   std::uint64_t window_next = 0;  // page where the last read-ahead window ended
   std::uint32_t window_pages = 1;
   std::uint64_t restore_cursor = 0;
-  unsigned busy_streak = 0;              // trylocks in a row that failed
-  std::uint64_t starved_since_us = 0;    // a fault has been waiting for events to end; 0: none
-  std::uint64_t stopped_at_us = 0;       // when the threads were last asked to stop
+  unsigned busy_streak = 0;            // trylocks in a row that failed
+  std::uint64_t starved_since_us = 0;  // a fault has been waiting for events to end; 0: none
+  std::uint64_t stopped_at_us = 0;     // when the threads were last asked to stop
+  std::uint64_t inbox_full_since_us = 0;
   unsigned pid_tries = 0;                // faults that did not tell whose address space it is
-  bool unmapped_early = false;           // UNMAPs were applied while other changes were under way
   std::uint64_t retry_at_us = 0;         // 0: nothing to retry
   std::uint64_t request_cursor = 0;      // of the release request being served
   std::atomic<bool> reader_done{false};  // the reader has let go of a gone client

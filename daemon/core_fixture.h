@@ -33,6 +33,8 @@ class CoreFixture : public ::testing::Test, public ForkHost {
     parts.map = PageMap::create(os).value();
     parts.uffd = std::move(uffd);
     parts.agent.pidfd = UniqueFd(::dup(0));
+    parts.agent.pagemap = UniqueFd(::dup(0));
+    os.pagemap_of[parts.agent.pagemap.get()] = parts.uffd.get();
     return std::make_shared<Client>(std::move(parts), os);
   }
   std::shared_ptr<Client> adopt_child(Client&, UniqueFd uffd, std::uint32_t) override {

@@ -18,6 +18,7 @@ namespace {
 constexpr std::uint64_t kRetrySoonUs = 20;       // someone else is a few instructions from done
 constexpr std::uint64_t kRetryMemoryUs = 5'000;  // ENOMEM, or over the hard line of a budget
 constexpr std::uint64_t kMostHoldNs = 200'000'000;
+constexpr std::uint32_t kCrowded = kInboxMessages / 4;
 
 // Of a process that belongs to `uid`; not valid: it does not, or is gone.
 UniqueFd open_pagemap(pid_t pid, std::uint32_t uid) {
@@ -132,7 +133,7 @@ void FaultService::try_agent(Client& client, StepResult& result) {
 void FaultService::note_starved(Client& client) {
   constexpr std::uint64_t kPatienceUs = 20'000, kLessPatienceUs = 2'000, kStorminess = 1'000'000;
   constexpr std::uint64_t kAgainUs = kMostStopUs + 100'000;
-  const bool crowded = client.record.inbox_count > kInboxMessages / 2;
+  const bool crowded = client.record.inbox_count > kCrowded;
   const std::uint64_t now_us = os_.now_us();
   if (client.pending.empty() && !crowded) {
     client.starved_since_us = 0;
@@ -151,7 +152,17 @@ void FaultService::note_starved(Client& client) {
 
 void FaultService::note_fed(Client& client) {
   client.starved_since_us = 0;
-  if (client.stop_wanted && client.record.inbox_count == 0) client.stop_wanted = false;
+  if (!client.stop_wanted || client.record.inbox_count != 0) return;
+  client.stop_wanted = false;
+  client.stop_armed = false;
+}
+
+// Reading lets the threads go on that wait with an event. A crowded inbox must first know that they
+// will not come back with another.
+bool FaultService::hold_back(const Client& client) const {
+  constexpr std::uint64_t kMostWaitUs = 1'000'000;
+  return client.record.inbox_count > 2 * kCrowded && client.stop_wanted && !client.stop_armed &&
+         os_.now_us() - client.stopped_at_us < kMostWaitUs;
 }
 
 void FaultService::keep_reserve() {
@@ -172,7 +183,8 @@ void FaultService::forget_unmapped(Client& client, std::uint64_t page) {
 
 FaultService::ReadResult FaultService::read_messages(Client& client) {
   ClientRecord& record = client.record;
-  if (record.inbox_count + kInboxReserve > kInboxMessages) return ReadResult::nothing;
+  if (record.inbox_count + kInboxReserve > kInboxMessages || hold_back(client))
+    return ReadResult::nothing;
   uffd_msg* tail = record.inbox + record.inbox_count;
   const std::span inbox(tail, kInboxReserve);
   int count = 0;

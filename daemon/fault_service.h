@@ -54,6 +54,7 @@ class FaultService {
   void try_agent(Client& client, StepResult& result);
   void note_starved(Client& client);
   void note_fed(Client& client);
+  [[nodiscard]] bool hold_back(const Client& client) const;
   void forget_unmapped(Client& client, std::uint64_t page);
 
   [[nodiscard]] ReadResult read_messages(Client& client);

@@ -76,6 +76,79 @@ TEST_F(FaultServiceTest, AWindowStopsAtWhatIsNotOut) {
   EXPECT_TRUE(space().present[kA + 3 * kPage] == bytes_of(99));
 }
 
+TEST_F(FaultServiceTest, Hazard12AWindowStopsAtAGuard) {
+  for (std::uint64_t i = 0; i < 8; ++i) evict(*client, kA + i * kPage, bytes_of(i));
+  space().guards.insert(kA + 2 * kPage);  // by a raw system call: nobody told us
+  expect_reads(*client, kA, bytes_of(0));
+  expect_reads(*client, kA + kPage, bytes_of(1));
+  EXPECT_FALSE(space().present.contains(kA + 2 * kPage)) << "a guard was overwritten";
+  EXPECT_FALSE(space().present.contains(kA + 3 * kPage));
+  // Nor does a restore bring back what was advised away.
+  client->restore_wanted = true;
+  for (int i = 0; i < 20; ++i) step();
+  EXPECT_FALSE(client->restore_wanted);
+  EXPECT_FALSE(space().present.contains(kA + 2 * kPage));
+  EXPECT_TRUE(space().present[kA + 7 * kPage] == bytes_of(7));
+  EXPECT_EQ(pool->stats().objects, 0U);
+  expect_conserved(*client);
+}
+
+TEST_F(FaultServiceTest, Hazard05AStarvedFaultHasTheThreadsStopped) {
+  int stops = 0;
+  service = std::make_unique<FaultService>(os, *state, *store, *this, tunables,
+                                           PageCodec::make().value(), [&](Client& c) {
+                                             EXPECT_TRUE(c.stop_wanted.load());
+                                             ++stops;
+                                           });
+  evict(*client, kA, bytes_of(1));
+  space().changing = 1;
+  os.fault(fd(), kA, false);
+  step();
+  EXPECT_EQ(stops, 0) << "a change is nothing special";
+  os.clock_ns += 30'000'000;
+  step();
+  EXPECT_EQ(stops, 1);
+  for (int i = 0; i < 10; ++i) step();
+  EXPECT_EQ(stops, 1) << "once is enough, until it is over";
+  space().changing = 0;
+  step();
+  EXPECT_TRUE(space().present[kA] == bytes_of(1));
+  EXPECT_FALSE(client->stop_wanted.load());
+}
+
+TEST_F(FaultServiceTest, AnAgentIsTakenOnlyByTheAddressSpaceItLivesIn) {
+  constexpr std::uint64_t kStaging = 0x7f8000000000;
+  const int other = ::dup(0);  // somebody else's userfaultfd
+  const auto offer = [&](int pagemap_of) {
+    client->offer.parts.pagemap = UniqueFd(::dup(0));
+    os.pagemap_of[client->offer.parts.pagemap.get()] = pagemap_of;
+    client->offer.parts.mailbox = Mapping::anonymous(wire::kMailboxBytes).value();
+    client->offer.parts.transfer = Mapping::anonymous(wire::kTransferBytes).value();
+    client->offer.staging = kStaging;
+    client->offer.pid = 77;
+    client->offer_state = AgentOffer::State::made;
+    step();
+  };
+  offer(other);
+  EXPECT_EQ(client->offer_state.load(), AgentOffer::State::refused);
+  EXPECT_EQ(client->state(), ClientState::agentless);
+  space().present.clear();
+  evict(*client, kStaging + 5 * kPage, bytes_of(3));  // a hostile choice of "staging"
+  offer(fd());
+  EXPECT_EQ(client->offer_state.load(), AgentOffer::State::refused);
+  expect_reads(*client, kStaging + 5 * kPage, bytes_of(3));
+  space().present.clear();
+  space().changing = 1;
+  offer(fd());
+  EXPECT_EQ(client->offer_state.load(), AgentOffer::State::made) << "later";
+  space().changing = 0;
+  step();
+  EXPECT_EQ(client->offer_state.load(), AgentOffer::State::taken);
+  EXPECT_EQ(client->state(), ClientState::active);
+  EXPECT_EQ(client->pid(), 77);
+  ::close(other);
+}
+
 TEST_F(FaultServiceTest, Hazard10AWindowThatCannotBeCopiedIsTriedPageByPage) {
   for (std::uint64_t i = 0; i < 4; ++i) evict(*client, kA + i * kPage, bytes_of(i));
   expect_reads(*client, kA, bytes_of(0));

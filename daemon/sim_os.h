@@ -25,12 +25,14 @@ class SimOs final : public Os {
     std::set<std::uint64_t> registered;
     std::map<std::uint64_t, PageBytes> present;
     std::set<std::uint64_t> poisoned;
+    std::set<std::uint64_t> guards;  // MADV_GUARD_INSTALL
     std::vector<std::uint64_t> woken;
     std::deque<uffd_msg> queue;
     int changing = 0;  // changes whose thread has not come back yet
     bool gone = false;
   };
   std::map<int, Space> spaces;
+  std::map<int, int> pagemap_of;  // descriptor of a page map -> of its userfaultfd
   std::uint64_t clock_ns = 1'000'000'000;
   std::deque<int> fail_copies;  // errno of the next COPYs; 0: succeeds
 
@@ -134,7 +136,20 @@ class SimOs final : public Os {
   Result<std::string> read_file(const std::string& path) override { return fail("no " + path); }
   Result<std::string> read_link(const std::string& path) override { return fail("no " + path); }
   int pagemap_scan(int, uapi::PmScanArg&) override { return -ENOTTY; }
-  int read_at(int, void*, std::size_t, std::uint64_t) override { return -EIO; }
+  // The page map of the space that pagemap_of names.
+  int read_at(int fd, void* data, std::size_t bytes, std::uint64_t offset) override {
+    const auto found = pagemap_of.find(fd);
+    if (found == pagemap_of.end()) return -EIO;
+    const Space& s = spaces[found->second];
+    for (std::uint64_t i = 0; i < bytes / 8; ++i) {
+      const std::uint64_t page = (offset / 8 + i) * kPage;
+      const std::uint64_t word = s.present.contains(page)  ? 1ULL << 63 | 1ULL << 56
+                                 : s.guards.contains(page) ? 1ULL << 58
+                                                           : 0;
+      std::memcpy(static_cast<std::byte*>(data) + i * 8, &word, sizeof(word));
+    }
+    return static_cast<int>(bytes);
+  }
   int robust_list_head(pid_t, std::uint64_t&) override { return -ESRCH; }
   int pidfd_signal(int, int signal) override {
     signals.push_back(signal);

@@ -39,7 +39,9 @@ struct Counters {
   Counter latency[kLatencyBuckets];
 };
 
-inline constexpr std::uint32_t kInboxMessages = 1024;
+// More than there are threads that can wait for an event of theirs to be read, once the client's
+// threads are being stopped (HAZARDS 5). Only what is used costs memory.
+inline constexpr std::uint32_t kInboxMessages = 4096;
 inline constexpr std::uint32_t kInboxReserve = 64;  // what one read may add
 inline constexpr std::uint32_t kQuarantines = 512;
 inline constexpr std::uint32_t kMostClients = 1024;
@@ -93,7 +95,7 @@ struct StateHeader {
 
 class State {
  public:
-  static constexpr std::uint32_t kMagic = 0x53545346, kVersion = 1;  // "FSTS"
+  static constexpr std::uint32_t kMagic = 0x53545346, kVersion = 2;  // "FSTS"
   static Result<std::unique_ptr<State>> create(Os& os);
 
   [[nodiscard]] StateHeader& header() const { return *mapping_.as<StateHeader>(); }

@@ -26,14 +26,18 @@ class Traced {
   }
 
   // Threads that came since the last look are seized, too.
-  void seize_new() {
+  // False: there was none.
+  bool seize_new() {
+    bool any = false;
     for (const pid_t tid : read_tids(pid_)) {
       if (tid == agent_ || std::ranges::find(threads_, tid, &Thread::tid) != threads_.end())
         continue;
       if (::ptrace(PTRACE_SEIZE, tid, nullptr, nullptr) != 0) continue;
       (void)::ptrace(PTRACE_INTERRUPT, tid, nullptr, nullptr);
       threads_.push_back({tid, false, 0});
+      any = true;
     }
+    return any;
   }
 
   void look() {
@@ -121,7 +125,10 @@ void ThreadStopper::run() {
 
 void ThreadStopper::hold(Client& client) {
   const pid_t pid = client.pid();
-  if (pid <= 0 || client.gone()) return;
+  if (pid <= 0 || client.gone()) {
+    client.stop_armed = true;  // nothing will come of it
+    return;
+  }
   const auto agent = client.mailbox == nullptr
                          ? pid_t{0}
                          : static_cast<pid_t>(load_word(client.mailbox->agent_tid));
@@ -129,7 +136,7 @@ void ThreadStopper::hold(Client& client) {
   Traced traced(pid, agent);
   const std::uint64_t end_us = os_.now_us() + kMostStopUs;
   while (client.stop_wanted && !client.gone() && !ending_ && os_.now_us() < end_us) {
-    traced.seize_new();
+    if (!traced.seize_new()) client.stop_armed = true;
     traced.look();
     if (traced.empty()) return;
     kick_reader_(client);

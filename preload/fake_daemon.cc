@@ -16,6 +16,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "base/fd_message.h"
 #include "base/uapi.h"
 
 namespace foldswap::preload_test {
@@ -45,6 +46,12 @@ UniqueFd memory(const char* name, std::uint64_t bytes) {
 wire::MessageHeader header(wire::MessageType type, std::size_t bytes) {
   return {wire::kMagic, wire::kProtocolVersion, static_cast<std::uint32_t>(type),
           static_cast<std::uint32_t>(bytes)};
+}
+
+FdList fd_list(std::initializer_list<int> fds) {
+  FdList list;
+  for (const int fd : fds) list.push(fd);
+  return list;
 }
 
 bool receive_hello(int socket, wire::Hello& hello, UniqueFd& uffd) {
@@ -152,6 +159,11 @@ void FakeClient::take(std::uint32_t half, const wire::Command& command) {
     }
   }
   for (auto& space : spaces_) space->born_in_flight = false;
+}
+
+UniqueFd FakeClient::latest_child() {
+  const std::lock_guard lock(mutex_);
+  return spaces_.size() < 2 ? UniqueFd() : UniqueFd(::dup(spaces_.back()->uffd.get()));
 }
 
 std::size_t FakeClient::stored() {
@@ -337,20 +349,7 @@ bool FakeDaemon::welcome(int socket, int mailbox, int transfer) const {
   const UniqueFd device(::open("/dev/userfaultfd", O_RDWR | O_CLOEXEC));
   const wire::Welcome text{header(wire::MessageType::welcome, sizeof(wire::Welcome)), kClientId, 0,
                            wire::kMailboxBytes, wire::kTransferBytes};
-  const int fds[wire::kWelcomeFds] = {device.get(), mailbox, transfer};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(fds))] = {};
-  iovec data{const_cast<wire::Welcome*>(&text), sizeof(text)};
-  msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof(control);
-  cmsghdr* const item = CMSG_FIRSTHDR(&message);
-  item->cmsg_level = SOL_SOCKET;
-  item->cmsg_type = SCM_RIGHTS;
-  item->cmsg_len = CMSG_LEN(sizeof(fds));
-  std::memcpy(CMSG_DATA(item), fds, sizeof(fds));
-  return ::sendmsg(socket, &message, MSG_NOSIGNAL) == sizeof(text);
+  return send_with_fds(socket, &text, sizeof(text), fd_list({device.get(), mailbox, transfer}));
 }
 
 std::unique_ptr<FakeClient> FakeDaemon::accept() {
@@ -383,15 +382,24 @@ std::unique_ptr<FakeClient> FakeDaemon::accept() {
   return client;
 }
 
-ChildHello FakeDaemon::accept_child() {
+ChildHello FakeDaemon::accept_child(FakeClient& parent) {
   ChildHello child;
-  const UniqueFd socket = next();
-  const UniqueFd memory_fd = memory("unused", wire::kTransferBytes);
-  UniqueFd uffd;
-  child.came = socket.valid() && welcome(socket.get(), memory_fd.get(), memory_fd.get()) &&
-               receive_hello(socket.get(), child.hello, uffd);
-  const wire::Ready ready{header(wire::MessageType::ready, sizeof(wire::Ready)), kClientId};
-  ::send(socket.get(), &ready, sizeof(ready), MSG_NOSIGNAL);
+  lifeline_ = next();
+  const UniqueFd mailbox_fd = memory("mailbox", wire::kMailboxBytes);
+  const UniqueFd transfer_fd = memory("transfer", wire::kTransferBytes);
+  auto mailbox = Mapping::shared(mailbox_fd.get(), wire::kMailboxBytes);
+  UniqueFd none;
+  if (!lifeline_.valid() || !mailbox ||
+      !welcome(lifeline_.get(), mailbox_fd.get(), transfer_fd.get()) ||
+      !receive_hello(lifeline_.get(), child.hello, none)) {
+    return child;
+  }
+  child.mailbox = std::move(*mailbox);
+  child.box().incarnation = kIncarnation;
+  const UniqueFd uffd = parent.latest_child();
+  const wire::Ready ready{header(wire::MessageType::ready, sizeof(wire::Ready)), kClientId + 1};
+  child.came =
+      uffd.valid() && send_with_fds(lifeline_.get(), &ready, sizeof(ready), fd_list({uffd.get()}));
   return child;
 }
 

@@ -51,6 +51,8 @@ class FakeClient {
   [[nodiscard]] std::size_t stored();
   [[nodiscard]] std::vector<ServedRequest> requests();
   [[nodiscard]] unsigned events(unsigned kind);
+  // A duplicate of the userfaultfd of the latest child; not valid: there is none.
+  [[nodiscard]] UniqueFd latest_child();
   // No request is answered from now on.
   void set_mode(wire::ClientMode mode);
 
@@ -86,10 +88,12 @@ class FakeClient {
   std::jthread thread_;
 };
 
-// What a child said in its Hello.
+// What a child's agent said in its Hello, and its mailbox.
 struct ChildHello {
   bool came = false;
   wire::Hello hello{};
+  Mapping mailbox;
+  [[nodiscard]] wire::Mailbox& box() const { return *mailbox.as<wire::Mailbox>(); }
 };
 
 class FakeDaemon {
@@ -102,7 +106,9 @@ class FakeDaemon {
   [[nodiscard]] const std::string& directory() const { return directory_; }
   // The whole handshake with the next client; null when none comes or it hangs up.
   [[nodiscard]] std::unique_ptr<FakeClient> accept();
-  [[nodiscard]] ChildHello accept_child();
+  // The same with the agent of the latest child that `parent` forked: gets the userfaultfd that the
+  // FORK event brought.
+  [[nodiscard]] ChildHello accept_child(FakeClient& parent);
   // Answers the next client with Refused, or with a Welcome of another version.
   void refuse(const char* reason);
   void speak_version(std::uint32_t version);
@@ -110,6 +116,7 @@ class FakeDaemon {
  private:
   [[nodiscard]] UniqueFd next() const;
   bool welcome(int socket, int mailbox, int transfer) const;
+  UniqueFd lifeline_;  // of the latest child
 
   std::string directory_;
   UniqueFd listener_;

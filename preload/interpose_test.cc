@@ -176,25 +176,57 @@ TEST_F(InterposeTest, MountNamespacesNeedNoRetiring) {
   EXPECT_NE(probe->agent_tid(), 0);
 }
 
-TEST_F(InterposeTest, ForkChildSaysHelloAndIsServed) {
+TEST_F(InterposeTest, ForkChildIsServedBeforeItHasAnAgent) {
   start();
   const unsigned long address = filled(96, 9);
   EVICT_MIDDLE(address, 96U);
-  probe->send(args("fork", address, 96 * kPage, 5000 * kPage, 9));
-  const ChildHello child = daemon.accept_child();
+  EXPECT_EQ(probe->number(args("fork", address, 96 * kPage, 5000 * kPage, 9)), 0);
+  EXPECT_EQ(check(address, 96, 9), 0);
+  EXPECT_EQ(client->box().fork_seq, 2U) << "odd while it is under way, even after";
+}
+
+TEST_F(InterposeTest, ForkChildGetsAnAgentAndItsUserfaultfd) {
+  start();
+  const unsigned long address = filled(96, 9);
+  EVICT_MIDDLE(address, 96U);
+  const long pid = probe->number("forkhold");
+  ASSERT_GT(pid, 0);
+  const ChildHello child = daemon.accept_child(*client);
   ASSERT_TRUE(child.came);
   EXPECT_EQ(child.hello.kind, static_cast<std::uint32_t>(wire::HelloKind::child));
   EXPECT_EQ(child.hello.fork_seq, 1U);
   EXPECT_EQ(child.hello.parent_id, 4242U);
-  EXPECT_EQ(probe->answer(), "0");
-  EXPECT_EQ(check(address, 96, 9), 0);
+  EXPECT_EQ(child.hello.staging % wire::kExtentBytes, 0U);
+  for (int i = 0; i < 5'000 && word_of(child.box().registered) == 0; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  EXPECT_EQ(word_of(child.box().registered), 1U) << "what it inherited is registered";
+  EXPECT_GT(word_of(child.box().agent_tid), static_cast<std::uint32_t>(pid));
+  EXPECT_EQ(probe->number(args("forkend", pid)), 1000 + SIGKILL);
 }
 
-TEST_F(InterposeTest, ForkOfAnUnregisteredProgramSaysNothing) {
+TEST_F(InterposeTest, ForkChildOfAnUnregisteredProgramRegistersAfresh) {
   start();
-  const unsigned long address = filled(32);
-  EXPECT_EQ(probe->number(args("fork", address, 32 * kPage, 4000 * kPage, 1)), 0);
-  EXPECT_EQ(client->box().fork_seq, 1U);
+  filled(32);
+  const long pid = probe->number("forkhold");
+  ASSERT_GT(pid, 0);
+  const auto child = daemon.accept();
+  ASSERT_NE(child, nullptr);
+  EXPECT_EQ(child->hello().kind, static_cast<std::uint32_t>(wire::HelloKind::register_client));
+  EXPECT_EQ(child->hello().parent_id, 4242U);
+  EXPECT_EQ(client->events(UFFD_EVENT_FORK), 0U);
+  EXPECT_EQ(probe->number(args("forkend", pid)), 1000 + SIGKILL);
+  EXPECT_TRUE(child->agent_gone(5'000));
+}
+
+TEST_F(InterposeTest, AChildThatForksAtOnceAttachesFirst) {
+  start();
+  const unsigned long address = filled(96, 9);
+  EVICT_MIDDLE(address, 96U);
+  probe->send("forktwice");  // the grandchild holds, the child waits for it
+  const ChildHello child = daemon.accept_child(*client);
+  ASSERT_TRUE(child.came);
+  EXPECT_GT(std::stol(probe->answer()), 0);
+  EXPECT_EQ(word_of(child.box().fork_seq), 2U) << "the child was a client when it forked";
 }
 
 TEST_F(InterposeTest, RawForkChildIsInert) {

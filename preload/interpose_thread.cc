@@ -1,6 +1,7 @@
-// Threads: pthread_create and thrd_create tell the evictor that its list of threads is old, robust
-// mutexes are kept out of eviction (HAZARDS 9), and the calls that the kernel refuses to processes
-// of several threads send the agent away first.
+// Threads: pthread_create and thrd_create tell the evictor that its list of threads is old, mutexes
+// that the kernel itself changes (robust ones, HAZARDS 9, and those with priority inheritance) are
+// kept out of eviction, and the calls that the kernel refuses to processes of several threads send
+// the agent away first.
 #include <fcntl.h>
 #include <linux/nsfs.h>
 #include <pthread.h>
@@ -57,10 +58,16 @@ auto announced(Create create) {
   return result;
 }
 
-bool is_robust(const pthread_mutexattr_t* attributes) {
-  int robust = PTHREAD_MUTEX_STALLED;
-  return attributes != nullptr && pthread_mutexattr_getrobust(attributes, &robust) == 0 &&
-         robust == PTHREAD_MUTEX_ROBUST;
+// The kernel changes these itself, and where it finds the page missing it does not wait for us: at
+// the end of a thread it passes a robust mutex over, and FUTEX_LOCK_PI and its relatives give
+// EFAULT (its fixup_user_fault may not drop the mmap lock there).
+bool changed_by_kernel(const pthread_mutexattr_t* attributes) {
+  if (attributes == nullptr) return false;
+  int robust = PTHREAD_MUTEX_STALLED, protocol = PTHREAD_PRIO_NONE;
+  return (pthread_mutexattr_getrobust(attributes, &robust) == 0 &&
+          robust == PTHREAD_MUTEX_ROBUST) ||
+         (pthread_mutexattr_getprotocol(attributes, &protocol) == 0 &&
+          protocol == PTHREAD_PRIO_INHERIT);
 }
 
 // The program has threads of its own: the kernel will refuse the call, whatever becomes of the
@@ -116,7 +123,7 @@ FOLDSWAP_EXPORT int thrd_create(thrd_t* thread, thrd_start_t start, void* argume
 
 FOLDSWAP_EXPORT int pthread_mutex_init(pthread_mutex_t* mutex,
                                        const pthread_mutexattr_t* attributes) noexcept {
-  if (library.alive == nullptr || !is_robust(attributes)) {
+  if (library.alive == nullptr || !changed_by_kernel(attributes)) {
     return next_pthread_mutex_init(mutex, attributes);
   }
   return announced([&] {

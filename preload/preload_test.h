@@ -46,6 +46,10 @@ class PreloadTest : public testing::Test {
     return found;
   }
 
+  static std::uint32_t word_of(const std::uint32_t& word) {
+    return __atomic_load_n(&word, __ATOMIC_SEQ_CST);
+  }
+
   FakeDaemon daemon;
   std::unique_ptr<Probe> probe;
   std::unique_ptr<FakeClient> client;

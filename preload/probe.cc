@@ -132,6 +132,21 @@ void vfork_setuid(uid_t user) {
   answer_child(child);
 }
 
+// The grandchild tells its pid and ends with the child, which ends with us.
+void fork_twice() {
+  const pid_t child = fork();
+  if (child == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    const pid_t grandchild = fork();
+    if (grandchild == 0) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL);
+      hold_forever(nullptr);
+    }
+    answer(grandchild);
+    hold_forever(nullptr);
+  }
+}
+
 bool memory_command(const Command& c) {
   if (strcmp(c.name, "map") == 0) {
     answer_pointer(mmap(nullptr, c.a, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
@@ -173,6 +188,8 @@ bool process_command(const Command& c) {
     const pid_t child = fork();
     if (child == 0) hold_forever(nullptr);
     answer(child);
+  } else if (strcmp(c.name, "forktwice") == 0) {
+    fork_twice();
   } else if (strcmp(c.name, "forkend") == 0) {
     kill(static_cast<pid_t>(c.a), SIGKILL);
     answer_child(static_cast<pid_t>(c.a));
