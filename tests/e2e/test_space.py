@@ -32,6 +32,8 @@ class Space(E2E):
                 churn.stop()
                 pages += churn.pages
                 self.cli_ok("limit", "--client", str(client.pid), "none")
+            elif word == "limit":
+                self.cli_ok("limit", "--client", str(client.pid), argument)
             elif word == "skip":
                 self.skipTest(argument)
             else:
@@ -87,6 +89,41 @@ class Ops(Space):
 
     def test_brk(self):
         self.run_operation("space_ops", "brk")
+
+
+class Advice(Space):
+    def test_mlock(self):
+        self.run_operation("space_advice", "mlock")
+
+    def test_mlock_onfault(self):
+        self.run_operation("space_advice", "mlock_onfault")
+
+    def test_mlockall(self):
+        self.run_operation("space_advice", "mlockall")
+
+    def test_populate_read(self):
+        self.run_operation("space_advice", "populate_read")
+
+    def test_populate_write(self):
+        self.run_operation("space_advice", "populate_write")
+
+    def test_cold(self):
+        self.run_operation("space_advice", "cold")
+
+    def test_pageout(self):
+        self.run_operation("space_advice", "pageout")
+
+    def test_guard(self):
+        self.run_operation("space_advice", "guard")
+
+    def test_wipeonfork(self):
+        self.run_operation("space_advice", "wipeonfork")
+
+    def test_wipeonfork_unseen(self):
+        self.run_operation("space_advice", "wipe_unseen")
+
+    def test_dontfork(self):
+        self.run_operation("space_advice", "dontfork")
 
 
 if __name__ == "__main__":

@@ -109,6 +109,7 @@ class Watchers {
   bool fits(const After& after, bool read, const std::byte* copy, bool old) const {
     switch (after.what) {
       case After::What::fault:
+      case After::What::guard:
         return !read;
       case After::What::either:
         return read && (old || holds(copy, 0, kind_));
@@ -134,7 +135,7 @@ class Watchers {
     for (std::size_t i = 0; i < kPage; ++i) {
       if (copy[i] != old[i] && copy[i] != last[i]) return false;
     }
-    return after.what != After::What::fault;
+    return after.what != After::What::fault;  // a guard: zeros
   }
 
   static unsigned long long first_word(const std::byte* copy) {
@@ -203,9 +204,11 @@ const char* name_of(State state) {
   return kNames[static_cast<std::size_t>(state)];
 }
 
-Region Operation::make_region(std::size_t pages, bool aligned) {
+Region Operation::make_region(const Shape& shape) {
   const Kind kind = state == State::same ? Kind::same : Kind::mixed;
-  Region region(new_place(pages, aligned), pages, random.next(), kind);
+  std::byte* place = new_place(shape.pages, shape.aligned);
+  if (shape.advice != 0) must(madvise(place, shape.pages * kPage, shape.advice), "madvise");
+  Region region(place, shape.pages, shape.seed != 0 ? shape.seed : random.next(), kind);
   region.write_all();
   return region;
 }
@@ -234,9 +237,41 @@ void Operation::choose(const Region& region) {
 void Operation::expect(const Region& region, After::What what) {
   after.resize(region.pages());
   for (std::size_t i = 0; i < region.pages(); ++i) {
-    const bool chosen = i >= first && i < first + count;
-    after[i] = chosen ? After{what, region.key(i)} : After{After::What::bytes, region.key(i)};
+    const bool in_choice = i >= first && i < first + count;
+    after[i] = in_choice ? After{what, region.key(i)} : After{After::What::bytes, region.key(i)};
   }
+}
+
+void OnRegion::plan() {
+  plan_shape({.pages = kPages});
+}
+
+void OnRegion::plan_shape(const Shape& shape) {
+  region_.emplace(make_region(shape));
+  choose(*region_);
+  expect(*region_, shows());
+  regions = {&*region_};
+}
+
+void OnRegion::forget() {
+  for (std::size_t i = first; i < first + count; ++i) region_->forget(i);
+}
+
+void OnRegion::verify() {
+  region_->check_all();
+  for (std::size_t i = 0; i < region_->pages(); i += 1 + random.below(5)) region_->write(i);
+  region_->check_all();
+}
+
+void OnRegion::check_rest() {
+  for (std::size_t i = 0; i < region_->pages(); ++i) {
+    if (!chosen(i)) region_->check(i);
+  }
+}
+
+void OnRegion::must_fault_all() {
+  for (std::size_t i = first; i < first + count; i += 1 + count / 16) must_fault(region_->page(i));
+  must_fault(region_->page(first + count - 1));
 }
 
 void run_matrix(Maker maker, const Options& options) {
@@ -297,6 +332,12 @@ std::size_t present_pages(const std::byte* start, std::size_t pages) {
   std::size_t present = 0;
   for (const std::uint64_t word : words) present += word >> 63;
   return present;
+}
+
+void skip(const std::string& why) {
+  say("skip " + why);
+  static_cast<void>(next_command());
+  _exit(0);
 }
 
 void catch_faults() {

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -34,6 +35,7 @@ struct After {
     zeros,   // or what it was: MADV_FREE
     either,  // the old bytes or zeros
     fault,   // SIGSEGV
+    guard,   // likewise; while the guard is made, zeros as well
     file,    // the page of the test's file with number `key`
   };
   What what = What::bytes;
@@ -55,8 +57,15 @@ class Operation {
 
  protected:
   // A new region, written, at a place that was never used before and with nothing beside it; across
-  // a border of extents unless `aligned`.
-  Region make_region(std::size_t pages, bool aligned = false);
+  // a border of extents unless `aligned`. Advice is given before anything is written. Regions of
+  // one seed have the same contents.
+  struct Shape {
+    std::size_t pages;
+    bool aligned = false;
+    int advice = 0;  // 0: none
+    std::uint64_t seed = 0;
+  };
+  Region make_region(const Shape& shape);
   // Some pages of a region: whole, a head, a tail or a middle part.
   void choose(const Region& region);
   // All pages keep what they have; those of the choice are to show `what`.
@@ -68,6 +77,30 @@ class Operation {
   std::vector<const Region*> regions;  // to be brought into the state
   std::vector<After> after;            // of the pages of regions[0]; empty: not watched
   std::uint64_t seed = 0;
+};
+
+// Most operations have one region and a choice of its pages.
+class OnRegion : public Operation {
+ public:
+  static constexpr std::size_t kPages = 640;
+  void plan() override;
+
+ protected:
+  [[nodiscard]] virtual After::What shows() const { return After::What::bytes; }
+  void plan_shape(const Shape& shape);
+
+  Region& region() { return *region_; }
+  std::byte* start() { return region_->page(first); }
+  [[nodiscard]] std::size_t bytes() const { return count * kPage; }
+  [[nodiscard]] bool chosen(std::size_t i) const { return i >= first && i < first + count; }
+  void forget();  // the choice reads as zeros now
+  // Reads everything; writes some of it and reads again: a page that is late would show.
+  void verify();
+  void check_rest();      // the pages outside the choice
+  void must_fault_all();  // the choice
+
+ private:
+  std::optional<Region> region_;
 };
 
 using Maker = std::unique_ptr<Operation> (*)();
@@ -85,6 +118,8 @@ void ask(const std::string& what);
 void evict(const Region& region, std::size_t least_percent = 97);
 
 std::size_t present_pages(const std::byte* start, std::size_t pages);  // by /proc/self/pagemap
+// The test then counts as skipped.
+[[noreturn]] void skip(const std::string& why);
 
 // A user-mode read of a page, or write to it; false: SIGSEGV or SIGBUS.
 bool try_read(const std::byte* page, std::byte* copy);

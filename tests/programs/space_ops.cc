@@ -16,48 +16,7 @@ using namespace testprog;
 
 namespace {
 
-constexpr std::size_t kPages = 640;
-
-// Most operations have one region and a choice of its pages.
-class OnRegion : public Operation {
- public:
-  void plan() override {
-    region_.emplace(make_region(kPages));
-    choose(*region_);
-    expect(*region_, shows());
-    regions = {&*region_};
-  }
-
- protected:
-  [[nodiscard]] virtual After::What shows() const = 0;
-  Region& region() { return *region_; }
-  std::byte* start() { return region_->page(first); }
-  [[nodiscard]] std::size_t bytes() const { return count * kPage; }
-
-  void forget() {
-    for (std::size_t i = first; i < first + count; ++i) region_->forget(i);
-  }
-  // Reads everything; writes some of it and reads again: a page that is late would show.
-  void verify() {
-    region_->check_all();
-    for (std::size_t i = 0; i < region_->pages(); i += 1 + random.below(5)) region_->write(i);
-    region_->check_all();
-  }
-  // The pages outside the choice.
-  void check_rest() {
-    for (std::size_t i = 0; i < region_->pages(); ++i) {
-      if (i < first || i >= first + count) region_->check(i);
-    }
-  }
-  void must_fault_all() {
-    for (std::size_t i = first; i < first + count; i += 1 + count / 16)
-      must_fault(region_->page(i));
-    must_fault(region_->page(first + count - 1));
-  }
-
- private:
-  std::optional<Region> region_;
-};
+constexpr std::size_t kPages = OnRegion::kPages;
 
 class Dontneed : public OnRegion {
   After::What shows() const override { return After::What::zeros; }
@@ -214,8 +173,8 @@ class Shrink : public Remap {
 class MoveOnto : public Operation {
  public:
   void plan() override {
-    source_.emplace(make_region(kPages));
-    target_.emplace(make_region(kPages + 200));
+    source_.emplace(make_region({.pages = kPages}));
+    target_.emplace(make_region({.pages = kPages + 200}));
     at_ = random.below(200);
     regions = {&*target_, &*source_};
     expect(*target_, After::What::bytes);
