@@ -170,6 +170,7 @@ class Client {
   std::vector<VmaInfo> vmas;
   std::uint64_t vmas_at_us = 0, vmas_cost_us = 0;
   std::uint32_t vmas_generation = 0;  // batch_generation when they were read
+  std::uint32_t vmas_advised = 0;     // Mailbox::advised, likewise
   std::uint64_t quiet_at_us = 0;
   std::uint64_t rss_at_us = 0, rss_next_us = 0;
   std::uint64_t budget_bytes = wire::kNoLimit;  // what it may have resident now

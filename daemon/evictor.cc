@@ -155,8 +155,12 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
   // the agent stop.
   const std::uint32_t epoch = load_word(client.mailbox->epoch);
   const std::uint32_t threads = load_word(client.mailbox->threads_created);
+  const std::uint32_t advised = load_word(client.mailbox->advised);
   if (client.unapplied) return give_up();
+  if (advised != client.vmas_advised) client.vmas_at_us = 0;
   refresh_vmas(client, now_us, 1'000'000);
+  if (client.vmas_at_us == 0) return give_up();  // it could not look: most likely the process ends
+  client.vmas_advised = advised;
   const auto* never =
       guards_.try_emplace(client.id, os_).first->second.never_evict(client, threads, now_us);
   if (never == nullptr) {
