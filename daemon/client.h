@@ -177,6 +177,7 @@ class Client {
   unsigned rss_still = 0;                       // samples in a row that found nothing new
   std::uint64_t clock_cursor = 0;               // address where the eviction clock stands
   std::uint64_t moved_this_turn = 0;            // pages taken since the clock last passed its end
+  bool turn_open = false;  // it passed its end, what is in flight tells whether that was in vain
   std::uint64_t batch_generation = 0;
   std::uint64_t reclaim_seen_pages = 0, reclaim_seen_us = 0;  // an order's progress
   unsigned aborts_in_row = 0;

@@ -100,6 +100,7 @@ std::uint32_t Evictor::pages_wanted(Client& client, std::uint64_t now_us) {
   if (client.reclaim_fresh.exchange(false)) {
     client.fruitless_turns = 0;
     client.moved_this_turn = 0;
+    client.turn_open = false;
     client.clock_cursor = 0;
     client.reclaim_seen_us = 0;
     client.vmas_at_us = 0;
@@ -132,6 +133,11 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
   wire::Command& command = client.mailbox->commands[half];
   if (load_word(command.state) == static_cast<std::uint32_t>(wire::CommandState::posted))
     return false;
+  if (client.turn_open) {
+    if (client.batches.load() != 0) return false;
+    end_turn(client, now_us);
+    if (client.reclaim_stuck || now_us < client.blocked_until_us) return false;
+  }
   const std::uint64_t reserve = wanted * kWorstObjectBytes;
   if (!store_.pool().reserve(reserve)) {
     if (now_us - pool_full_said_us_ > 10'000'000 || pool_full_said_us_ == 0) {
@@ -170,15 +176,10 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
   }
   const EvictionWish wish{wanted, client.reclaim_running, client.fruitless_turns != 0};
   EvictionPlan plan = policy_->choose(client, wish, *never);
-  if (plan.turn_ended &&
-      client.batches.load() == 1) {  // nothing else in flight: the turn's result is known
-    client.fruitless_turns = client.moved_this_turn == 0 ? client.fruitless_turns + 1 : 0;
-    client.moved_this_turn = 0;
-    if (client.fruitless_turns >= 2) {
-      client.vmas_at_us = 0;  // look again before believing it
-      client.reclaim_stuck = client.reclaim_running && client.fruitless_turns >= 3;
-      if (!client.reclaim_running) client.blocked_until_us = now_us + 50'000;
-    }
+  if (plan.turn_ended) {
+    // Nothing else in flight, or a page has moved: the turn's result is known.
+    client.turn_open = client.batches.load() != 1 && client.moved_this_turn == 0;
+    if (!client.turn_open) end_turn(client, now_us);
   }
   Batch& batch = client.batch[half];
   batch.generation = ++client.batch_generation;
@@ -189,6 +190,16 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
   batch.phase = Batch::Phase::posted;
   post(client, half, plan, epoch, threads);
   return true;
+}
+
+void Evictor::end_turn(Client& client, std::uint64_t now_us) {
+  client.turn_open = false;
+  client.fruitless_turns = client.moved_this_turn == 0 ? client.fruitless_turns + 1 : 0;
+  client.moved_this_turn = 0;
+  if (client.fruitless_turns < 2) return;
+  client.vmas_at_us = 0;  // look again before believing it
+  client.reclaim_stuck = client.reclaim_running && client.fruitless_turns >= 3;
+  if (!client.reclaim_running) client.blocked_until_us = now_us + 50'000;
 }
 
 // none -> OUT for every page of the plan, noted in the client's batch record first. Pages that

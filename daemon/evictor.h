@@ -42,6 +42,7 @@ class Evictor {
   // -- one eviction, in order
   [[nodiscard]] std::uint32_t pages_wanted(Client& client, std::uint64_t now_us);
   bool begin_batch(Client& client, std::uint32_t half, std::uint32_t wanted, std::uint64_t now_us);
+  void end_turn(Client& client, std::uint64_t now_us);
   [[nodiscard]] std::uint32_t mark_out(Client& client, std::uint32_t half, EvictionPlan& plan);
   void post(Client& client, std::uint32_t half, const EvictionPlan& plan, std::uint32_t epoch,
             std::uint32_t threads_created);
