@@ -299,6 +299,19 @@ int run_named(std::span<const Named> operations, const Options& options) {
   broken("--op");
 }
 
+int run_work(std::span<const Work> table, const Options& options) {
+  for (const Work& work : table) {
+    if (work.name != options.text("op", "")) continue;
+    watch_progress(&progress, 60);
+    catch_faults();
+    work.body(options, options.number("seed", 1));
+    say("done");
+    return 0;
+  }
+  errno = EINVAL;
+  broken("--op");
+}
+
 void ask(const std::string& what) {
   say(what);
   if (next_command() != "go") {

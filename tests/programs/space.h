@@ -163,6 +163,23 @@ struct Named {
 };
 int run_named(std::span<const Named> operations, const Options& options);
 
+// The same for work that has no states.
+struct Work {
+  const char* name;
+  void (*body)(const Options&, std::uint64_t seed);
+};
+int run_work(std::span<const Work> table, const Options& options);
+// --ms from now.
+class Timed {
+ public:
+  explicit Timed(const Options& options)
+      : end_(seconds_now() + static_cast<double>(options.number("ms", 1500)) / 1000) {}
+  [[nodiscard]] bool over() const { return seconds_now() >= end_; }
+
+ private:
+  double end_;
+};
+
 extern std::uint64_t progress;  // watched: 60 s without a step are a hang
 void made_progress();
 

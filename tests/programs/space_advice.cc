@@ -179,10 +179,9 @@ constexpr std::array<Named, 10> kOperations{{
 
 // The daemon knows the mappings from a look that may be a second old. What it evicts in that second
 // of a mapping that has become wipe-on-fork must not reach a child.
-int wipe_unseen(const Options& options) {
+void wipe_unseen(const Options&, std::uint64_t seed) {
   constexpr std::size_t kPages = 2048;
-  watch_progress(&progress, 60);
-  Region region(map_aligned(kPages * kPage), kPages, options.number("seed", 1), Kind::mixed);
+  Region region(map_aligned(kPages * kPage), kPages, seed, Kind::mixed);
   region.write_all();
   for (int round = 0; round < 3; ++round) {
     evict(region);  // the daemon has looked
@@ -197,14 +196,14 @@ int wipe_unseen(const Options& options) {
     ask("limit none");
     region.write_all();
   }
-  say("done");
-  return 0;
 }
+
+constexpr std::array<Work, 1> kWork{{{"wipe_unseen", wipe_unseen}}};
 
 }  // namespace
 
 int main(int argc, char** argv) {
   const Options options(argc, argv);
-  if (options.text("op", "") == "wipe_unseen") return wipe_unseen(options);
+  if (options.text("op", "") == kWork[0].name) return run_work(kWork, options);
   return run_named(kOperations, options);
 }
