@@ -187,7 +187,7 @@ class Huge(Space):
 
 class Threads(Space):
     def test_main_stack(self):
-        self.run_operation("space_threads", "main_stack", least=100)
+        self.run_operation("space_threads", "main_stack")
 
     def test_thread_stack(self):
         self.run_operation("space_threads", "thread_stack")

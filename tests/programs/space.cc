@@ -283,7 +283,7 @@ void run_matrix(Maker maker, const Options& options) {
   rounds_of(maker, State::faulting, seed, 4, 0);
   ask("churn");
   rounds_of(maker, State::flight, seed, 100'000,
-            static_cast<double>(options.number("flight_ms", 700)) / 1000);
+            static_cast<double>(options.number("flight_ms", 500)) / 1000);
   ask("calm");
 }
 

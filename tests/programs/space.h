@@ -173,7 +173,7 @@ int run_work(std::span<const Work> table, const Options& options);
 class Timed {
  public:
   explicit Timed(const Options& options)
-      : end_(seconds_now() + static_cast<double>(options.number("ms", 1500)) / 1000) {}
+      : end_(seconds_now() + static_cast<double>(options.number("ms", 1200)) / 1000) {}
   [[nodiscard]] bool over() const { return seconds_now() >= end_; }
 
  private:

@@ -5,10 +5,12 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <thread>
 
@@ -44,11 +46,14 @@ template <typename Bottom>
 // The main thread's stack grows to some 6 MiB and comes back, again and again.
 void main_stack(const Options& options, std::uint64_t seed) {
   Random random(seed);
+  Region region(map_aligned(1024 * kPage), 1024, seed, Kind::mixed);  // stacks of main stay in
+  region.write_all();
   ask("evict");
   ask("churn");
   for (const Timed timed(options); !timed.over();) {
     auto pause = [&] { sleep_ms(static_cast<unsigned>(random.below(10))); };
     recurse(10 + random.below(360), random.next(), pause);
+    region.check_random(random, 100);
   }
   ask("calm");
 }
@@ -201,33 +206,75 @@ void thread_exit(const Options& options, std::uint64_t seed) {
   ask("calm");
 }
 
-// One thread discards a large range, again and again, so long that eviction comes in between; the
-// other reads what was there before, and writes there after: nothing comes back from the dead.
+// A large range is discarded again and again, while its pages are on their way out and others read
+// all over it. The event comes first, the end of the pages takes its time, the more so for a thread
+// that others push aside: what is evicted in that time must not come back from the dead.
+class LateDiscard {
+ public:
+  explicit LateDiscard(const Region& region) : region_(region) {
+    for (std::size_t t = 0; t < readers_.size(); ++t) {
+      readers_[t] = std::thread([this, t] { read(t); });
+    }
+    discarder_ = std::thread([this] { discard(); });
+  }
+  LateDiscard(const LateDiscard&) = delete;
+  LateDiscard& operator=(const LateDiscard&) = delete;
+  ~LateDiscard() {
+    begin(kStop);
+    discarder_.join();
+    for (auto& reader : readers_) reader.join();
+  }
+  void once() {
+    begin(kGo);
+    order_.wait(kGo);
+  }
+
+ private:
+  enum Order : int { kRest, kGo, kStop };
+
+  void begin(Order order) {
+    order_ = order;
+    order_.notify_all();
+  }
+  void read(std::uint64_t seed) {
+    Random random(seed);
+    while (order_ != kStop) {
+      order_.wait(kRest);
+      const volatile std::byte* page = region_.page(random.below(region_.pages()));
+      static_cast<void>(std::to_integer<int>(*page));
+    }
+  }
+  void discard() {
+    must(setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), 10), "setpriority");
+    while (true) {
+      order_.wait(kRest);
+      if (order_ == kStop) return;
+      must(madvise(region_.base(), region_.bytes(), MADV_DONTNEED), "madvise");
+      begin(kRest);
+    }
+  }
+
+  const Region& region_;
+  std::atomic<int> order_{kRest};
+  std::array<std::thread, 2> readers_;
+  std::thread discarder_;
+};
+
 void long_discard(const Options& options, std::uint64_t seed) {
-  constexpr std::size_t kPages = 24 * 256;
-  Region region(map_aligned(kPages * kPage), kPages, seed, Kind::mixed);
+  constexpr std::size_t kPages = 32 * 256;
+  Region region(map_aligned(kPages * kPage), kPages, seed, Kind::heap);
   Region still(map_aligned(1024 * kPage), 1024, seed + 1, Kind::mixed);  // can always go
   still.write_all();
   Random random(seed);
   ask("evict");
-  ask("churn 8M");
+  ask("churn 4M");
+  LateDiscard late(region);
   for (const Timed timed(options); !timed.over();) {
-    for (std::size_t i = random.below(4); i < kPages; i += 1 + random.below(3)) region.write(i);
-    bool stop = false;
-    // Faults all over the range keep events and messages mixed; what it reads may be old or gone.
-    std::thread toucher([&] {
-      Random own(seed + 5);
-      while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
-        const volatile std::byte* page = region.page(own.below(kPages));
-        static_cast<void>(std::to_integer<int>(*page));
-      }
-    });
-    must(madvise(region.base(), region.bytes(), MADV_DONTNEED), "madvise");
+    map_over(region.base(), kPages);  // not registered at first: quickly filled
+    region.write_all();
+    late.once();
     for (std::size_t i = 0; i < kPages; ++i) region.forget(i);
-    region.check_random(random, 500);
-    if (random.below(2) == 0) region.check_all();
-    __atomic_store_n(&stop, true, __ATOMIC_RELAXED);
-    toucher.join();
+    region.check_random(random, 1000);  // a batch from the dead has some hundred pages
     still.check_random(random, 20);
     made_progress();
   }
