@@ -233,7 +233,9 @@ struct Mailbox {
   std::uint32_t
       registered;  // (shared) 0: nothing but staging is registered. Changed under the layout lock
   std::uint32_t
-      threads_created;  // (shared) bumped by interposed pthread_create, before the thread is made
+      threads_created;    // (shared) bumped by interposed pthread_create, before the thread is made
+  std::uint32_t advised;  // (shared) bumped by interposed madvise, after advice that raises
+                          // no event: what was seen of the mappings before is void
   std::uint32_t fork_seq;         // (shared) odd while fork() is under way: bumped before and after
   std::uint32_t agent_tid;        // (shared) kernel thread id of the agent, once it runs
   std::uint32_t exclusion_count;  // (shared) number of valid exclusions; > kExclusions: too many,
@@ -242,7 +244,7 @@ struct Mailbox {
   Request request;
   Command commands[kHalves];
 };
-static_assert(offsetof(Mailbox, exclusions) == 80);
+static_assert(offsetof(Mailbox, exclusions) == 88);
 inline constexpr std::uint64_t kMailboxBytes = 32 * 1024;
 static_assert(sizeof(Mailbox) <= kMailboxBytes);
 

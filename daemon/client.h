@@ -231,6 +231,7 @@ class Client {
   std::uint64_t vmas_at_us = 0;  // 0: they are to be read again before they are used
   std::uint64_t vmas_read_us = 0, vmas_cost_us = 0;
   std::uint32_t vmas_generation = 0;  // batch_generation when they were read
+  std::uint32_t vmas_advised = 0;     // Mailbox::advised, likewise
   std::uint64_t quiet_at_us = 0;
   std::uint64_t rss_at_us = 0, rss_next_us = 0;
   std::uint64_t budget_bytes = wire::kNoLimit;  // what it may have resident now
@@ -239,6 +240,7 @@ class Client {
   std::uint64_t moved_this_turn = 0;            // pages taken since the clock last passed its end
   std::uint64_t shared_this_turn = 0;  // pages passed over because a relative has them, too
   std::uint32_t forks_seen = 0;        // Client::forks at the start of the turn
+  bool turn_open = false;  // it passed its end, what is in flight tells whether that was in vain
   std::uint64_t batch_generation = 0;
   std::uint64_t reclaim_seen_pages = 0, reclaim_seen_us = 0;  // an order's progress
   unsigned aborts_in_row = 0;

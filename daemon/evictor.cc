@@ -100,6 +100,7 @@ std::uint32_t Evictor::pages_wanted(Client& client, std::uint64_t now_us) {
   if (client.reclaim_fresh.exchange(false)) {
     client.fruitless_turns = 0;
     client.moved_this_turn = 0;
+    client.turn_open = false;
     client.clock_cursor = 0;
     client.reclaim_seen_us = 0;
     client.vmas_at_us = 0;
@@ -132,6 +133,11 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
   wire::Command& command = client.mailbox->commands[half];
   if (load_word(command.state) == static_cast<std::uint32_t>(wire::CommandState::posted))
     return false;
+  if (client.turn_open) {
+    if (client.batches.load() != 0) return false;
+    end_turn(client, now_us);
+    if (client.reclaim_stuck || now_us < client.blocked_until_us) return false;
+  }
   const std::uint64_t reserve = wanted * kWorstObjectBytes;
   if (!store_.pool().reserve(reserve)) {
     if (now_us - pool_full_said_us_ > 10'000'000 || pool_full_said_us_ == 0) {
@@ -155,8 +161,12 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
   // the agent stop.
   const std::uint32_t epoch = load_word(client.mailbox->epoch);
   const std::uint32_t threads = load_word(client.mailbox->threads_created);
+  const std::uint32_t advised = load_word(client.mailbox->advised);
   if (client.unapplied) return give_up();
+  if (advised != client.vmas_advised) client.vmas_at_us = 0;
   refresh_vmas(client, now_us, 1'000'000);
+  if (client.vmas_at_us == 0) return give_up();  // it could not look: most likely the process ends
+  client.vmas_advised = advised;
   const auto* never =
       guards_.try_emplace(client.id, os_).first->second.never_evict(client, threads, now_us);
   if (never == nullptr) {
@@ -166,9 +176,10 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
   }
   const EvictionWish wish{wanted, client.reclaim_running, client.fruitless_turns != 0};
   EvictionPlan plan = policy_->choose(client, wish, *never);
-  if (plan.turn_ended &&
-      client.batches.load() == 1) {  // nothing else in flight: the turn's result is known
-    end_turn(client, now_us);
+  if (plan.turn_ended) {
+    // Nothing else in flight, or a page has moved: the turn's result is known.
+    client.turn_open = client.batches.load() != 1 && client.moved_this_turn == 0;
+    if (!client.turn_open) end_turn(client, now_us);
   }
   Batch& batch = client.batch[half];
   batch.generation = ++client.batch_generation;
@@ -181,8 +192,8 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
   return true;
 }
 
-// The clock has passed its end, and nothing is in flight: the turn's result is known.
 void Evictor::end_turn(Client& client, std::uint64_t now_us) {
+  client.turn_open = false;
   client.fruitless_turns = client.moved_this_turn == 0 ? client.fruitless_turns + 1 : 0;
   bump(counters_.evict_shared, client.shared_this_turn);
   const std::uint32_t forks = client.forks.load();

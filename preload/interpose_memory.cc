@@ -124,7 +124,14 @@ int advise_silently(void* address, std::size_t bytes, int advice) {
       [&](Control& control) {
         LayoutSection section(control);
         if (!section.prepare(wire::RequestOp::release, start, bytes)) populate(start, bytes);
-        return next_madvise(address, bytes, advice);
+        const int result = next_madvise(address, bytes, advice);
+        // HAZARDS 12: the daemon's look at the mappings may be a second old, and a plan made from
+        // it may be on its way. Evicted from a mapping that is wiped on fork, a page would reach
+        // the child. The next plan looks anew, one already made is void by the count of threads, in
+        // this order.
+        sys::add(control.mailbox->advised, 1);
+        sys::add(control.mailbox->threads_created, 1);
+        return result;
       },
       [&] {
         if (orphaned()) populate(start, bytes);

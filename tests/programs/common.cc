@@ -44,6 +44,7 @@ void make_page(Page& out, std::uint64_t key, Kind kind) {
     if (draw == 1) return out.fill(random.next());
     kind = draw < 5 ? Kind::random : Kind::heap;
   }
+  if (kind == Kind::same) return out.fill(random.below(4) == 0 ? 0 : random.next());
   if (kind == Kind::heap) return make_heap(out, random);
   for (auto& word : out) word = random.next();
 }
@@ -72,6 +73,7 @@ Kind parse_kind(const std::string& text) {
   if (text == "heap") return Kind::heap;
   if (text == "random") return Kind::random;
   if (text == "mixed") return Kind::mixed;
+  if (text == "same") return Kind::same;
   errno = EINVAL;
   broken("--kind");
 }

@@ -36,7 +36,8 @@ class Random {
 };
 
 // What pages look like. mixed: mostly heap, some random, a few zero and same-filled ones.
-enum class Kind { heap, random, mixed };
+// same: each is filled with one word, some with zeros.
+enum class Kind { heap, random, mixed, same };
 
 Kind parse_kind(const std::string& text);
 void fill_page(std::byte* page, std::uint64_t key, Kind kind);
@@ -68,6 +69,8 @@ class Region {
   [[nodiscard]] std::size_t bytes() const { return keys_.size() * kPage; }
   [[nodiscard]] std::byte* page(std::size_t i) const { return base_ + i * kPage; }
   [[nodiscard]] std::byte* base() const { return base_; }
+  [[nodiscard]] std::uint64_t key(std::size_t i) const { return keys_[i]; }
+  [[nodiscard]] Kind kind() const { return kind_; }
 
   void write(std::size_t i);  // new contents
   void write_all();

@@ -1,0 +1,222 @@
+"""Operations on the address space, each against pages in every state: resident, out, out as
+same-filled pages, on their way out, and being faulted in at that moment. The programs (space.h)
+verify every byte; here is the other side of their talk: eviction when they ask for it."""
+
+import os
+
+import harness
+from harness import E2E, Churn, Place
+
+THP = "/sys/kernel/mm/transparent_hugepage"
+KSM = "/sys/kernel/mm/ksm"
+
+
+class Space(E2E):
+    """The talk: a line of the client is a request, answered with "go", until it says done."""
+
+    def start(self, program, operation, *more):
+        return self.client([Place.program(program), f"--op={operation}", f"--seed={self.seed}",
+                            *more])
+
+    def serve(self, client, seconds=120):
+        """Serves until the client is done; the number of pages that were taken out."""
+        pages = 0
+        churn = None
+        while True:
+            line = client.line(seconds)
+            if line == "done":
+                break
+            word, _, argument = line.partition(" ")
+            if word == "evict":
+                pages += self.reclaim(client.pid, *(("--bytes", argument) if argument else ()))
+            elif word == "churn":
+                churn = Churn(self, client.pid, restore_every=4)
+                churn.start()
+                self.cli_ok("limit", "--client", str(client.pid), argument or "1M")
+            elif word == "calm":
+                churn.stop()
+                pages += churn.pages
+                self.cli_ok("limit", "--client", str(client.pid), "none")
+            elif word == "limit":
+                self.cli_ok("limit", "--client", str(client.pid), argument)
+            elif word == "skip":
+                self.skipTest(argument)
+            else:
+                self.fail(f"the client says {line!r}")
+            client.send("go")
+        client.close_input()
+        self.assertEqual(client.wait(), 0, client.stderr())
+        print(f"{pages} pages taken out by reclaim")
+        return pages
+
+    def run_operation(self, program, operation, *more, least=1000):
+        client = self.start(program, operation, *more)
+        self.assertGreater(self.serve(client), least, "too little was evicted")
+        return self.finish_daemon()
+
+
+class Ops(Space):
+    def test_dontneed(self):
+        self.run_operation("space_ops", "dontneed")
+
+    def test_free(self):
+        self.run_operation("space_ops", "free")
+
+    def test_munmap(self):
+        self.run_operation("space_ops", "munmap")
+
+    def test_map_fixed_anonymous(self):
+        self.run_operation("space_ops", "map_fixed_anonymous")
+
+    def test_map_fixed_file(self):
+        self.run_operation("space_ops", "map_fixed_file")
+
+    def test_mremap_grow_in_place(self):
+        self.run_operation("space_ops", "mremap_grow_in_place")
+
+    def test_mremap_grow_with_move(self):
+        self.run_operation("space_ops", "mremap_grow_with_move")
+
+    def test_mremap_shrink(self):
+        self.run_operation("space_ops", "mremap_shrink")
+
+    def test_mremap_onto(self):
+        self.run_operation("space_ops", "mremap_onto")
+
+    def test_mremap_dontunmap(self):
+        self.run_operation("space_ops", "mremap_dontunmap")
+
+    def test_realloc(self):
+        self.run_operation("space_ops", "realloc")
+
+    def test_mprotect(self):
+        self.run_operation("space_ops", "mprotect")
+
+    def test_brk(self):
+        self.run_operation("space_ops", "brk")
+
+
+class Advice(Space):
+    def test_mlock(self):
+        self.run_operation("space_advice", "mlock")
+
+    def test_mlock_onfault(self):
+        self.run_operation("space_advice", "mlock_onfault")
+
+    def test_mlockall(self):
+        self.run_operation("space_advice", "mlockall")
+
+    def test_populate_read(self):
+        self.run_operation("space_advice", "populate_read")
+
+    def test_populate_write(self):
+        self.run_operation("space_advice", "populate_write")
+
+    def test_cold(self):
+        self.run_operation("space_advice", "cold")
+
+    def test_pageout(self):
+        self.run_operation("space_advice", "pageout")
+
+    def test_guard(self):
+        self.run_operation("space_advice", "guard")
+
+    def test_wipeonfork(self):
+        self.run_operation("space_advice", "wipeonfork")
+
+    def test_wipeonfork_unseen(self):
+        self.run_operation("space_advice", "wipe_unseen")
+
+    def test_dontfork(self):
+        self.run_operation("space_advice", "dontfork")
+
+
+class Huge(Space):
+    """Huge pages and KSM: settings of the whole machine, put back afterwards."""
+
+    def set_machine(self, path, value):
+        """Writes a setting and has it put back; skips when it is not there or not ours to set."""
+        try:
+            with open(path, encoding="ascii") as f:
+                before = f.read().strip()
+            if "[" in before:
+                before = before[before.index("[") + 1 : before.index("]")]
+            self.write_setting(path, value)
+        except OSError as error:
+            self.skipTest(f"{path} cannot be set: {error.strerror}")
+        self.addCleanup(self.write_setting, path, before)
+
+    @staticmethod
+    def write_setting(path, value):
+        with open(path, "w", encoding="ascii") as f:
+            f.write(value)
+
+    def run_with_huge_pages(self, operation, setting="madvise"):
+        self.set_machine(f"{THP}/enabled", setting)
+        self.run_operation("space_huge", operation)
+
+    def test_hugepage(self):
+        self.run_with_huge_pages("hugepage")
+
+    def test_nohugepage(self):
+        self.run_with_huge_pages("nohugepage")
+
+    def test_collapse(self):
+        self.run_with_huge_pages("collapse")
+
+    def test_huge_discard(self):
+        self.run_with_huge_pages("huge_discard")
+
+    def test_huge_mremap(self):
+        self.run_with_huge_pages("huge_mremap")
+
+    def test_thp_always_discard(self):
+        self.run_with_huge_pages("always_discard", "always")
+
+    def test_thp_always_mremap(self):
+        self.run_with_huge_pages("always_mremap", "always")
+
+    def test_mergeable(self):
+        if not os.path.exists(KSM):
+            self.skipTest("this kernel has no KSM")
+        self.set_machine(f"{KSM}/pages_to_scan", "5000")
+        self.set_machine(f"{KSM}/sleep_millisecs", "2")
+        self.set_machine(f"{KSM}/run", "1")
+        self.run_operation("space_huge", "mergeable")
+
+
+class Threads(Space):
+    def test_main_stack(self):
+        self.run_operation("space_threads", "main_stack")
+
+    def test_thread_stack(self):
+        self.run_operation("space_threads", "thread_stack")
+
+    def test_robust_mutex(self):
+        self.run_operation("space_threads", "robust_mutex")
+
+    def test_thread_exit(self):
+        self.run_operation("space_threads", "thread_exit")
+
+    def test_long_discard(self):
+        self.run_operation("space_threads", "long_discard")
+
+    def test_unevictable(self):
+        self.run_operation("space_threads", "unevictable", least=50)
+
+    def test_neighbours(self):
+        self.run_operation("space_shared", "neighbours")
+
+    def test_same_range(self):
+        self.run_operation("space_shared", "same_range")
+
+
+class DefaultQuarantine(Space):
+    SETTINGS = {}
+
+    def test_long_discard(self):
+        self.run_operation("space_threads", "long_discard")
+
+
+if __name__ == "__main__":
+    harness.main()

@@ -1,0 +1,209 @@
+// Operations that change how memory is kept and not what is in it: locks, populating, ageing,
+// guards, what a fork inherits. Each against pages in every state (space.h). --op=NAME, --seed,
+// --flight_ms.
+//   wipe_unseen is not one of the matrix: wipe-on-fork set between two of the daemon's looks at the
+//   mappings.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+
+#include "base/uapi.h"
+#include "tests/programs/space.h"
+
+using namespace testprog;
+
+namespace {
+
+// What a lock promises: it is there, and stays there.
+class Locking : public OnRegion {
+ protected:
+  void must_stay() {
+    const std::size_t before = present_pages(start(), count);
+    if (state == State::out || state == State::same) ask("evict");
+    if (state == State::flight) sleep_ms(5);
+    if (present_pages(start(), count) < before) wrong("a locked page was taken out");
+  }
+  void must_be_there() {
+    if (present_pages(start(), count) != count) wrong("a locked page is not in memory");
+    must_stay();
+  }
+  void unlocked() {
+    verify();
+    if (state == State::out) evict(region());
+    verify();
+  }
+};
+
+class Mlock : public Locking {
+  void act() override { must(mlock(start(), bytes()), "mlock"); }
+  void settle() override {
+    must_be_there();
+    verify();
+    must_be_there();
+    must(munlock(start(), bytes()), "munlock");
+    unlocked();
+  }
+};
+
+// What is out may stay out, but what comes in stays in.
+class MlockOnfault : public Locking {
+  void act() override { must(mlock2(start(), bytes(), MLOCK_ONFAULT), "mlock2"); }
+  void settle() override {
+    must_stay();
+    for (std::size_t n = 0; n < 50; ++n) {
+      const std::size_t i = first + random.below(count);
+      region().check(i);
+      if (present_pages(region().page(i), 1) != 1) wrong("a locked page went out");
+    }
+    must_stay();
+    verify();
+    must_be_there();
+    must(munlock(start(), bytes()), "munlock");
+    unlocked();
+  }
+};
+
+// With MCL_FUTURE even what is mapped later is there at once.
+class MlockAll : public Locking {
+  void act() override {
+    flags_ = MCL_CURRENT | MCL_FUTURE | (random.below(3) == 0 ? MCL_ONFAULT : 0);
+    must(mlockall(flags_), "mlockall");
+  }
+  void settle() override {
+    if ((flags_ & MCL_ONFAULT) == 0) must_be_there();
+    region().check_all();
+    must_be_there();
+    Region later(map_bytes(64 * kPage), 64, random.next(), Kind::mixed);
+    if ((flags_ & MCL_ONFAULT) == 0 && present_pages(later.base(), 64) != 64) {
+      wrong("MCL_FUTURE: a new page is not in memory");
+    }
+    later.check_all();
+    later.write_all();
+    must_stay();
+    later.check_all();
+    must(munlockall(), "munlockall");
+    later.check_all();
+    must(munmap(later.base(), later.bytes()), "munmap");
+    unlocked();
+  }
+  int flags_ = 0;
+};
+
+template <int advice>
+class Advice : public OnRegion {
+  void act() override { must(madvise(start(), bytes(), advice), "madvise"); }
+  void settle() override {
+    const bool populates = advice == MADV_POPULATE_READ || advice == MADV_POPULATE_WRITE;
+    if (populates && state != State::flight && present_pages(start(), count) != count) {
+      wrong("what was populated is not in memory");
+    }
+    verify();
+  }
+};
+
+// A guard is a guard whatever comes and goes around it; what it hid is gone for good.
+class Guard : public OnRegion {
+  After::What shows() const override { return After::What::guard; }
+  void act() override {
+    if (madvise(start(), bytes(), foldswap::uapi::kMadvGuardInstall) == 0) return;
+    if (errno == EINVAL) skip("this kernel has no MADV_GUARD_INSTALL");
+    broken("madvise(GUARD_INSTALL)");
+  }
+  void settle() override {
+    // In order, so that read-ahead runs towards the guard; twice, the second time from the pool.
+    for (int pass = 0; pass < 2; ++pass) {
+      check_rest();
+      must_fault_all();
+      if (pass == 0 && state != State::flight) ask("evict");
+    }
+    // Part of it goes; then all.
+    const std::size_t part = count / 2;
+    remove_guard(first + part, count - part);
+    for (std::size_t i = first; i < first + part; i += 1 + part / 8) must_fault(region().page(i));
+    remove_guard(first, part);
+    check_rest();
+    verify();
+  }
+  void remove_guard(std::size_t from, std::size_t pages) {
+    if (pages == 0) return;
+    must(madvise(region().page(from), pages * kPage, foldswap::uapi::kMadvGuardRemove),
+         "madvise(GUARD_REMOVE)");
+    for (std::size_t i = from; i < from + pages; ++i) region().forget(i);
+    check_zero(region().page(from));
+    check_zero(region().page(from + pages - 1));
+  }
+};
+
+// What a child gets of the choice; of the rest it gets everything.
+template <int hide, int show>
+class ForkAdvice : public OnRegion {
+  void act() override { must(madvise(start(), bytes(), hide), "madvise"); }
+  void settle() override {
+    if (state == State::flight) sleep_ms(5);  // so that eviction has been over it
+    hidden();
+    if (state == State::out || state == State::same) ask("evict");
+    hidden();
+    must(madvise(start(), bytes(), show), "madvise");
+    region().check_all();
+    region().write_all();  // what is shared with a child stays in memory
+    if (state == State::out || state == State::same) evict(region());
+    in_child([this] { verify(); });
+    verify();
+  }
+  void hidden() {
+    in_child([this] {
+      check_rest();
+      for (std::size_t i = first; i < first + count; ++i) {
+        if (hide == MADV_WIPEONFORK) check_zero(region().page(i));
+      }
+      if (hide == MADV_DONTFORK) must_fault_all();
+    });
+    region().check_all();
+  }
+};
+
+constexpr std::array<Named, 10> kOperations{{
+    {"mlock", make_operation<Mlock>},
+    {"mlock_onfault", make_operation<MlockOnfault>},
+    {"mlockall", make_operation<MlockAll>},
+    {"populate_read", make_operation<Advice<MADV_POPULATE_READ>>},
+    {"populate_write", make_operation<Advice<MADV_POPULATE_WRITE>>},
+    {"cold", make_operation<Advice<MADV_COLD>>},
+    {"pageout", make_operation<Advice<MADV_PAGEOUT>>},
+    {"guard", make_operation<Guard>},
+    {"wipeonfork", make_operation<ForkAdvice<MADV_WIPEONFORK, MADV_KEEPONFORK>>},
+    {"dontfork", make_operation<ForkAdvice<MADV_DONTFORK, MADV_DOFORK>>},
+}};
+
+// The daemon knows the mappings from a look that may be a second old. What it evicts in that second
+// of a mapping that has become wipe-on-fork must not reach a child.
+void wipe_unseen(const Options&, std::uint64_t seed) {
+  constexpr std::size_t kPages = 2048;
+  Region region(map_aligned(kPages * kPage), kPages, seed, Kind::mixed);
+  region.write_all();
+  for (int round = 0; round < 3; ++round) {
+    evict(region);  // the daemon has looked
+    must(madvise(region.base(), region.bytes(), MADV_WIPEONFORK), "madvise");
+    ask("limit 1M");
+    for (int n = 0; n < 30 && present_pages(region.base(), kPages) == kPages; ++n) sleep_ms(10);
+    in_child([&] {
+      for (std::size_t i = 0; i < kPages; ++i) check_zero(region.page(i));
+    });
+    region.check_all();
+    must(madvise(region.base(), region.bytes(), MADV_KEEPONFORK), "madvise");
+    ask("limit none");
+    region.write_all();
+  }
+}
+
+constexpr std::array<Work, 1> kWork{{{"wipe_unseen", wipe_unseen}}};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const Options options(argc, argv);
+  if (options.text("op", "") == kWork[0].name) return run_work(kWork, options);
+  return run_named(kOperations, options);
+}
