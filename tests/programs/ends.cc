@@ -25,6 +25,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <thread>
 
 #include "tests/programs/common.h"
@@ -47,17 +48,23 @@ Region make_region(const Options& options) {
   return region;
 }
 
-void read_for_ever(const Region& region, std::uint64_t seed) {
+void wait_for(const int* gate) {
+  while (gate != nullptr && __atomic_load_n(gate, __ATOMIC_SEQ_CST) == 0) sleep_ms(1);
+}
+
+void read_for_ever(const Region& region, std::uint64_t seed, const int* gate) {
   Random random(seed);
+  wait_for(gate);
   while (true) region.check_random(random, 16);
 }
 
 // The kernel reads them: faults inside of a system call.
-void write_for_ever(const Region& region, std::uint64_t seed) {
+void write_for_ever(const Region& region, std::uint64_t seed, const int* gate) {
   Random random(seed);
   std::array<int, 2> fds{};
   std::array<std::byte, kPage> got{};
   must(pipe2(fds.data(), O_CLOEXEC), "pipe2");
+  wait_for(gate);
   while (true) {
     const std::size_t i = random.below(region.pages());
     must(write(fds[1], region.page(i), kPage), "write to a pipe");
@@ -67,18 +74,13 @@ void write_for_ever(const Region& region, std::uint64_t seed) {
 }
 
 // --readers and --writers threads that read pages at random for ever: the process ends under them.
-// They start at once, or when `gate` becomes 1.
+// They begin at once, or when `gate` becomes 1.
 void start_readers(const Options& options, const Region& region, const int* gate = nullptr) {
   const std::uint64_t seed = options.number("seed", 1) * 100;
-  const auto start = [&](auto body, std::uint64_t thread_seed) {
-    std::thread([&region, gate, body, thread_seed] {
-      while (gate != nullptr && __atomic_load_n(gate, __ATOMIC_SEQ_CST) == 0) sleep_ms(1);
-      body(region, thread_seed);
-    }).detach();
-  };
-  for (std::uint64_t t = 0; t < options.number("readers", 4); ++t) start(read_for_ever, seed + t);
+  for (std::uint64_t t = 0; t < options.number("readers", 4); ++t)
+    std::thread(read_for_ever, std::cref(region), seed + t, gate).detach();
   for (std::uint64_t t = 0; t < options.number("writers", 2); ++t)
-    start(write_for_ever, seed + 50 + t);
+    std::thread(write_for_ever, std::cref(region), seed + 50 + t, gate).detach();
 }
 
 // Runs `body`, which does not return, in main or in a thread of its own.
@@ -145,7 +147,8 @@ int stand(const Options& options) {
   std::array<char, 8> byte{};
   start_readers(options, region, &gate);
   say("ready");
-  // Only the stack and the thread's control block from here: neither is ever taken out.
+  // Only the stack and the thread's control block from here: neither is ever taken out. (Nor may
+  // the dynamic linker have work left, whose memory may be: LD_BIND_NOW.)
   must(read(STDIN_FILENO, byte.data(), 1), "read");  // the daemon stands still now
   __atomic_store_n(&gate, 1, __ATOMIC_SEQ_CST);
   must(read(STDIN_FILENO, byte.data(), 1), "read");
