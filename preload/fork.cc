@@ -14,21 +14,23 @@ namespace {
 constexpr long kChildLimitMs = 250;
 
 // Nothing of a request is half made in the child, and no other fork runs between fork_seq and the
-// event.
+// event. What is noted in `library` belongs to the fork that holds the lock: glibc calls the
+// handlers of forks in several threads side by side.
 void prepare() {
-  Control* const control = live();
-  library.fork_locked = control != nullptr;
-  if (control == nullptr) return;
   RequestLock::acquire();
+  Control* const control = live();
+  library.fork_of_client = control != nullptr;
+  if (control == nullptr) return;
   library.fork_seq = sys::add(control->mailbox->fork_seq, 1);
   library.nothing_registered = sys::load(control->mailbox->registered) == 0;
 }
 
 void parent() {
-  if (!library.fork_locked) return;
-  library.fork_locked = false;
-  library.nothing_registered =
-      false;  // holds for that child only, not for one by raw clone() later
+  if (library.fork_of_client) {
+    library.fork_of_client = false;
+    // Holds for that child only, not for one by raw clone() later.
+    library.nothing_registered = false;
+  }
   RequestLock::release();
 }
 
@@ -49,8 +51,8 @@ void introduce_child() {
 // Mailbox, transfer area, staging and Control are not mapped here: live() is null from now on.
 void child() {
   sys::store(library.request_lock, 0U);
-  if (!library.fork_locked) return;  // a client's grandchild: what its parent knew still holds
-  library.fork_locked = false;
+  if (!library.fork_of_client) return;  // a client's grandchild: what its parent knew still holds
+  library.fork_of_client = false;
   if (library.nothing_registered) return;
   const int saved = errno;
   introduce_child();

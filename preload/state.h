@@ -81,7 +81,7 @@ struct Library {
   std::uint64_t client_id;
   std::uint32_t request_lock;  // (atomic) see request.h
   std::uint32_t fork_seq;      // of the fork under way, for the child
-  bool fork_locked;            // the prepare handler holds the request lock
+  bool fork_of_client;         // the fork under way; only under the request lock
   bool nothing_registered;  // in a process that is no longer live: no userfaultfd range can be left
   bool glibc_realloc;       // the next realloc is glibc's: chunk headers can be read
   char socket_path[108];
