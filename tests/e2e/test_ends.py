@@ -220,6 +220,21 @@ class Ends(Ending):
             self.assertEqual(sorted(said), sorted(f"ok {r}" for r in pids if r not in killed))
         self.finish_daemon()
 
+    def test_budget_over_shared_pages(self):
+        """More than the budget is shared with a child, and so cannot leave. The budget is soft:
+        the faults of the program must not wait for evictions that come to nothing."""
+        client = self.start("sharing", "--mb=8")
+        self.assertGreater(self.reclaim(client.pid, "--bytes", "4M"), 1000)
+        client.ask("go", "shared")
+        self.cli_ok("limit", "--client", str(client.pid), "1M")
+        time.sleep(0.5)
+        client.send("go")
+        client.expect("done", 15)  # 30 s, see slower()
+        client.expect("child ok")
+        self.assertEqual(client.finish(), 0)
+        print(client.stderr().decode())
+        self.finish_daemon()
+
     def test_abort_in_a_handler(self):
         for _ in range(4):
             client = self.start("abort", "--mb=4")

@@ -10,6 +10,7 @@
 //                some
 //   abort        a handler for SIGSEGV, on a stack that is out, reads pages that are out and aborts
 //   main_leaves  main calls pthread_exit, four threads go on until the input ends
+//   sharing      a child that sleeps shares what is resident; what is out is read page by page
 //   core         writes what its memory holds to --image and aborts when told to
 // All say "ready" once their memory is filled. --mb, --seed, --readers, --writers (threads that
 // read pages themselves; that have the kernel read them).
@@ -183,6 +184,29 @@ int family(const Options& options) {
   live(region, "grandchild", seed + 2);
 }
 
+int sharing(const Options& options) {
+  const Region region = make_region(options);
+  std::array<int, 2> fds{};
+  must(pipe2(fds.data(), O_CLOEXEC), "pipe2");
+  say("ready");
+  static_cast<void>(next_command());  // half of it is out by now
+  if (must(fork(), "fork") == 0) {
+    char byte = 0;
+    must(close(fds[1]), "close");
+    must(read(fds[0], &byte, 1), "read");  // until the parent ends
+    region.check_all();
+    say("child ok");
+    _exit(0);
+  }
+  say("shared");
+  static_cast<void>(next_command());  // the budget is less than what the child shares by now
+  const double start = seconds_now();
+  for (std::size_t n = 0; n < region.pages(); ++n) region.check(n * 1021 % region.pages());
+  std::fprintf(stderr, "read everything in %.2f s\n", seconds_now() - start);
+  say("done");
+  return 0;
+}
+
 Region* handler_region = nullptr;
 
 void read_and_abort(int) {
@@ -271,6 +295,7 @@ int main(int argc, char** argv) {
   if (how == "leave") return leave(options);
   if (how == "stand") return stand(options);
   if (how == "family") return family(options);
+  if (how == "sharing") return sharing(options);
   if (how == "abort") return abort_in_handler(options);
   if (how == "main_leaves") return main_leaves(options);
   if (how == "core") return core(options);
