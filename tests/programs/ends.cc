@@ -9,7 +9,8 @@
 //   family       parent, child and grandchild read and write until the input ends; the test kills
 //                some
 //   abort        a handler for SIGSEGV, on a stack that is out, reads pages that are out and aborts
-//   main_leaves  main calls pthread_exit, four threads go on until the input ends
+//   main_leaves  main calls pthread_exit, four threads go on until the input ends; --idle=1: they
+//                sleep until then, and at last cut guards into pages that are out
 //   sharing      a child that sleeps shares what is resident; what is out is read page by page
 //   core         writes what its memory holds to --image and aborts when told to
 // All say "ready" once their memory is filled. --mb, --seed, --readers, --writers (threads that
@@ -238,11 +239,37 @@ int abort_in_handler(const Options& options) {
   return 0;
 }
 
+// What a guard replaced must read as zeros, and not as what was out.
+void cut_guards(Region& region) {
+  constexpr int kGuardInstall = 102, kGuardRemove = 103;
+  for (std::size_t i = 10; i < region.pages(); i += 100) {
+    if (madvise(region.page(i), kPage, kGuardInstall) != 0) return;  // Linux before 6.13
+    must(madvise(region.page(i), kPage, kGuardRemove), "madvise(GUARD_REMOVE)");
+    region.forget(i);
+  }
+}
+
+void work_without_main(Region& region, std::uint64_t seed, bool idle) {
+  Random random(seed);
+  while (!stdin_closed()) {
+    made_progress();
+    if (idle) {
+      sleep_ms(20);
+      continue;
+    }
+    region.check_random(random, 32);
+    for (int n = 0; n < 4; ++n) region.write(random.below(region.pages()));
+  }
+  if (idle) cut_guards(region);
+  region.check_all();
+}
+
 int main_leaves(const Options& options) {
   constexpr std::size_t kThreads = 4;
   static std::vector<Region> regions;
   static std::size_t working = kThreads;
   const std::size_t pages = options.number("mb", 16) * 256 / kThreads;
+  const bool idle = options.number("idle", 0) != 0;
   for (std::size_t t = 0; t < kThreads; ++t) {
     regions.emplace_back(map_aligned(pages * kPage), pages, options.number("seed", 1) + t,
                          Kind::mixed);
@@ -252,15 +279,8 @@ int main_leaves(const Options& options) {
   say("ready");
   static_cast<void>(next_command());  // everything is out by now
   for (std::size_t t = 0; t < kThreads; ++t) {
-    std::thread([t] {
-      Region& region = regions[t];
-      Random random(t);
-      while (!stdin_closed()) {
-        region.check_random(random, 32);
-        for (int n = 0; n < 4; ++n) region.write(random.below(region.pages()));
-        made_progress();
-      }
-      region.check_all();
+    std::thread([t, idle] {
+      work_without_main(regions[t], t, idle);
       if (__atomic_sub_fetch(&working, 1, __ATOMIC_SEQ_CST) != 0) return;
       say("done");
       std::exit(0);  // the thread that watches would keep the process
