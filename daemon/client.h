@@ -244,6 +244,7 @@ class Client {
   std::uint64_t batch_generation = 0;
   std::uint64_t reclaim_seen_pages = 0, reclaim_seen_us = 0;  // an order's progress
   unsigned aborts_in_row = 0;
+  unsigned poor_batches = 0;  // in a row of which hardly a page could leave: pinned or shared
   std::uint64_t fruitless_turns = 0;
   std::uint64_t agentless_since_us = 0;
   std::uint64_t last_evict_us = 0;

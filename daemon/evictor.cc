@@ -12,6 +12,10 @@ namespace {
 constexpr std::uint64_t kWorstObjectBytes =
     2 * kPage;  // a raw page and the room it may leave unused in its frame
 
+// So many batches in a row of which less than a sixteenth could leave, and it is no use to hold
+// faults until there is room, nor to try at full speed.
+constexpr unsigned kPoorBatches = 8, kPoorPart = 16;
+
 // Evicting starts this far below the budget, and stops twice as far below.
 std::uint64_t margin_of(std::uint64_t budget) {
   return std::clamp<std::uint64_t>(budget / 64, 256 * 1024, 4ULL << 20);
@@ -94,7 +98,8 @@ std::uint32_t Evictor::pages_wanted(Client& client, std::uint64_t now_us) {
       client.rss_next_us =
           now_us +
           std::clamp<std::uint64_t>(headroom / 2'000, 1'000ULL << (client.rss_still / 3), 100'000);
-      client.hold_above_bytes = budget + budget / 50 + (1ULL << 20);
+      client.hold_above_bytes =
+          client.poor_batches < kPoorBatches ? budget + budget / 50 + (1ULL << 20) : wire::kNoLimit;
     }
   }
   if (client.reclaim_fresh.exchange(false)) {
@@ -300,7 +305,7 @@ std::uint32_t Evictor::note_results(Client& client, std::uint32_t half) {
 void Evictor::take_results(Client& client, std::uint32_t half, std::uint64_t now_us) {
   wire::Command& command = client.mailbox->commands[half];
   if (load_word(command.state) != static_cast<std::uint32_t>(wire::CommandState::done)) return;
-  const std::uint32_t moved = note_results(client, half);
+  const std::uint32_t pages = client.batch[half].pages, moved = note_results(client, half);
   const std::uint32_t aborted = load_word(command.aborted);
   store_word(command.state, static_cast<std::uint32_t>(wire::CommandState::idle));
   if (aborted != wire::kAbortNone) {
@@ -312,6 +317,14 @@ void Evictor::take_results(Client& client, std::uint32_t half, std::uint64_t now
     if (aborted == wire::kAbortBusy) client.blocked_until_us = now_us + 1'000;
   }
   client.moved_this_turn += moved;
+  if (aborted == wire::kAbortNone) {
+    client.poor_batches = moved * kPoorPart < pages ? client.poor_batches + 1 : 0;
+    if (client.poor_batches >= kPoorBatches && !client.reclaim_running) {
+      client.hold_above_bytes = wire::kNoLimit;
+      const std::uint64_t pause_ms = std::min(client.poor_batches - kPoorBatches + 1, 20U);
+      client.blocked_until_us = std::max(client.blocked_until_us, now_us + pause_ms * 1'000);
+    }
+  }
   client.aborts_in_row = moved == 0 && aborted != wire::kAbortNone ? client.aborts_in_row + 1 : 0;
   if (client.aborts_in_row > 8)
     client.blocked_until_us = std::max(client.blocked_until_us, now_us + 5'000);

@@ -86,14 +86,34 @@ std::vector<VmaInfo> parse_smaps(std::string_view text) {
   return vmas;
 }
 
+namespace {
+
+// A process whose main thread has ended shows nothing of its memory in /proc/PID (an empty smaps,
+// a statm of zeros, no error); each of its other threads shows all of it.
+Result<std::string> read_of_memory(Os& os, pid_t pid, const std::string& name) {
+  const auto tells = [](const Result<std::string>& text) {
+    return text && !text->empty() && !text->starts_with("0 ");
+  };
+  const std::string base = "/proc/" + std::to_string(pid);
+  auto text = os.read_file(base + "/" + name);
+  if (!text || tells(text)) return text;
+  for (const pid_t tid : read_tids(pid)) {
+    text = os.read_file(base + "/task/" + std::to_string(tid) + "/" + name);
+    if (tells(text)) return text;
+  }
+  return fail("none of its threads has memory");
+}
+
+}  // namespace
+
 Result<std::vector<VmaInfo>> read_vmas(Os& os, pid_t pid) {
-  const auto text = os.read_file("/proc/" + std::to_string(pid) + "/smaps");
+  const auto text = read_of_memory(os, pid, "smaps");
   if (!text) return std::unexpected(text.error());
   return parse_smaps(*text);
 }
 
 Result<std::uint64_t> read_rss_anon(Os& os, pid_t pid) {
-  const auto text = os.read_file("/proc/" + std::to_string(pid) + "/statm");
+  const auto text = read_of_memory(os, pid, "statm");
   if (!text) return std::unexpected(text.error());
   std::string_view rest = *text;
   std::uint64_t size = 0, resident = 0, shared = 0;

@@ -22,35 +22,32 @@ Control* live_or_attached() {
 }
 
 // Nothing of a request is half made in the child, no other fork runs between fork_seq and the
-// event, and nothing is registered between the look at `registered` and the fork. No signal handler
-// of this thread runs meanwhile: it could ask for the lock that is held.
+// event, and nothing is registered between the look at `registered` and the fork. What is noted in
+// `library` belongs to the fork that holds the lock: glibc calls the handlers of forks in several
+// threads side by side. No signal handler of this thread runs meanwhile: it could ask for the lock
+// that is held.
 void prepare() {
-  if (live_or_attached() == nullptr) return;
+  (void)live_or_attached();
   const std::uint64_t mask = SignalBlock::block(SignalBlock::Set::asynchronous);
   RequestLock::acquire();
-  Control* const control = live();
-  if (control == nullptr) {
-    RequestLock::release();
-    SignalBlock::restore(mask);
-    return;
-  }
-  // Only under the lock: another thread's fork may have been ending.
-  library.fork_locked = true;
   library.fork_mask = mask;
+  Control* const control = live();
+  library.fork_of_client = control != nullptr;
+  if (control == nullptr) return;
   Announcement::begin(*control);
   library.fork_seq = sys::add(control->mailbox->fork_seq, 1);
   library.nothing_registered = sys::load(control->mailbox->registered) == 0;
 }
 
 void parent() {
-  if (!library.fork_locked) return;
-  Control* const control = library.control;
-  library.fork_locked = false;
-  library.nothing_registered =
-      false;  // holds for that child only, not for one by raw clone() later
   const std::uint64_t mask = library.fork_mask;
-  sys::add(control->mailbox->fork_seq, 1);
-  Announcement::end(*control);
+  if (library.fork_of_client) {
+    library.fork_of_client = false;
+    // Holds for that child only, not for one by raw clone() later.
+    library.nothing_registered = false;
+    sys::add(library.control->mailbox->fork_seq, 1);
+    Announcement::end(*library.control);
+  }
   RequestLock::release();
   SignalBlock::restore(mask);
 }
@@ -60,9 +57,9 @@ void child() {
   sys::store(library.request_lock, 0U);
   sys::store(library.quiet_calls, 0U);
   sys::store(library.exclusions.lock, 0U);
-  if (!library.fork_locked) return;  // not a client's: what its parent knew still holds
-  library.fork_locked = false;
-  begin_child();
+  // If not a client's: what its parent knew still holds.
+  if (library.fork_of_client) begin_child();
+  library.fork_of_client = false;
   SignalBlock::restore(library.fork_mask);
 }
 

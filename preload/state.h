@@ -96,8 +96,8 @@ struct Library {
   std::uint32_t request_lock;  // (atomic) see request.h
   std::uint32_t quiet_calls;   // (atomic) see QuietCall in request.h
   std::uint32_t fork_seq;      // of the fork under way, for the child
-  bool fork_locked;            // the prepare handler holds the request lock
-  std::uint64_t fork_mask;     // the forking thread's signal mask, while it does
+  bool fork_of_client;         // the fork under way; only under the request lock
+  std::uint64_t fork_mask;     // likewise: the forking thread's signal mask before it
   bool nothing_registered;  // in a process that is no longer live: no userfaultfd range can be left
   bool glibc_realloc;       // the next realloc is glibc's: chunk headers can be read
   wire::Range own_data;     // the library's own, never to be evicted

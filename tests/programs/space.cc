@@ -347,7 +347,7 @@ std::size_t present_pages(const std::byte* start, std::size_t pages) {
   return present;
 }
 
-void skip(const std::string& why) {
+void tell_skip(const std::string& why) {
   say("skip " + why);
   static_cast<void>(next_command());
   _exit(0);

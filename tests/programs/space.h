@@ -119,7 +119,7 @@ void evict(const Region& region, std::size_t least_percent = 97);
 
 std::size_t present_pages(const std::byte* start, std::size_t pages);  // by /proc/self/pagemap
 // The test then counts as skipped.
-[[noreturn]] void skip(const std::string& why);
+[[noreturn]] void tell_skip(const std::string& why);
 
 // A user-mode read of a page, or write to it; false: SIGSEGV or SIGBUS.
 bool try_read(const std::byte* page, std::byte* copy);

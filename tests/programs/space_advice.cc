@@ -108,7 +108,7 @@ class Guard : public OnRegion {
   After::What shows() const override { return After::What::guard; }
   void act() override {
     if (madvise(start(), bytes(), foldswap::uapi::kMadvGuardInstall) == 0) return;
-    if (errno == EINVAL) skip("this kernel has no MADV_GUARD_INSTALL");
+    if (errno == EINVAL) tell_skip("this kernel has no MADV_GUARD_INSTALL");
     broken("madvise(GUARD_INSTALL)");
   }
   void settle() override {

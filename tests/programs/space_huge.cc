@@ -45,7 +45,7 @@ class Huge : public OnRegion {
   void plan() override {
     plan_shape({.pages = kHugePages, .aligned = true, .advice = advice()});
     static const bool some = advice() == MADV_NOHUGEPAGE || has_huge_pages();
-    if (!some) skip("this machine gives out no huge pages");
+    if (!some) tell_skip("this machine gives out no huge pages");
   }
 
  protected:
@@ -160,7 +160,7 @@ class Mergeable : public OnRegion {
       sleep_ms(10);
       made_progress();
     }
-    skip("KSM merges nothing on this machine");
+    tell_skip("KSM merges nothing on this machine");
   }
   std::optional<Region> twin_;
 };

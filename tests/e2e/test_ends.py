@@ -1,0 +1,534 @@
+"""The ends of clients, and clients that stand still: exec, exit, death by signal, stop, freezer,
+core dump, a starved agent, a flood of events. What ends must be forgotten, what lives on must have
+every byte, and nobody else may notice."""
+
+import os
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import time
+
+import harness
+from cgroups import CpuQuota, Freezer, run_inside
+from harness import E2E, Churn, Place, slower, wait_until
+
+PAGE = 4096
+SYS_WRITE = "1"
+
+
+def tasks(pid):
+    return [int(t) for t in os.listdir(f"/proc/{pid}/task")]
+
+
+def system_call(pid, tid):
+    """The number of the system call it sleeps in; "-1": asleep outside of any, so in a fault."""
+    try:
+        with open(f"/proc/{pid}/task/{tid}/syscall", encoding="ascii") as f:
+            return f.read().split()[0]
+    except OSError:
+        return ""
+
+
+def process_states(pid):
+    states = []
+    for tid in sorted(tasks(pid)):
+        with open(f"/proc/{pid}/task/{tid}/stat", encoding="ascii") as f:
+            states.append(f.read().rsplit(")", 1)[1].split()[0])
+    return states
+
+
+def kill_quietly(pid, number=signal.SIGKILL):
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+class Ending(E2E):
+    def setUp(self):
+        super().setUp()
+        self.rng = random.Random(self.seed)
+
+    def start(self, how, *more, program="ends", **options):
+        """A client of programs/ends.cc, up to its "ready"."""
+        client = self.client([Place.program(program), f"--how={how}", f"--seed={self.seed}", *more],
+                             **options)
+        client.expect("ready")
+        return client
+
+    def start_witness(self):
+        """A client that always faults; it verifies what it reads until its input ends."""
+        witness = self.client([Place.program("sweep"), "--mb=16", "--until_eof=1",
+                               "--order=random", f"--seed={self.seed}"], "8M", name="witness")
+        witness.expect("populated")
+        return witness
+
+    def check_goes_on(self, client, faults=100, seconds=10):
+        """The client faults, and gets its pages."""
+        wanted = self.row(client.pid)["faults"] + faults
+        wait_until(f"{client.pid} to go on", lambda: self.row(client.pid)["faults"] >= wanted,
+                   seconds)
+
+    def end_witness(self, witness):
+        witness.close_input()
+        witness.expect("done")
+        self.assertEqual(witness.wait(), 0, witness.stderr())
+
+    def check_clean_end(self, client, code=0):
+        self.assertEqual(client.finish(), code, client.stderr())
+        self.assertEqual(client.stderr(), b"")
+
+
+class Ends(Ending):
+    def exec_chain(self, origin, to, levels):
+        """At each level everything is out, threads read it, and one thread leaves by exec."""
+        client = self.client([Place.program("ends"), "--how=exec", f"--from={origin}",
+                              f"--depth={levels}", f"--to={to}", "--mb=8", f"--seed={self.seed}"])
+        for level in range(levels + 1):
+            client.expect("ready")
+            wait_until("the old program to be forgotten", lambda: len(self.clients()) == 1)
+            self.assertGreater(self.reclaim(client.pid), 1500, f"level {level}")
+            if level < levels or to == "self":
+                client.send("go")
+        return client
+
+    def test_exec_from_thread(self):
+        client = self.exec_chain("thread", "self", 6)
+        client.expect("done")
+        self.check_clean_end(client)
+        self.finish_daemon()
+
+    def test_exec_of_another_program(self):
+        for origin in ("thread", "main", "thread"):
+            client = self.client([Place.program("ends"), "--how=exec", f"--from={origin}",
+                                  "--depth=0", f"--to={Place.program('holder')}", "--mb=8",
+                                  f"--seed={self.seed}"])
+            for _ in range(2):  # of `ends`, then of `holder`
+                client.expect("ready")
+                wait_until("the old program to be forgotten", lambda: len(self.clients()) == 1)
+                self.assertGreater(self.reclaim(client.pid), 1500)
+                client.send("verify")
+            client.expect("ok")
+            client.send("quit")
+            client.expect("bye")
+            self.check_clean_end(client)
+        self.finish_daemon()
+
+    def test_exec_from_main_under_faults(self):
+        client = self.exec_chain("main", "self", 6)
+        client.expect("done")
+        self.check_clean_end(client)
+        self.finish_daemon()
+
+    def test_exit_group_in_faults(self):
+        for n in range(12):
+            client = self.start("leave", "--mb=4", f"--from={('main', 'thread')[n % 2]}")
+            self.assertGreater(self.reclaim(client.pid), 700)
+            client.send("go")
+            self.check_clean_end(client, 7)
+        self.finish_daemon()
+
+    def stand_in_faults(self):
+        """A client with all its threads but main in faults that nobody answers: the daemon is
+        stopped. Also a second client with everything out."""
+        other = self.client([Place.program("holder"), "--mb=8"], name="other")
+        other.expect("ready")
+        bound = {**harness.clean_environment(), "LD_BIND_NOW": "1"}
+        client = self.start("stand", "--mb=4", "--readers=4", "--writers=3", env=bound)
+        self.assertGreater(self.reclaim(other.pid), 1500)
+        self.assertGreater(self.reclaim(client.pid), 700)
+        os.kill(self.daemon.pid, signal.SIGSTOP)
+        self.addCleanup(kill_quietly, self.daemon.pid, signal.SIGCONT)
+        wait_until("the daemon to stand still",
+                   lambda: set(process_states(self.daemon.pid)) == {"T"})
+        client.popen.stdin.write(b"r")
+
+        def all_wait():
+            calls = [system_call(client.pid, t) for t in tasks(client.pid)]
+            # A writer whose first page was in goes on to a fault of its own.
+            return calls.count("-1") + calls.count(SYS_WRITE) == 7 and SYS_WRITE in calls
+
+        wait_until("seven threads in faults, some of them in write(2)", all_wait)
+        return client, other
+
+    def go_on_after_end(self, other):
+        os.kill(self.daemon.pid, signal.SIGCONT)
+        other.ask("verify")
+        wait_until("the dead client to be forgotten", lambda: len(self.clients()) == 1)
+        self.check_clean_end(other)
+        self.finish_daemon()
+
+    def test_exit_group_while_nobody_answers(self):
+        client, other = self.stand_in_faults()
+        client.popen.stdin.write(b"x")
+        self.check_clean_end(client, 7)
+        self.go_on_after_end(other)
+
+    def test_sigkill_in_a_fault(self):
+        client, other = self.stand_in_faults()
+        os.kill(client.pid, signal.SIGKILL)
+        self.check_clean_end(client, -signal.SIGKILL)
+        self.go_on_after_end(other)
+
+    def test_sigkill_in_a_move(self):
+        """Killed at random moments while the agent moves pages, by budget and by order."""
+        witness = self.start_witness()
+        for n in range(30):
+            victim = self.client([Place.program("sweep"), "--mb=8", "--until_eof=1",
+                                  "--order=random", f"--seed={n}"],
+                                 "2M" if n % 2 == 0 else None, name="victim")
+            victim.expect("populated")
+            order = None
+            if n % 2 == 1:
+                order = self.plain([Place.binary("foldswap"), "--runtime-dir", self.daemon.dir,
+                                    "reclaim", "--client", str(victim.pid)])
+            time.sleep(self.rng.random() * 0.04)
+            os.kill(victim.pid, signal.SIGKILL)
+            self.check_clean_end(victim, -signal.SIGKILL)
+            if order is not None:
+                self.assertIn(order.finish(20), (0, 1), order.stderr())
+        self.check_goes_on(witness)
+        self.end_witness(witness)
+        stats = self.finish_daemon()
+        self.assert_worked(stats)
+
+    def test_sigkill_of_relatives(self):
+        """Some of a family die in the middle of eviction; the others have their bytes."""
+        for n in range(8):
+            name = f"family{n}"
+            client = self.start("family", "--mb=8", resident_max="4M" if n % 2 else None, name=name)
+            churn = Churn(self, name, restore_every=5)
+            churn.start()
+            client.send("go")
+            pids = {}
+            while len(pids) < 3:
+                _, role, pid = client.line().split()
+                pids[role] = int(pid)
+                self.addCleanup(kill_quietly, int(pid))
+            time.sleep(self.rng.random() * 0.4)
+            killed = self.rng.sample(sorted(pids), self.rng.choice((1, 2)))
+            for role in killed:
+                os.kill(pids[role], signal.SIGKILL)
+            time.sleep(0.2)
+            client.close_input()
+            code = client.finish()
+            churn.stop()
+            self.assertEqual(client.stderr(), b"", f"killed: {killed}")
+            self.assertEqual(code, -signal.SIGKILL if "parent" in killed else 0)
+            said = [line for line in client.output.decode().splitlines() if line.startswith("ok")]
+            self.assertEqual(sorted(said), sorted(f"ok {r}" for r in pids if r not in killed))
+        self.finish_daemon()
+
+    def test_budget_over_shared_pages(self):
+        """More than the budget is shared with a child, and so cannot leave. The budget is soft:
+        the faults of the program must not wait for evictions that come to nothing."""
+        client = self.start("sharing", "--mb=8")
+        self.assertGreater(self.reclaim(client.pid, "--bytes", "4M"), 1000)
+        client.ask("go", "shared")
+        self.cli_ok("limit", "--client", str(client.pid), "1M")
+        time.sleep(0.5)
+        client.send("go")
+        client.expect("done", 15)  # 30 s, see slower()
+        client.expect("child ok")
+        self.assertEqual(client.finish(), 0)
+        print(client.stderr().decode())
+        self.finish_daemon()
+
+    def test_abort_in_a_handler(self):
+        for _ in range(4):
+            client = self.start("abort", "--mb=4")
+            self.assertGreater(self.reclaim(client.pid), 700)
+            client.send("go")
+            client.expect("in the handler")
+            self.check_clean_end(client, -signal.SIGABRT)
+        self.finish_daemon()
+
+    def start_without_main(self, *more):
+        client = self.start("main_leaves", "--mb=16", *more, name="headless")
+        self.assertGreater(self.reclaim(client.pid), 3500)
+        client.send("go")
+        client.expect("main leaves")
+        wait_until("the main thread to end", lambda: process_states(client.pid)[0] == "Z")
+        return client
+
+    def end_without_main(self, client):
+        client.close_input()
+        client.expect("done")
+        self.check_clean_end(client)
+        self.finish_daemon()
+
+    def test_main_thread_ends_first(self):
+        """It is served and evicted on, though /proc shows nothing of its memory under its pid."""
+        client = self.start_without_main()
+        churn = Churn(self, "headless")
+        churn.start()
+        time.sleep(3)
+        churn.stop()
+        print(f"without its main thread {churn.pages} pages went out in {churn.rounds} reclaims")
+        self.assertGreater(churn.pages, 1000)
+        self.end_without_main(client)
+
+    def test_main_thread_ends_first_and_quiet(self):
+        """When it has been quiet the daemon looks which memory is registered; nothing to be seen
+        must not mean none."""
+        client = self.start_without_main("--idle=1")
+        time.sleep(7)
+        self.end_without_main(client)
+
+    def test_spawn_under_eviction(self):
+        client = self.client([Place.program("ends_churn"), "--how=spawn", "--mb=12"], name="spawns")
+        client.expect("ready")
+        churn = Churn(self, client.pid)
+        churn.start()
+        time.sleep(5)
+        churn.stop()
+        client.close_input()
+        client.expect("done")
+        self.check_clean_end(client)
+        self.assertGreater(churn.pages, 1000)
+        self.assert_worked(self.finish_daemon())
+
+
+class CoreDump(Ending):
+    def start_core(self):
+        image = os.path.join(self.tmp, "image")
+        client = self.client([Place.program("ends"), "--how=core", "--mb=8", f"--image={image}",
+                              f"--seed={self.seed}"], cwd=self.tmp)
+        address = int(client.line().split()[1])
+        client.expect("ready")
+        self.assertGreater(self.reclaim(client.pid), 1900)
+        with open(image, "rb") as f:
+            return client, address, f.read()
+
+    def memory_of_core(self, path, start, size):
+        """`size` bytes at address `start`, out of the PT_LOADs; what has no bytes there is None."""
+        pages = [None] * (size // PAGE)
+        with open(path, "rb") as f:
+            data = f.read(64)
+            self.assertEqual(data[:6], b"\x7fELF\x02\x01")
+            offset, = struct.unpack_from("<Q", data, 32)
+            entry_size, count = struct.unpack_from("<HH", data, 54)
+            for i in range(count):
+                f.seek(offset + i * entry_size)
+                kind, _, at, vaddr, _, filesz = struct.unpack_from("<IIQQQQ", f.read(entry_size))
+                for page in range(max(vaddr, start), min(vaddr + filesz, start + size), PAGE):
+                    if kind == 1:
+                        f.seek(at + page - vaddr)
+                        pages[(page - start) // PAGE] = f.read(PAGE)
+        return pages
+
+    def dumped(self, client):
+        """Where the kernel puts the core of `client`, which is about to abort in our directory."""
+        with open("/proc/sys/kernel/core_pattern", encoding="utf-8") as f:
+            pattern = f.read().strip()
+        if pattern.startswith(("|", "/")) or not pattern:
+            self.skipTest(f"core dumps do not go into the working directory: {pattern!r}")
+        before = set(os.listdir(self.tmp))
+        client.send("abort")
+        self.assertEqual(client.finish(), -signal.SIGABRT)
+        new = [os.path.join(self.tmp, n) for n in set(os.listdir(self.tmp)) - before]
+        self.assertEqual(len(new), 1, f"new files: {new}")
+        return new[0]
+
+    def pages_of(self, image):
+        return [image[i:i + PAGE] for i in range(0, len(image), PAGE)]
+
+    def test_holes(self):
+        """Pages that are out are holes in a core dump; none has wrong bytes."""
+        client, address, image = self.start_core()
+        wanted = self.pages_of(image)
+        pages = self.memory_of_core(self.dumped(client), address, len(image))
+        zero = bytes(PAGE)
+        holes = sum(p is None or (p == zero and w != zero) for p, w in zip(pages, wanted))
+        right = sum(p == w for p, w in zip(pages, wanted))
+        print(f"{holes} holes, {right} right pages of {len(wanted)}")
+        self.assertGreater(holes, 1000)
+        for page, want in zip(pages, wanted):
+            self.assertTrue(page in (None, zero, want), "a page with other bytes")
+        self.finish_daemon()
+
+    def test_whole_after_restore(self):
+        client, address, image = self.start_core()
+        self.restore(client.pid)
+        self.assertEqual(self.row(client.pid)["evicted_pages"], 0)
+        pages = self.memory_of_core(self.dumped(client), address, len(image))
+        self.assertEqual(sum(p != w for p, w in zip(pages, self.pages_of(image))), 0)
+        self.finish_daemon()
+
+    def test_gcore_after_restore(self):
+        """A debugger's dump of a running client; it lives on."""
+        gcore = shutil.which("gcore")
+        if gcore is None:
+            self.skipTest("no gcore")
+        client, address, image = self.start_core()
+        self.restore(client.pid)
+        prefix = os.path.join(self.tmp, "gcore")
+        result = subprocess.run([gcore, "-o", prefix, str(client.pid)], stdin=subprocess.DEVNULL,
+                                capture_output=True, text=True, timeout=slower(60), check=False)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        pages = self.memory_of_core(f"{prefix}.{client.pid}", address, len(image))
+        self.assertEqual(sum(p != w for p, w in zip(pages, self.pages_of(image))), 0)
+        self.assertGreater(self.reclaim(client.pid), 1900)
+        client.send("quit")
+        self.check_clean_end(client)
+        self.finish_daemon()
+
+
+class StandStill(Ending):
+    """One client is stopped, frozen, starved or floods; the other goes on."""
+
+    def start_slow(self, command_of=lambda command: command):
+        """A client that evicts and faults all the time."""
+        command = self.client_command([Place.program("sweep"), "--mb=16", "--until_eof=1",
+                                       "--order=random", f"--seed={self.seed + 1}"], "8M",
+                                      "slow", ("--require",))
+        slow = self.plain(command_of(command))
+        slow.expect("populated", 120)
+        return slow
+
+    def check_orders(self, witness):
+        """Orders about the other client, and about all, are answered."""
+        self.reclaim(witness.pid, "--bytes", "1M")
+        result = self.cli("reclaim", "--all", "--bytes", "1M", seconds=30)
+        self.assertIn(result.returncode, (0, 1), result.stderr)
+
+    def check_end(self, witness, slow):
+        self.check_goes_on(witness)
+        for client in (witness, slow):
+            client.close_input()
+            client.expect("done", 120)
+            self.assertEqual(client.wait(), 0, client.stderr())
+        self.assert_worked(self.finish_daemon())
+
+    def test_stopped(self):
+        witness, slow = self.start_witness(), self.start_slow()
+        for n in range(12):
+            time.sleep(self.rng.random() * 0.1)
+            os.kill(slow.pid, signal.SIGSTOP)
+            self.check_goes_on(witness)
+            if n % 6 == 5:
+                self.check_orders(witness)
+            os.kill(slow.pid, signal.SIGCONT)
+            self.check_goes_on(slow)
+        self.check_end(witness, slow)
+
+    def test_frozen(self):
+        freezer = Freezer(self)
+        witness, slow = self.start_witness(), self.start_slow()
+        freezer.add(slow.pid)
+        for n in range(12):
+            time.sleep(self.rng.random() * 0.1)
+            freezer.freeze()
+            self.check_goes_on(witness)
+            if n % 6 == 5:
+                self.check_orders(witness)
+            freezer.thaw()
+            self.check_goes_on(slow)
+        self.check_end(witness, slow)
+
+    def test_starved_of_cpu(self):
+        """Agent and threads share 5 % of a CPU; all that they do stands still most of the time."""
+        quota = CpuQuota(self, 50)  # until it has filled its memory
+        witness = self.start_witness()
+        slow = self.start_slow(lambda command: run_inside(quota, command))
+        quota.limit(5)
+        self.assertTrue(quota.has("cpu.stat"))
+        before = quota.throttled()
+        for _ in range(5):
+            self.check_goes_on(witness)
+            self.check_goes_on(slow, faults=10, seconds=30)
+            self.check_orders(witness)
+        self.assertGreater(quota.throttled(), before, "the quota did nothing")
+        quota.release()
+        self.check_end(witness, slow)
+
+    def test_flood_of_events(self):
+        witness = self.start_witness()
+        flood = self.start("flood", "--mb=8", program="ends_churn", name="flood")
+        self.assertGreater(self.reclaim(flood.pid), 1500)
+        flood.send("go")
+        flood.expect("flooding")
+        for _ in range(5):
+            self.check_goes_on(witness)
+            self.check_orders(witness)
+        # Its own order may not be possible; it has to be answered.
+        self.assertIn(self.cli("reclaim", "--client", "flood", seconds=30).returncode, (0, 1))
+        flood.send("stop")
+        flood.expect("done")
+        self.check_clean_end(flood)
+        self.end_witness(witness)
+        self.finish_daemon()
+
+
+class Hazard(Ending):
+    def copy_starved(self, *more):
+        """Threads keep the descriptor full of events; each fault is answered all the same."""
+        client = self.start("starve", "--mb=16", *more, program="ends_churn")
+        self.assertGreater(self.reclaim(client.pid), 3500)
+        client.send("go")
+        try:
+            client.expect("done", 15)  # 30 s, see slower()
+        finally:
+            print(client.stderr().decode(errors="replace"))
+        self.assertEqual(client.finish(), 0)
+        self.finish_daemon()
+
+    def test_05_copy_starved(self):
+        self.copy_starved("--apart=0")
+
+    def test_05_copy_starved_apart(self):
+        self.copy_starved("--apart=1")
+
+    def start_huge(self, how, *more, resident_max=None):
+        client = self.client([Place.program("ends_churn"), f"--how={how}", "--mb=16",
+                              f"--seed={self.seed}", *more], resident_max)
+        kib = int(client.line().split()[1])
+        if kib == 0:
+            self.skipTest("this machine gives no huge pages")
+        print(f"{kib} KiB in huge pages")
+        return client
+
+    def test_23_large_folio_vmspliced(self):
+        client = self.start_huge("vmsplice")
+        client.expect("held")
+        print(f"with a page of each in a pipe: {self.reclaim(client.pid)} pages out")
+        client.ask("go", "released")
+        self.assertGreater(self.reclaim(client.pid), 3500)
+        client.ask("go", "done")
+        self.check_clean_end(client)
+        self.finish_daemon()
+
+    def test_23_large_folio_pinned(self):
+        client = self.start_huge("pinned", f"--file={self.tmp}/direct")
+        client.expect("reading")
+        churn = Churn(self, client.pid)
+        churn.start()
+        time.sleep(5)
+        churn.stop()
+        client.close_input()
+        reads = int(client.line().split()[1])
+        self.check_clean_end(client)
+        print(f"{reads} direct reads, {churn.pages} pages out")
+        self.assertGreater(reads, 1000)
+        self.assertGreater(churn.pages, 1000)
+        self.finish_daemon()
+
+    def test_23_large_folio_split(self):
+        client = self.start_huge("split")
+        client.expect("cut")
+        self.assertGreater(self.reclaim(client.pid), 3000)
+        client.ask("go", "shared")
+        print(f"shared with a child: {self.reclaim(client.pid)} pages out")
+        client.ask("go", "alone")  # a third of it written since, so no longer shared
+        out = self.reclaim(client.pid)
+        print(f"alone again: {out} pages out")
+        self.assertGreater(out, 1000)
+        client.ask("go", "done")
+        self.check_clean_end(client)
+        self.finish_daemon()
+
+
+if __name__ == "__main__":
+    harness.main()
