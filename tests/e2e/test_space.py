@@ -2,6 +2,7 @@
 same-filled pages, on their way out, and being faulted in at that moment. The programs (space.h)
 verify every byte; here is the other side of their talk: eviction when they ask for it."""
 
+import fcntl
 import os
 
 import harness
@@ -134,6 +135,12 @@ class Advice(Space):
 class Huge(Space):
     """Huge pages and KSM: settings of the whole machine, put back afterwards."""
 
+    def lock_settings(self, directory):
+        """Another run of these tests would take our values for those to put back."""
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        self.addCleanup(os.close, fd)  # the lock goes with it, after all that is added later
+        fcntl.flock(fd, fcntl.LOCK_EX)
+
     def set_machine(self, path, value):
         """Writes a setting and has it put back; skips when it is not there or not ours to set."""
         try:
@@ -152,6 +159,9 @@ class Huge(Space):
             f.write(value)
 
     def run_with_huge_pages(self, operation, setting="madvise"):
+        if not os.path.exists(THP):
+            self.skipTest("this kernel has no transparent huge pages")
+        self.lock_settings(THP)
         self.set_machine(f"{THP}/enabled", setting)
         self.run_operation("space_huge", operation)
 
@@ -179,6 +189,7 @@ class Huge(Space):
     def test_mergeable(self):
         if not os.path.exists(KSM):
             self.skipTest("this kernel has no KSM")
+        self.lock_settings(KSM)
         self.set_machine(f"{KSM}/pages_to_scan", "5000")
         self.set_machine(f"{KSM}/sleep_millisecs", "2")
         self.set_machine(f"{KSM}/run", "1")

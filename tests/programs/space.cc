@@ -327,8 +327,9 @@ void evict(const Region& region, std::size_t least_percent) {
     ask("evict");
     present = 0;
     for (std::size_t i = 0; i < region.pages(); ++i) {
-      // Holes that were read are the kernel's zero page: nothing to take out.
-      if (region.key(i) != 0) present += present_pages(region.page(i), 1);
+      // What came back as zeros for a read is the kernel's zero page: nothing to take out.
+      if (present_pages(region.page(i), 1) == 0) continue;
+      present += holds(region.page(i), 0, region.kind()) ? 0U : 1U;
     }
     if (present * 100 <= region.pages() * (100 - least_percent)) return;
     sleep_ms(50);
