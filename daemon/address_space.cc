@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/mutation.h"
+
 namespace foldswap {
 namespace {
 
@@ -49,7 +51,7 @@ bool AddressSpace::apply_early_removes(Client& client, std::uint64_t now_us) {
   bool fork = false, all = true;
   for (std::uint32_t i = 0; i < record.inbox_count; ++i) {
     const uffd_msg message = record.inbox[i];
-    fork = fork || message.event == UFFD_EVENT_FORK;
+    fork = fork || (message.event == UFFD_EVENT_FORK && !mutated(Mutation::h01_fork_before_frees));
     if (message.event == UFFD_EVENT_REMOVE && !fork && all) {
       const auto start = message.arg.remove.start, bytes = message.arg.remove.end - start;
       const bool moving = std::any_of(record.inbox, record.inbox + kept, [&](const uffd_msg& m) {
@@ -232,7 +234,10 @@ bool AddressSpace::arrival_order_fits(const Client& client, std::span<const uffd
 
 bool AddressSpace::order_moves(Client& client, std::span<const uffd_msg> inbox,
                                std::vector<Move>& moves) const {
-  if (moves.size() < 2 || arrival_order_fits(client, inbox, moves)) return true;
+  if (moves.size() < 2 || mutated(Mutation::h01_order_of_moves) ||
+      arrival_order_fits(client, inbox, moves)) {
+    return true;
+  }
   // A place that more than two moves touch has more than one history that ends like this.
   for (const Move& m : moves) {
     for (const std::uint64_t place : {m.from, m.to}) {

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/mutation.h"
 #include "daemon/proof.h"
 
 namespace foldswap {
@@ -144,7 +145,9 @@ void FaultService::note_starved(Client& client) {
   const std::uint64_t patience = stormy ? kLessPatienceUs : kPatienceUs;
   if (!crowded && now_us - client.starved_since_us < patience) return;
   if (client.stop_wanted && now_us - client.stopped_at_us < kAgainUs) return;
-  if (!stop_threads_ || os_.uffd_probe(client.uffd.get(), kPage) != Probe::changing) return;
+  if (!stop_threads_ || mutated(Mutation::h05_stop_threads) ||
+      os_.uffd_probe(client.uffd.get(), kPage) != Probe::changing)
+    return;
   client.stop_wanted = true;
   client.stopped_at_us = now_us;
   stop_threads_(client);
@@ -386,7 +389,7 @@ FaultService::Outcome FaultService::answer_evicted(Client& client, const Pending
   }
   std::uint32_t done = 0;
   Outcome outcome = copy_in(client, fault.page, pages, true, done);
-  if (done == 0 && pages > 1 && outcome == Outcome::later) {
+  if (done == 0 && pages > 1 && outcome == Outcome::later && !mutated(Mutation::h10_single_pages)) {
     pages =
         1;  // HAZARDS 10: a window over a border fails as a whole though its first page can be had
     outcome = copy_in(client, fault.page, 1, true, done);
@@ -406,6 +409,7 @@ std::uint32_t FaultService::clear_way(Client& client, std::uint64_t start, std::
   constexpr std::uint64_t kGuard = 1ULL << 58;
   constexpr std::uint64_t kAnything = (1ULL << 63) | (1ULL << 62) | kGuard;
   std::array<std::uint64_t, kMostWindow> words{};
+  if (mutated(Mutation::h12_guards)) return pages;
   if (client.pagemap_fd() < 0) return 1;
   const int n = os_.read_at(client.pagemap_fd(), words.data(), pages * sizeof(words[0]),
                             start / kPage * sizeof(words[0]));
@@ -463,6 +467,7 @@ FaultService::Outcome FaultService::settle_error(Client& client, std::uint64_t p
     case ENOENT:              // its mapping is gone
     case EINVAL:              // its mapping is no longer ours
     default: {
+      if (mutated(Mutation::h10_wake)) return Outcome::done;
       if (error == ENOENT) forget_unmapped(client, page);
       const int woken = os_.uffd_wake(client.uffd.get(), page, kPage);
       return woken == -ESRCH ? Outcome::gone : Outcome::done;

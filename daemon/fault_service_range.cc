@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "base/mutation.h"
+
 #include "daemon/fault_service.h"
 
 namespace foldswap {
@@ -104,10 +106,12 @@ bool FaultService::unregister(Client& client, std::uint64_t start, std::uint64_t
   // Looked at under the lock: the evictor notes a page as out before it asks for it, and the agent
   // takes it under the lock.
   if (!nothing_out(client, start, start + bytes) ||
-      os_.uffd_probe(client.uffd.get(), start) == Probe::changing) {
+      (os_.uffd_probe(client.uffd.get(), start) == Probe::changing &&
+       !mutated(Mutation::h02_probe_unregister))) {
     done = false;
   } else if (os_.uffd_unregister(client.uffd.get(), start, bytes) == 0 &&
-             os_.uffd_probe(client.uffd.get(), start) == Probe::changing) {
+             os_.uffd_probe(client.uffd.get(), start) == Probe::changing &&
+             !mutated(Mutation::h02_probe_unregister)) {
     (void)os_.uffd_register(client.uffd.get(), start, bytes);
     done = false;
   }

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/fd_message.h"
+#include "base/mutation.h"
 #include "daemon/proof.h"
 
 namespace foldswap {
@@ -407,7 +408,8 @@ void Handshake::lifeline_hup(std::uint64_t token) {
   if (client == nullptr) return;
   (void)::epoll_ctl(epoll_, EPOLL_CTL_DEL, client->lifeline(), nullptr);
   // Most often the whole process ended; if not, it goes on being served without its agent.
-  client->set_state(os_.uffd_probe(client->uffd.get(), kPage) == Probe::gone
+  client->set_state(os_.uffd_probe(client->uffd.get(), kPage) == Probe::gone ||
+                            mutated(Mutation::h07_hup_is_no_death)
                         ? ClientState::exiting
                         : ClientState::agentless);
 }

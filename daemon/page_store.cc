@@ -1,5 +1,6 @@
 #include "daemon/page_store.h"
 
+#include "base/mutation.h"
 #include "compress/same_filled.h"
 
 namespace foldswap {
@@ -51,6 +52,10 @@ Result<Entry> PageStore::put(std::span<const std::byte, kPage> page, CodecSpec s
 bool PageStore::publish(Client& client, std::uint64_t page, Entry out, Entry entry) {
   // Counted before it can be seen, so that a fault in between never counts below zero.
   count(client, entry, true);
+  if (mutated(Mutation::h18_wanted_is_kept) &&
+      client.map->replace(page, out.with_wanted(), entry)) {
+    return true;
+  }
   if (client.map->replace(page, out, entry)) return true;
   count(client, entry, false);
   discard(entry);
@@ -87,7 +92,8 @@ bool PageStore::poison(Client& client, std::uint64_t page, Entry entry) {
 
 bool PageStore::share(Client& child, std::uint64_t page, Entry entry) {
   if (entry.state() == PageState::none) return true;
-  if (entry.has_record() && !pool_.ref(object_of(entry))) return false;
+  if (entry.has_record() && !mutated(Mutation::fork_references) && !pool_.ref(object_of(entry)))
+    return false;
   {
     const RankedLock lock(child.mutex);
     if (child.map->ensure(page) == nullptr) {

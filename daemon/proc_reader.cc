@@ -7,6 +7,8 @@
 #include <memory>
 #include <sstream>
 
+#include "base/mutation.h"
+
 namespace foldswap {
 namespace {
 
@@ -96,7 +98,7 @@ Result<std::string> read_of_memory(Os& os, pid_t pid, const std::string& name) {
   };
   const std::string base = "/proc/" + std::to_string(pid);
   auto text = os.read_file(base + "/" + name);
-  if (!text || tells(text)) return text;
+  if (!text || tells(text) || mutated(Mutation::memory_of_a_dead_leader)) return text;
   for (const pid_t tid : read_tids(pid)) {
     text = os.read_file(base + "/task/" + std::to_string(tid) + "/" + name);
     if (tells(text)) return text;

@@ -2,10 +2,13 @@
 
 #include <algorithm>
 
+#include "base/mutation.h"
+
 namespace foldswap {
 
 // The ranges are sorted by start and do not overlap.
 void QuarantineList::add(std::uint64_t start, std::uint64_t end, std::uint64_t now_us) {
+  if (mutated(Mutation::h16_quarantine)) return;
   Quarantine* list = record_.quarantine;
   std::uint32_t i = 0;
   while (i < record_.quarantine_count && list[i].end < start) ++i;

@@ -1,11 +1,14 @@
 #include "daemon/registry.h"
 
 #include <spdlog/spdlog.h>
+#include <sys/eventfd.h>
 #include <algorithm>
 #include <array>
 #include <charconv>
 #include <cstring>
 #include <utility>
+
+#include "base/mutation.h"
 
 namespace foldswap {
 
@@ -124,6 +127,7 @@ std::shared_ptr<Client> Registry::adopt_child(Client& parent, UniqueFd uffd,
   parts.record = record;
   parts.map = std::move(*map);
   parts.uffd = std::move(uffd);
+  if (mutated(Mutation::h06_keep_child)) parts.uffd = UniqueFd(::eventfd(0, EFD_CLOEXEC));
   auto child = make_client(std::move(parts));
   child->may_share = true;
   return child;

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include "base/mutation.h"
 #include "preload/agent.h"
 #include "preload/child.h"
 #include "preload/request.h"
@@ -29,7 +30,7 @@ Control* live_or_attached() {
 void prepare() {
   (void)live_or_attached();
   const std::uint64_t mask = SignalBlock::block(SignalBlock::Set::asynchronous);
-  RequestLock::acquire();
+  if (!mutated(Mutation::fork_serialised)) RequestLock::acquire();
   library.fork_mask = mask;
   Control* const control = live();
   library.fork_of_client = control != nullptr;
@@ -48,7 +49,7 @@ void parent() {
     sys::add(library.control->mailbox->fork_seq, 1);
     Announcement::end(*library.control);
   }
-  RequestLock::release();
+  if (!mutated(Mutation::fork_serialised)) RequestLock::release();
   SignalBlock::restore(mask);
 }
 

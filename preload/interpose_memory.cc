@@ -9,6 +9,7 @@
 
 #include <cerrno>
 
+#include "base/mutation.h"
 #include "base/uapi.h"
 #include "preload/next.h"
 #include "preload/remap_fallback.h"
@@ -53,6 +54,9 @@ void* remap_plain(const RemapCall& call, void* target) {
 
 void* remap_client(Control& control, const RemapCall& call, void* target) {
   LayoutSection section(control);
+  if (mutated(Mutation::h13_unify_first)) {
+    return next_mremap(call.address, call.old_bytes, call.new_bytes, call.flags, target);
+  }
   const auto start = reinterpret_cast<std::uint64_t>(call.address);
   if (!section.prepare(wire::RequestOp::unify, start, call.old_bytes)) {
     return remap_orphan(call, target);
@@ -123,14 +127,19 @@ int advise_silently(void* address, std::size_t bytes, int advice) {
   return as_client(
       [&](Control& control) {
         LayoutSection section(control);
-        if (!section.prepare(wire::RequestOp::release, start, bytes)) populate(start, bytes);
+        if (!mutated(Mutation::h12_release_first) &&
+            !section.prepare(wire::RequestOp::release, start, bytes)) {
+          populate(start, bytes);
+        }
         const int result = next_madvise(address, bytes, advice);
         // HAZARDS 12: the daemon's look at the mappings may be a second old, and a plan made from
         // it may be on its way. Evicted from a mapping that is wiped on fork, a page would reach
         // the child. The next plan looks anew, one already made is void by the count of threads, in
         // this order.
-        sys::add(control.mailbox->advised, 1);
-        sys::add(control.mailbox->threads_created, 1);
+        if (!mutated(Mutation::h12_fresh_mappings)) {
+          sys::add(control.mailbox->advised, 1);
+          sys::add(control.mailbox->threads_created, 1);
+        }
         return result;
       },
       [&] {

@@ -11,6 +11,7 @@
 
 #include <cerrno>
 
+#include "base/mutation.h"
 #include "preload/agent.h"
 #include "preload/exclusions.h"
 #include "preload/next.h"
@@ -67,7 +68,7 @@ bool changed_by_kernel(const pthread_mutexattr_t* attributes) {
   return (pthread_mutexattr_getrobust(attributes, &robust) == 0 &&
           robust == PTHREAD_MUTEX_ROBUST) ||
          (pthread_mutexattr_getprotocol(attributes, &protocol) == 0 &&
-          protocol == PTHREAD_PRIO_INHERIT);
+          protocol == PTHREAD_PRIO_INHERIT && !mutated(Mutation::inheriting_mutexes));
 }
 
 // The program has threads of its own: the kernel will refuse the call, whatever becomes of the

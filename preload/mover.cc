@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <iterator>
 
+#include "base/mutation.h"
 #include "base/uapi.h"
 
 namespace foldswap::preload {
@@ -48,6 +49,7 @@ bool arm_half(Control& c, std::uint32_t half) {
 // MADV_DONTNEED would raise a REMOVE event on a registered one, and wait for a reader who may be
 // waiting for our lock.
 bool staging_locked(const Control& c, std::uint32_t half) {
+  if (mutated(Mutation::h21_locked_staging)) return false;
   return sys::call(SYS_madvise, half_start(c, half), wire::kHalfBytes, MADV_COLD) == -EINVAL;
 }
 
@@ -145,9 +147,13 @@ class Executor {
     AbortReason reason = must_not();
     if (reason == wire::kAbortNone) reason = move(waited_for ? kSmallChunk : wire::kHalfPages);
     const bool moved = moved_first_ < moved_end_;
-    if (moved) copy_out();
+    if (moved && !mutated(Mutation::h04_copy_in_hold)) copy_out();
     sys::store(box_.layout, static_cast<std::uint32_t>(wire::kLayoutFree));
     sys::store(box_.layout_agent, 0U);
+    if (moved && mutated(Mutation::h04_copy_in_hold)) {
+      sys::sleep_us(2'000);
+      copy_out();
+    }
     if (moved) refresh_staging();
     return reason;
   }
@@ -166,7 +172,9 @@ class Executor {
 
   // Reasons not to touch anything, seen under the lock and with layout_agent announced.
   AbortReason must_not() {
-    if (sys::load(box_.epoch) != epoch_) return wire::kAbortEpoch;
+    if (sys::load(box_.epoch) != epoch_ && !mutated(Mutation::layout_epoch)) {
+      return wire::kAbortEpoch;
+    }
     if (sys::load(box_.layout_busy) != 0) return wire::kAbortBusy;
     if (sys::load(box_.threads_created) != threads_) return wire::kAbortThreads;
     if (staging_locked(c_, half_)) return wire::kAbortLocked;
@@ -215,7 +223,8 @@ class Executor {
     }
     // HAZARDS 3: registered in the same hold, or the program could have mapped the source anew.
     const std::uint64_t bit = std::uint64_t{1} << piece.reg;
-    if ((armed & bit) == 0 && !register_source(piece.reg)) {
+    if ((armed & bit) == 0 && !mutated(Mutation::h03_register_in_hold) &&
+        !register_source(piece.reg)) {
       mark(piece.slot, PageResult::refused, piece.pages);
       return wire::kAbortRegister;
     }
@@ -297,6 +306,7 @@ class Executor {
   // changes no byte. True: there is something that MOVE may take now. Bits as in the kernel's
   // admin-guide/mm/pagemap.
   bool renew_busy() {
+    if (mutated(Mutation::renew_shared)) return false;
     renewing_ = true;
     const long fd = sys::call(SYS_openat, AT_FDCWD, "/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
     if (fd < 0) return false;
@@ -319,6 +329,7 @@ class Executor {
                                start / wire::kPageBytes * sizeof(words[0]));
     if (got != static_cast<long>(count * sizeof(words[0]))) return false;
     const auto ours = [&](std::uint32_t i) {
+      if (mutated(Mutation::renew_only_ones_own)) return (words[i] & kPresent) != 0;
       return (words[i] & (kPresent | kFile | kMappedOnce)) == (kPresent | kMappedOnce);
     };
     bool any = false;

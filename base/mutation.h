@@ -1,0 +1,51 @@
+// Mutations: tests of the tests. Each name stands at the one place where a hazard is handled, and
+// takes that handling out; tests/mutations.py builds each in turn and demands that a named test
+// fails. In every other build mutated() is constant false and nothing of this is left.
+// Thread safety: constants.
+#pragma once
+
+namespace foldswap {
+
+enum class Mutation {
+  none,
+  h01_order_of_moves,       // moves are applied as they arrive
+  h01_fork_before_frees,    // a REMOVE is applied although a FORK is kept
+  h02_probe_unregister,     // nobody looks for a change under way after UNREGISTER
+  h03_register_in_hold,     // the agent moves without REGISTER in the same lock hold
+  h04_copy_in_hold,         // the agent lets go of the lock before it has copied out
+  h05_stop_threads,         // a starved fault is left to its fate
+  h06_keep_child,           // the descriptor of a fork is closed
+  h07_hup_is_no_death,      // a lifeline that hangs up ends the client
+  h09_thread_blocks,        // control blocks of threads are evicted
+  h10_single_pages,         // a window that fails is not tried page by page
+  h10_wake,                 // a fault whose mapping is gone is not woken
+  h12_release_first,        // advice without an event is given before pages are brought back
+  h12_guards,               // windows run over guards
+  h12_fresh_mappings,       // a plan may rest on mappings seen before such advice
+  h13_unify_first,          // mremap over what is registered in part
+  h16_quarantine,           // what is being discarded may be evicted
+  h18_wanted_is_kept,       // publishing overwrites "wanted"
+  h21_locked_staging,       // evict although staging is locked
+  layout_epoch,             // the agent does not compare epochs
+  fork_references,          // a fork's pages are shared without a reference
+  fork_serialised,          // forks of several threads at once
+  renew_shared,             // what a fork had shared stays busy for ever
+  renew_only_ones_own,      // what a relative still has is written to, and so copied
+  prove_address_space,      // whoever offers an agent is believed
+  inheriting_mutexes,       // mutexes with priority inheritance are evicted
+  memory_of_a_dead_leader,  // a process whose main thread has ended seems empty
+};
+
+#if defined(FOLDSWAP_MUTATIONS)
+}  // namespace foldswap
+#include "active_mutation.h"  // made by tests/mutations.py: kActiveMutation
+namespace foldswap {
+#else
+inline constexpr Mutation kActiveMutation = Mutation::none;
+#endif
+
+[[nodiscard]] constexpr bool mutated(Mutation mutation) {
+  return kActiveMutation == mutation;
+}
+
+}  // namespace foldswap

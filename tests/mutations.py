@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""Tests of the tests: takes the handling of one hazard after the other out (base/mutation.h), builds,
+and demands that the test named here fails. A mutation that no test notices is an error.
+
+mutations.py [--build-dir DIR] [--jobs N] [NAME...]     default: all, in build-mutations
+
+Each test first has to pass without any mutation. Hazards that need a race to strike get several
+tries. Ends with a line "N passed, M failed"; exit status 0: every mutation was noticed.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+# Mutation -> (CTest test, how often it may be tried). Tests of the kind "daemon" and "pool" are
+# whole unit test programs.
+CAUGHT_BY = {
+    "h01_order_of_moves": ("daemon", 1),
+    "h01_fork_before_frees": ("daemon", 1),
+    "h02_probe_unregister": ("hazard_02_unregister", 8),
+    "h03_register_in_hold": ("hazard_03_move_unregistered", 4),
+    "h04_copy_in_hold": ("hazard_04_staging_only_copy", 6),
+    "h05_stop_threads": ("daemon", 1),
+    "h06_keep_child": ("e2e_program_fork_tree", 2),
+    "h07_hup_is_no_death": ("hazard_07_hup_not_death_agent", 2),
+    "h09_thread_blocks": ("hazard_09_thread_exit", 3),
+    "h10_single_pages": ("daemon", 1),
+    "h10_wake": ("daemon", 1),
+    "h12_release_first": ("hazard_12_discards_without_event", 3),
+    "h12_guards": ("daemon", 1),
+    "h12_fresh_mappings": ("space_wipeonfork_unseen", 4),
+    "h13_unify_first": ("hazard_13_split_mremap", 3),
+    "h16_quarantine": ("hazard_16_quarantine_time", 2),
+    "h18_wanted_is_kept": ("hazard_18_lost_wakeups", 4),
+    "h21_locked_staging": ("MoverTest.Hazard21MlockallKeepsEverything", 2),
+    "layout_epoch": ("MoverTest.AbortsWhenThePlanIsOld", 1),
+    "fork_serialised": ("fork_many_threads_at_once", 2),
+    "fork_references": ("daemon", 1),
+    "renew_shared": ("MoverTest.PagesThatWereSharedAreRenewed", 1),
+    "renew_only_ones_own": ("MoverTest.PagesSharedByForkStay", 1),
+    "prove_address_space": ("daemon", 1),
+    "inheriting_mutexes": ("e2e_kernel_futex_inheriting", 2),
+    "memory_of_a_dead_leader": ("ends_main_thread_ends_first_and_quiet", 2),
+}
+TARGETS = ["foldswapd", "foldswap", "foldswap_preload", "daemon_test", "preload_test"]
+
+
+class Mutants:
+    def __init__(self, build_dir, jobs):
+        self.dir = build_dir
+        self.jobs = str(jobs)
+        self.header = os.path.join(build_dir, "mutation", "active_mutation.h")
+
+    def activate(self, name):
+        text = ("#pragma once\nnamespace foldswap {\n"
+                f"inline constexpr Mutation kActiveMutation = Mutation::{name};\n}}\n")
+        os.makedirs(os.path.dirname(self.header), exist_ok=True)
+        if not os.path.exists(self.header) or open(self.header, encoding="ascii").read() != text:
+            with open(self.header, "w", encoding="ascii") as f:
+                f.write(text)
+
+    def run(self, command):
+        return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              text=True, check=False)
+
+    def configure(self):
+        command = ["cmake", "--preset", "release", "-B", self.dir, "-DFOLDSWAP_MUTATIONS=ON",
+                   "-DFOLDSWAP_BENCH=OFF"]
+        if subprocess.run(["which", "ccache"], capture_output=True, check=False).returncode == 0:
+            command.append("-DCMAKE_CXX_COMPILER_LAUNCHER=ccache")
+        self.must(self.run(command))
+
+    def build(self, targets=()):
+        self.must(self.run(["cmake", "--build", self.dir, "-j", self.jobs,
+                            *(("--target", *targets) if targets else ())]))
+
+    @staticmethod
+    def must(done):
+        if done.returncode != 0:
+            print(done.stdout[-5000:])
+            sys.exit("mutations.py: cannot build")
+
+    def passes(self, test):
+        """True: it passed; False: it failed. A test that is skipped or missing proves nothing."""
+        done = self.run(["ctest", "--test-dir", self.dir, "--no-tests=error", "--timeout", "300",
+                         "--output-on-failure", "-R", f"^{re.escape(test)}$"])
+        if "No tests were found" in done.stdout or "***Skipped" in done.stdout:
+            sys.exit(f"mutations.py: {test} is missing or skipped\n{done.stdout[-2000:]}")
+        return done.returncode == 0
+
+
+def main():
+    parser = argparse.ArgumentParser(description="tests of the tests")
+    parser.add_argument("--build-dir", default=os.path.join(ROOT, "build-mutations"))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("names", nargs="*")
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in CAUGHT_BY]
+    if unknown:
+        parser.error(f"no such mutation: {', '.join(unknown)}")
+    names = options.names or list(CAUGHT_BY)
+    mutants = Mutants(os.path.abspath(options.build_dir), options.jobs)
+    mutants.activate("none")
+    mutants.configure()
+    mutants.build()
+    failed = 0
+    for test in dict.fromkeys(CAUGHT_BY[name][0] for name in names):
+        if not mutants.passes(test):
+            print(f"without a mutation: {test} FAILS", flush=True)
+            failed += 1
+    for name in names:
+        test, tries = CAUGHT_BY[name]
+        begun = time.monotonic()
+        mutants.activate(name)
+        mutants.build(TARGETS)
+        noticed = next((n for n in range(1, tries + 1) if not mutants.passes(test)), 0)
+        verdict = f"noticed by {test} (try {noticed})" if noticed else f"SURVIVED {test}"
+        failed += 0 if noticed else 1
+        print(f"{name:26} {verdict}, {time.monotonic() - begun:.0f} s", flush=True)
+    mutants.activate("none")
+    print(f"{len(names) - failed} passed, {failed} failed")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
