@@ -93,6 +93,21 @@ TEST_F(FaultServiceTest, Hazard12AWindowStopsAtAGuard) {
   expect_conserved(*client);
 }
 
+TEST_F(FaultServiceTest, Hazard02NothingIsUnregisteredUnderAChange) {
+  os.add_range(fd(), kA, 4);
+  const auto ask = [&] {
+    const RankedLock lock(client->mutex);
+    client->unregister_requests = {{kA, 4 * kPage}};
+  };
+  ask();
+  space().changing = 1;  // a move onto this range whose event is not there yet
+  for (int i = 0; i < 3; ++i) step();
+  EXPECT_TRUE(space().registered.contains(kA));
+  space().changing = 0;
+  step();
+  EXPECT_FALSE(space().registered.contains(kA)) << "it is asked for again";
+}
+
 TEST_F(FaultServiceTest, Hazard05AStarvedFaultHasTheThreadsStopped) {
   int stops = 0;
   service = std::make_unique<FaultService>(os, *state, *store, *this, tunables,

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 
 import harness
 from harness import E2E, Place, descriptor_count, wait_until
@@ -35,6 +36,7 @@ REFUSED = {
     "staging_kernel": r"staging",
     "staging_end": r"staging",
     "reconnect": r"reconnect|kind|version|refused",
+    "uffd_of_another": r"not of the process",
 }
 # Odd, but not necessarily refused.
 ODD = ("staging_overlap", "own_wraps", "huge_limits", "name_unterminated", "name_control",
@@ -108,6 +110,25 @@ class Hostile(E2E):
             with self.subTest(mode):
                 attacker = self.attack(mode)
                 attacker.finish(120)
+                self.assert_unharmed(mode)
+        self.finish()
+
+    def test_lingering_descriptors(self):
+        """A descriptor whose last close() blocks is nothing that the daemon may ever close."""
+        for mode in ("linger_behind_child", "linger_behind_client", "linger_at_admin"):
+            with self.subTest(mode):
+                attacker = self.attack(mode)
+                while attacker.line(60) != "holding":
+                    pass
+                begun = time.monotonic()
+                for _ in range(10):
+                    self.stats()
+                    self.assert_good_goes_on()
+                newcomer = self.run_client(["/bin/true"], seconds=30)
+                self.assertEqual(newcomer.code, 0)
+                # It lingers for a minute; we are done long before, or waited for it.
+                self.assertLess(time.monotonic() - begun, 45, "the daemon waited")
+                attacker.finish()
                 self.assert_unharmed(mode)
         self.finish()
 

@@ -2,8 +2,11 @@
 // daemon's client.sock. Prints what the daemon answered ("refused: REASON", "ready", "closed") or
 // "sent", and ends; modes that hold something say "holding" and keep it until the test closes their
 // input. Not linked with the library: what a stranger with a socket can do.
+#include <arpa/inet.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <poll.h>
+#include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -11,6 +14,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,6 +23,7 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <thread>
 
 #include "base/uapi.h"
 #include "base/wire.h"
@@ -73,7 +78,7 @@ Received receive(int fd) {
   return out;
 }
 
-void send_message(int fd, const void* data, std::size_t bytes, const std::vector<int>& fds) {
+bool send_message(int fd, const void* data, std::size_t bytes, const std::vector<int>& fds) {
   iovec part{.iov_base = const_cast<void*>(data), .iov_len = bytes};
   msghdr message{};
   message.msg_iov = &part;
@@ -88,7 +93,7 @@ void send_message(int fd, const void* data, std::size_t bytes, const std::vector
     c->cmsg_len = CMSG_LEN(fds.size() * sizeof(int));
     std::memcpy(CMSG_DATA(c), fds.data(), fds.size() * sizeof(int));
   }
-  static_cast<void>(sendmsg(fd, &message, MSG_NOSIGNAL));
+  return sendmsg(fd, &message, MSG_NOSIGNAL) == static_cast<ssize_t>(bytes);
 }
 
 void say_answer(int fd) {
@@ -270,6 +275,80 @@ void register_everything() {
   say("served");
 }
 
+// A socket whose last close() blocks for a minute: it lingers over bytes that nobody takes.
+int lingering_socket() {
+  const int listener = must(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket");
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t bytes = sizeof(address);
+  must(bind(listener, reinterpret_cast<const sockaddr*>(&address), bytes), "bind");
+  must(listen(listener, 1), "listen");
+  must(getsockname(listener, reinterpret_cast<sockaddr*>(&address), &bytes), "getsockname");
+  const int fd = must(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket");
+  must(connect(fd, reinterpret_cast<const sockaddr*>(&address), bytes), "connect");
+  const std::vector<char> data(1 << 20, 'x');
+  while (send(fd, data.data(), data.size(), MSG_DONTWAIT) > 0) {
+  }
+  const linger patience{1, 60};
+  must(setsockopt(fd, SOL_SOCKET, SO_LINGER, &patience, sizeof(patience)), "setsockopt");
+  return fd;  // the listener stays open: with it gone the bytes would be, too
+}
+
+// Leaves the trap to whoever closes `fd` last. Should that have happened already, a thread of ours
+// falls into it.
+void leave(int fd, int trap) {
+  if (!send_message(fd, "trap", 4, {trap})) say("refused");
+  std::thread([trap] { close(trap); }).detach();
+}
+
+// Behind a good Hello lies a message that the daemon never receives, and must never close.
+void linger_behind_hello(wire::HelloKind kind) {
+  Session s = begin();
+  s.hello.kind = static_cast<std::uint32_t>(kind);
+  const bool child = kind == wire::HelloKind::child;
+  send_message(s.fd, &s.hello, sizeof(s.hello),
+               child ? std::vector<int>{} : std::vector<int>{s.userfault});
+  leave(s.fd, lingering_socket());
+  say_answer(s.fd);
+  close(s.fd);
+  hold();  // our listener keeps the bytes alive meanwhile
+}
+
+void linger_at_the_admin_socket() {
+  std::string path = socket_path.substr(0, socket_path.rfind('/')) + "/admin.sock";
+  must(setresuid(65534, 65534, 65534), "setresuid");  // who may not administer
+  const int fd = must(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket");
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  path.copy(static_cast<char*>(address.sun_path), sizeof(address.sun_path) - 1);
+  const int trap = lingering_socket();  // at hand, because we are refused at once
+  must(connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), "connect");
+  leave(fd, trap);
+  close(fd);
+  hold();
+}
+
+// SO_PEERCRED names this process, but the userfaultfd is a child's: whose memory would be shown?
+void uffd_of_another_process() {
+  Session s = begin();
+  int ends[2];
+  must(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends), "socketpair");
+  const pid_t child = must(fork(), "fork");
+  if (child == 0) {
+    const int own =
+        ioctl(s.welcome.fds[wire::kFdUserfaultDevice], USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+    send_message(ends[1], "u", 1, {own});
+    sleep_ms(10'000);
+    _exit(0);
+  }
+  const Received got = receive(ends[0]);
+  send_message(s.fd, &s.hello, sizeof(s.hello), {got.fds.at(0)});
+  say_answer(s.fd);
+  kill(child, SIGKILL);
+  waitpid(child, nullptr, 0);
+}
+
 const std::map<std::string, std::function<void()>>& modes() {
   static const std::map<std::string, std::function<void()>> table{
       {"wrong_version", [] { with_hello([](Session& s) { s.hello.header.version += 7; }); }},
@@ -350,6 +429,10 @@ const std::map<std::string, std::function<void()>>& modes() {
       {"clear_nonblock", clear_nonblock},
       {"truncate_memfds", truncate_memfds},
       {"register_everything", register_everything},
+      {"linger_behind_child", [] { linger_behind_hello(wire::HelloKind::child); }},
+      {"linger_behind_client", [] { linger_behind_hello(wire::HelloKind::register_client); }},
+      {"linger_at_admin", linger_at_the_admin_socket},
+      {"uffd_of_another", uffd_of_another_process},
   };
   return table;
 }
