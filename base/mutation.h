@@ -24,7 +24,6 @@ enum class Mutation {
   h12_fresh_mappings,       // a plan may rest on mappings seen before such advice
   h13_unify_first,          // mremap over what is registered in part
   h16_quarantine,           // what is being discarded may be evicted
-  h18_wanted_is_kept,       // publishing overwrites "wanted"
   h21_locked_staging,       // evict although staging is locked
   layout_epoch,             // the agent does not compare epochs
   fork_references,          // a fork's pages are shared without a reference

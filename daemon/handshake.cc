@@ -268,6 +268,8 @@ Status Handshake::settle_child(std::uint64_t token, Pending& pending, bool& wait
     return {};
   }
   if (const auto child = registry_.forked_child(hello.parent_id, hello.fork_seq)) {
+    if (child->mailbox != nullptr || child->offer_state != AgentOffer::State::none)
+      return fail("the child of that fork has an agent already");
     waits = true;
     return offer_agent(pending, child);
   }

@@ -52,10 +52,6 @@ Result<Entry> PageStore::put(std::span<const std::byte, kPage> page, CodecSpec s
 bool PageStore::publish(Client& client, std::uint64_t page, Entry out, Entry entry) {
   // Counted before it can be seen, so that a fault in between never counts below zero.
   count(client, entry, true);
-  if (mutated(Mutation::h18_wanted_is_kept) &&
-      client.map->replace(page, out.with_wanted(), entry)) {
-    return true;
-  }
   if (client.map->replace(page, out, entry)) return true;
   count(client, entry, false);
   discard(entry);

@@ -72,8 +72,7 @@ std::shared_ptr<Client> Registry::forked_child(std::uint64_t parent_id,
                                                std::uint32_t fork_seq) const {
   const RankedLock lock(mutex_);
   const auto it = std::ranges::find_if(clients_, [&](const auto& c) {
-    return c->record.parent_id == parent_id && c->record.fork_seq == fork_seq &&
-           c->mailbox == nullptr && c->offer_state == AgentOffer::State::none && !c->gone();
+    return c->record.parent_id == parent_id && c->record.fork_seq == fork_seq && !c->gone();
   });
   return it == clients_.end() ? nullptr : *it;
 }

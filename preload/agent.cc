@@ -175,8 +175,8 @@ std::uint64_t now_ms() {
 }
 
 // Until it is time, or somebody asks for it.
-void wait_to_attach(Control& c) {
-  const std::uint64_t end = now_ms() + kChildDelayMs;
+void wait_to_attach(Control& c, long ms) {
+  const std::uint64_t end = now_ms() + static_cast<std::uint64_t>(ms);
   for (std::uint64_t now = now_ms(); now < end; now = now_ms()) {
     const std::uint32_t asked = sys::load(c.asked);
     if (asked == c.answered) {
@@ -194,8 +194,15 @@ void wait_to_attach(Control& c) {
   settle_in(c);
   sys::call(SYS_close_range, 0, ~0U, 0);
   started(c, AgentStart::running, 0);
-  wait_to_attach(c);
-  if (!attach_child(c)) {
+  // A daemon that is busy, or just starting, gets a second chance.
+  wait_to_attach(c, kChildDelayMs);
+  bool attached = attach_child(c);
+  if (!attached) {
+    answered(c, sys::load(c.asked));
+    wait_to_attach(c, kChildAgainMs);
+    attached = attach_child(c);
+  }
+  if (!attached) {
     sys::store(*library.alive, static_cast<std::uint32_t>(Presence::none));
     answered(c, sys::load(c.asked));
     leave();

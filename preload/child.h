@@ -15,7 +15,7 @@
 
 namespace foldswap::preload {
 
-inline constexpr long kChildDelayMs = 50;
+inline constexpr long kChildDelayMs = 50, kChildAgainMs = 1'000;
 
 // In the child, which has one thread.
 void begin_child();
