@@ -51,7 +51,8 @@ const std::vector<wire::Range>* ThreadGuard::never_evict(Client& client,
   }
   for (std::uint32_t i = 0; i < exclusions; ++i) {
     const std::uint64_t page = __atomic_load_n(&client.mailbox->exclusions[i], __ATOMIC_RELAXED);
-    if (page < kAddressEnd) add(page_floor(page), page_floor(page) + kPage);
+    if (page < kAddressEnd && !mutated(Mutation::h09_robust_mutexes))
+      add(page_floor(page), page_floor(page) + kPage);
   }
   for (const wire::Range& own : client.record.own) {
     if (own.start < kAddressEnd && own.bytes < kAddressEnd) add(own.start, own.start + own.bytes);

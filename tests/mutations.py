@@ -28,7 +28,7 @@ CAUGHT_BY = {
     "h05_stop_threads": ("daemon", 1),
     "h06_keep_child": ("e2e_program_fork_tree", 2),
     "h07_hup_is_no_death": ("hazard_07_hup_not_death_agent", 2),
-    "h09_thread_blocks": ("space_thread_exit", 4),
+    "h09_robust_mutexes": ("space_robust_mutex", 3),
     "h10_single_pages": ("daemon", 1),
     "h10_wake": ("daemon", 1),
     "h12_release_first": ("hazard_12_discards_without_event", 3),
