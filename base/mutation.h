@@ -16,7 +16,7 @@ enum class Mutation {
   h05_stop_threads,         // a starved fault is left to its fate
   h06_keep_child,           // the descriptor of a fork is closed
   h07_hup_is_no_death,      // a lifeline that hangs up ends the client
-  h09_thread_blocks,        // control blocks of threads are evicted
+  h09_robust_mutexes,       // robust mutexes are evicted
   h10_single_pages,         // a window that fails is not tried page by page
   h10_wake,                 // a fault whose mapping is gone is not woken
   h12_release_first,        // advice without an event is given before pages are brought back

@@ -44,8 +44,7 @@ const std::vector<wire::Range>* ThreadGuard::never_evict(Client& client,
     std::uint64_t head = 0;
     // glibc: head, tid word and rseq area lie in the thread's control block, well within a page of
     // each other.
-    if (os_.robust_list_head(tid, head) == 0 && head != 0 && !mutated(Mutation::h09_thread_blocks))
-      add(head - kPage, head + 2 * kPage);
+    if (os_.robust_list_head(tid, head) == 0 && head != 0) add(head - kPage, head + 2 * kPage);
     // A thread that has not said yet where it is.
     all_known = all_known && (head != 0 || tid == agent);
   }
