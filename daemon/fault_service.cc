@@ -191,6 +191,7 @@ FaultService::ReadResult FaultService::read_messages(Client& client) {
   uffd_msg* tail = record.inbox + record.inbox_count;
   const std::span inbox(tail, kInboxReserve);
   int count = 0;
+  std::uint32_t fork_seq = 0;
   {
     const LayoutTryLock lock(client, tunables_.incarnation);
     if (!lock.held()) {
@@ -199,6 +200,11 @@ FaultService::ReadResult FaultService::read_messages(Client& client) {
     }
     std::memset(static_cast<void*>(tail), 0,
                 inbox.size_bytes());  // HAZARDS 19: entries validate themselves
+    // Which fork it is that may be read now; the child will say the same number. The atfork
+    // handlers let one through at a time, and the number is odd meanwhile. Looked at before
+    // reading, because that lets the parent go on to its next fork. (A raw clone() gets a number
+    // that is not its own: whoever claims it must prove it.)
+    if (client.mailbox != nullptr) fork_seq = load_word(client.mailbox->fork_seq) | 1U;
     count = os_.uffd_read(client.uffd.get(), inbox);
     if (count > 0 && std::any_of(tail, tail + count, is_address_event)) {
       client.unapplied = true;  // before the epoch moves: see client.h
@@ -222,22 +228,20 @@ FaultService::ReadResult FaultService::read_messages(Client& client) {
   }
   keep_reserve();
   const std::uint64_t now_ns = os_.now_ns();
-  for (int i = 0; i < count; ++i) take_message(client, tail[i], now_ns);
+  for (int i = 0; i < count; ++i) take_message(client, tail[i], fork_seq, now_ns);
   return ReadResult::some;
 }
 
-void FaultService::take_message(Client& client, const uffd_msg& message, std::uint64_t now_ns) {
+void FaultService::take_message(Client& client, const uffd_msg& message, std::uint32_t fork_seq,
+                                std::uint64_t now_ns) {
   if (is_address_event(message)) {
     // Events stay in the inbox until they are applied; faults leave it (they can be raised again).
     uffd_msg& kept = client.record.inbox[client.record.inbox_count++];
     kept = message;
-    // Which fork it is: the child will say the same number. The atfork handlers let one fork at a
-    // time through.
     if (message.event == UFFD_EVENT_FORK) {
       client.forks.fetch_add(1);
       client.may_share = true;
-      kept.arg.reserved.reserved2 =
-          client.mailbox == nullptr ? 0 : load_word(client.mailbox->fork_seq);
+      kept.arg.reserved.reserved2 = fork_seq;
     }
     return;
   }

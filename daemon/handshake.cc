@@ -247,8 +247,13 @@ Status Handshake::settle_child(std::uint64_t token, Pending& pending, bool& wait
     switch (child.offer_state.load()) {
       case AgentOffer::State::refused:
         vetting_.dispose(std::move(child.offer.parts.lifeline));
+        pending.mailbox_fd = std::move(child.offer.parts.mailbox_fd);
+        pending.transfer_fd = std::move(child.offer.parts.transfer_fd);
         child.offer_state = AgentOffer::State::none;
-        return fail("the descriptor of that fork is not this process's");
+        pending.not_these.push_back(child.id);
+        pending.offered = nullptr;
+        waits = true;
+        return {};
       case AgentOffer::State::taken:
         break;
       default:
@@ -267,7 +272,8 @@ Status Handshake::settle_child(std::uint64_t token, Pending& pending, bool& wait
     pending_.erase(token);
     return {};
   }
-  if (const auto child = registry_.forked_child(hello.parent_id, hello.fork_seq)) {
+  if (const auto child =
+          registry_.forked_child(hello.parent_id, hello.fork_seq, pending.not_these)) {
     if (child->mailbox != nullptr || child->offer_state != AgentOffer::State::none)
       return fail("the child of that fork has an agent already");
     waits = true;
@@ -284,11 +290,12 @@ Status Handshake::settle_child(std::uint64_t token, Pending& pending, bool& wait
       waits = true;
       return {};
     }
-    if (registry_.forked_child(hello.parent_id, hello.fork_seq) != nullptr) {
+    if (registry_.forked_child(hello.parent_id, hello.fork_seq, pending.not_these) != nullptr) {
       waits = true;
       return {};
     }
   }
+  if (!pending.not_these.empty()) return fail("the descriptor of that fork is not this process's");
   // There was no event: nothing was registered. It registers like a fresh process, on this socket.
   auto ready = message<wire::Ready>(wire::MessageType::ready);
   (void)send_with_fds(pending.socket.get(), &ready, sizeof(ready), {});

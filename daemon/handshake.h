@@ -51,8 +51,9 @@ class Handshake {
     ucred peer{};
     std::uint64_t deadline_us = 0;
     bool submitted = false;
-    std::optional<wire::Hello> child;  // the agent of a forked child waits for its userfaultfd
-    std::shared_ptr<Client> offered;   // to this one
+    std::optional<wire::Hello> child;      // the agent of a forked child waits for its userfaultfd
+    std::shared_ptr<Client> offered;       // to this one
+    std::vector<std::uint64_t> not_these;  // clients that it turned out not to be
     bool barrier_asked = false;
     std::uint32_t barrier =
         0;  // of the parent's reader: when it has passed, there is no more event

@@ -68,11 +68,12 @@ std::size_t Registry::count_of_user(std::uint32_t uid) const {
       std::ranges::count_if(clients_, [&](const auto& c) { return c->uid == uid; }));
 }
 
-std::shared_ptr<Client> Registry::forked_child(std::uint64_t parent_id,
-                                               std::uint32_t fork_seq) const {
+std::shared_ptr<Client> Registry::forked_child(std::uint64_t parent_id, std::uint32_t fork_seq,
+                                               const std::vector<std::uint64_t>& not_these) const {
   const RankedLock lock(mutex_);
   const auto it = std::ranges::find_if(clients_, [&](const auto& c) {
-    return c->record.parent_id == parent_id && c->record.fork_seq == fork_seq && !c->gone();
+    return c->record.parent_id == parent_id && c->record.fork_seq == fork_seq && !c->gone() &&
+           std::ranges::find(not_these, c->id) == not_these.end();
   });
   return it == clients_.end() ? nullptr : *it;
 }

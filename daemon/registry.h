@@ -37,9 +37,11 @@ class Registry final : public ForkHost {
   [[nodiscard]] std::shared_ptr<Client> by_id(std::uint64_t id) const;
   [[nodiscard]] std::size_t size() const;
   [[nodiscard]] std::size_t count_of_user(std::uint32_t uid) const;
-  // The child of that fork, with or without an agent; nullptr: there is none (any more).
-  [[nodiscard]] std::shared_ptr<Client> forked_child(std::uint64_t parent_id,
-                                                     std::uint32_t fork_seq) const;
+  // The child of that fork, with or without an agent; nullptr: there is none (any more). Children
+  // by raw clone() may bear the same number: `not_these` are ids of such.
+  [[nodiscard]] std::shared_ptr<Client> forked_child(
+      std::uint64_t parent_id, std::uint32_t fork_seq,
+      const std::vector<std::uint64_t>& not_these) const;
 
   std::shared_ptr<Client> adopt_child(Client& parent, UniqueFd uffd,
                                       std::uint32_t fork_seq) override;

@@ -15,14 +15,28 @@ namespace {
 
 constexpr std::uint64_t kLookUs = 100;
 
-// The traced threads of one client. Lets go of all of them at the end.
+// A signal on its way to a stopped thread, to be given to it when it is let go; 0: none.
+int signal_of(int status) {
+  return status >> 16 == 0 ? WSTOPSIG(status) : 0;
+}
+
+// The traced threads of one client.
 class Traced {
  public:
   Traced(pid_t pid, pid_t agent) : pid_(pid), agent_(agent) {}
   Traced(const Traced&) = delete;
   Traced& operator=(const Traced&) = delete;
-  ~Traced() {
-    for (const Thread& thread : threads_) let_go(thread);
+  // Lets go of all of them; `late` gets those that have not stopped yet.
+  void let_go(std::vector<pid_t>& late) {
+    look();
+    for (const Thread& thread : threads_) {
+      if (thread.stopped) {
+        (void)::ptrace(PTRACE_DETACH, thread.tid, nullptr, static_cast<long>(thread.signal));
+      } else {
+        late.push_back(thread.tid);
+      }
+    }
+    threads_.clear();
   }
 
   // Threads that came since the last look are seized, too.
@@ -50,8 +64,7 @@ class Traced {
         continue;
       }
       thread.stopped = true;
-      // A signal on its way to the program is given to it when we let go.
-      thread.signal = status >> 16 == 0 ? WSTOPSIG(status) : 0;
+      thread.signal = signal_of(status);
     }
     std::erase_if(threads_, [](const Thread& thread) { return thread.tid == 0; });
   }
@@ -64,21 +77,6 @@ class Traced {
     bool stopped;
     int signal;
   };
-
-  // A thread that has not stopped yet must, or it could not be let go.
-  static void let_go(const Thread& thread) {
-    int signal = thread.signal;
-    if (!thread.stopped) {
-      int status = 0;
-      for (int tries = 0; ::waitpid(thread.tid, &status, __WALL | WNOHANG) == 0; ++tries) {
-        if (tries == 20'000) return;  // in a sleep that nothing ends: it is let go with this thread
-        real_os().sleep_us(kLookUs);
-      }
-      if (!WIFSTOPPED(status)) return;
-      signal = status >> 16 == 0 ? WSTOPSIG(status) : 0;
-    }
-    (void)::ptrace(PTRACE_DETACH, thread.tid, nullptr, static_cast<long>(signal));
-  }
 
   const pid_t pid_, agent_;
   std::vector<Thread> threads_;
@@ -119,8 +117,20 @@ void ThreadStopper::run() {
     for (const auto& client : wanted) {
       if (!ending_) hold(*client);
     }
-    if (wanted.empty() && !ending_) os_.futex_wait_any(wait, 60'000'000);
+    let_go_later();
+    if (wanted.empty() && !ending_) os_.futex_wait_any(wait, late_.empty() ? 60'000'000 : 1'000);
   }
+}
+
+void ThreadStopper::let_go_later() {
+  std::erase_if(late_, [](pid_t tid) {
+    int status = 0;
+    const pid_t got = ::waitpid(tid, &status, __WALL | WNOHANG);
+    if (got == 0) return false;
+    if (got == tid && WIFSTOPPED(status))
+      (void)::ptrace(PTRACE_DETACH, tid, nullptr, static_cast<long>(signal_of(status)));
+    return true;
+  });
 }
 
 void ThreadStopper::hold(Client& client) {
@@ -142,6 +152,7 @@ void ThreadStopper::hold(Client& client) {
     kick_reader_(client);
     os_.sleep_us(kLookUs);
   }
+  traced.let_go(late_);
 }
 
 }  // namespace foldswap

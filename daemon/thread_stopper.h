@@ -31,6 +31,7 @@ class ThreadStopper {
  private:
   void run();
   void hold(Client& client);
+  void let_go_later();
 
   Os& os_;
   KickReader kick_reader_;
@@ -38,6 +39,9 @@ class ThreadStopper {
   std::uint32_t word_ = 0;  // (futex)
   RankedMutex<LockRank::leaf> mutex_;
   std::vector<std::shared_ptr<Client>> wanted_ FS_GUARDED_BY(mutex_);
+  // Traced threads that had not stopped when their client was let go, because they sleep in the
+  // kernel. Each will stop when it comes out, and is let go then. The stopper's.
+  std::vector<pid_t> late_;
   std::thread thread_;
 };
 

@@ -16,7 +16,7 @@ execute_process(COMMAND ${READELF} --wide --dyn-syms ${LIBRARY} OUTPUT_VARIABLE 
 string(REGEX MATCHALL "(GLOBAL|WEAK) +DEFAULT +[0-9]+ [^\n]*" defined "${symbols}")
 list(TRANSFORM defined REPLACE "^.* " "")
 list(SORT defined)
-set(wanted initgroups madvise mremap pthread_create pthread_mutex_init realloc reallocarray
+set(wanted initgroups madvise mlock mlock2 mlockall mremap pthread_create pthread_mutex_init realloc reallocarray
   setegid seteuid setgid setgroups setns setregid setresgid setresuid setreuid setuid thrd_create
   unshare)
 if(NOT "${defined}" STREQUAL "${wanted}")

@@ -11,23 +11,14 @@
 namespace foldswap::preload {
 namespace {
 
-// A child whose agent has not made it a client yet becomes one now: otherwise nobody could say
-// which FORK event the grandchild is.
-Control* live_or_attached() {
-  if (Control* const control = live()) return control;
-  Control* const control = attaching();
-  if (control == nullptr) return nullptr;
-  const RequestLock lock;
-  if (attaching() != nullptr) (void)ask_agent(*control, AgentOp::attach);
-  return live();
-}
-
 // Nothing of a request is half made in the child, no other fork runs between fork_seq and the
 // event, and nothing is registered between the look at `registered` and the fork. What is noted in
 // `library` belongs to the fork that holds the lock: glibc calls the handlers of forks in several
 // threads side by side. No signal handler of this thread runs meanwhile: it could ask for the lock
 // that is held.
 void prepare() {
+  // A child that is still attaching becomes a client now: otherwise nobody could say which FORK
+  // event the grandchild is.
   (void)live_or_attached();
   const std::uint64_t mask = SignalBlock::block(SignalBlock::Set::asynchronous);
   if (!mutated(Mutation::fork_serialised)) RequestLock::acquire();

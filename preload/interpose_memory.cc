@@ -1,5 +1,6 @@
 // mremap, realloc, reallocarray, madvise: calls that go wrong over ranges which are partly
-// registered, or that discard pages without an event (HAZARDS 12, 13). Each announces itself, has
+// registered, or that discard pages without an event (HAZARDS 12, 13). mlock and its relatives only
+// tell that something may be locked. Each announces itself, has
 // the daemon bring its range to one state, and only then calls the real function. Without a client
 // behind it, each is a load and a jump.
 #include <malloc.h>
@@ -22,11 +23,27 @@ constinit Next<void*(void*, std::size_t, std::size_t, int, ...)> next_mremap{"mr
 constinit Next<void*(void*, std::size_t)> next_realloc{"realloc"};
 constinit Next<int(void*, std::size_t, int)> next_madvise{"madvise"};
 
+constinit Next<int(const void*, std::size_t)> next_mlock{"mlock"};
+constinit Next<int(const void*, std::size_t, unsigned)> next_mlock2{"mlock2"};
+constinit Next<int(int)> next_mlockall{"mlockall"};
+
+// What must be so before a range is moved or resized. Growing locked memory is a trap: mremap fills
+// the new part before it tells of the move, and while it has not told nothing can be filled. So
+// where anything may be locked, what grows is brought back and unregistered.
+wire::RequestOp before_remap(std::size_t old_bytes, std::size_t new_bytes) {
+  return new_bytes > old_bytes && sys::load(library.locks) != 0 ? wire::RequestOp::release
+                                                                : wire::RequestOp::unify;
+}
+
+void may_be_locked() {
+  sys::store(library.locks, 1U);
+}
+
 // By copying where the kernel would fail half-way, else as the program asked.
 void* remap_orphan(const RemapCall& call, void* target) {
   void* moved = nullptr;
   int error = 0;
-  if (!remap_by_copy(call, moved, error)) {
+  if (!remap_by_copy(call, target, moved, error)) {
     return next_mremap(call.address, call.old_bytes, call.new_bytes, call.flags, target);
   }
   if (error != 0) errno = error;
@@ -38,7 +55,9 @@ template <typename With, typename Without>
 auto as_client(With with, Without without) {
   if (Control* const control = live()) return with(*control);
   const SignalBlock signals(SignalBlock::Set::asynchronous);
-  Control* control = nullptr;
+  // What it has inherited is registered, and only a client can ask for that to change.
+  Control* control = orphaned() ? live_or_attached() : nullptr;
+  if (control != nullptr) return with(*control);
   {
     const QuietCall quiet;
     control = live();
@@ -58,8 +77,15 @@ void* remap_client(Control& control, const RemapCall& call, void* target) {
     return next_mremap(call.address, call.old_bytes, call.new_bytes, call.flags, target);
   }
   const auto start = reinterpret_cast<std::uint64_t>(call.address);
-  if (!section.prepare(wire::RequestOp::unify, start, call.old_bytes)) {
+  if (!section.prepare(before_remap(call.old_bytes, call.new_bytes), start, call.old_bytes)) {
     return remap_orphan(call, target);
+  }
+  // Since 6.17 several mappings can be moved as they are with one call, but not registered ones: of
+  // those the first would move, and then the call fails.
+  const bool plain_move = (call.flags & MREMAP_FIXED) != 0 && call.old_bytes == call.new_bytes;
+  if (plain_move && sys::load(control.mailbox->registered) != 0 &&
+      several_vmas(start, call.old_bytes)) {
+    (void)section.prepare(wire::RequestOp::release, start, call.old_bytes);
   }
   return next_mremap(call.address, call.old_bytes, call.new_bytes, call.flags, target);
 }
@@ -100,7 +126,7 @@ void* realloc_mapped(void* pointer, std::size_t bytes) {
   return as_client(
       [&](Control& control) {
         LayoutSection section(control);
-        return section.prepare(wire::RequestOp::unify, start, total)
+        return section.prepare(before_remap(total, bytes + sizeof(Chunk)), start, total)
                    ? next_realloc(pointer, bytes)
                    : realloc_orphan(pointer, bytes, start, total);
       },
@@ -118,8 +144,12 @@ bool silent_advice(int advice) {
 
 // Where nobody serves a request any more, faults are still served: read everything in first.
 void populate(std::uint64_t start, std::size_t bytes) {
-  sys::call(SYS_madvise, page_floor(start), page_ceil(start + bytes) - page_floor(start),
-            MADV_POPULATE_READ);
+  const std::uint64_t first = page_floor(start), end = page_ceil(start + bytes);
+  if (sys::call(SYS_madvise, first, end - first, MADV_POPULATE_READ) == 0) return;
+  // It stops at the first page that cannot be read; what lies behind counts as well.
+  for (std::uint64_t page = first; page < end; page += kPage) {
+    sys::call(SYS_madvise, page, kPage, MADV_POPULATE_READ);
+  }
 }
 
 int advise_silently(void* address, std::size_t bytes, int advice) {
@@ -183,6 +213,21 @@ FOLDSWAP_EXPORT void* reallocarray(void* pointer, size_t count, size_t bytes) no
     return nullptr;
   }
   return realloc(pointer, total);
+}
+
+FOLDSWAP_EXPORT int mlock(const void* address, size_t bytes) noexcept {
+  may_be_locked();
+  return next_mlock(address, bytes);
+}
+
+FOLDSWAP_EXPORT int mlock2(const void* address, size_t bytes, unsigned flags) noexcept {
+  may_be_locked();
+  return next_mlock2(address, bytes, flags);
+}
+
+FOLDSWAP_EXPORT int mlockall(int flags) noexcept {
+  may_be_locked();
+  return next_mlockall(flags);
 }
 
 FOLDSWAP_EXPORT int madvise(void* address, size_t bytes, int advice) noexcept {

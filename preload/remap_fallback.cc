@@ -121,9 +121,11 @@ bool grow_in_place(std::uint64_t end, std::size_t more, int protection) {
 }
 
 // The new address, or a negative errno.
-long move_by_copy(std::uint64_t start, std::size_t old_bytes, std::size_t new_bytes,
-                  int protection) {
-  const long made = map_anonymous(0, new_bytes, PROT_READ | PROT_WRITE, MAP_NORESERVE);
+// `place` 0: anywhere.
+long move_by_copy(std::uint64_t start, std::size_t old_bytes, std::size_t new_bytes, int protection,
+                  std::uint64_t place) {
+  const long made = map_anonymous(place, new_bytes, PROT_READ | PROT_WRITE,
+                                  MAP_NORESERVE | (place != 0 ? MAP_FIXED : 0));
   if (is_error(made)) return made;
   copy_pages(static_cast<std::uint64_t>(made), start,
              old_bytes < new_bytes ? old_bytes : new_bytes);
@@ -152,22 +154,41 @@ bool spans_vmas(std::size_t start, std::size_t bytes, int& protection) {
   return reached >= end && count > 1;
 }
 
-bool remap_by_copy(const RemapCall& call, void*& moved, int& error) {
+bool several_vmas(std::uint64_t start, std::size_t bytes) {
+  const std::uint64_t end = page_ceil(start + bytes);
+  Maps maps;
+  unsigned count = 0;
+  for (Vma vma; count < 2 && maps.next(vma) && vma.start < end;) count += vma.end > start ? 1 : 0;
+  return count > 1;
+}
+
+bool remap_by_copy(const RemapCall& call, void* target, void*& moved, int& error) {
   const auto start = reinterpret_cast<std::uint64_t>(call.address);
   const std::size_t old_bytes = page_ceil(call.old_bytes);
   const std::size_t new_bytes = page_ceil(call.new_bytes);
   const bool plain = (call.flags & ~MREMAP_MAYMOVE) == 0;
-  if (!plain || start % kPage != 0 || old_bytes == 0 || new_bytes == 0) return false;
+  const auto place = reinterpret_cast<std::uint64_t>(target);
+  // To a place of the program's choice, as it is, and not over itself.
+  const bool placed = call.flags == (MREMAP_MAYMOVE | MREMAP_FIXED) && place % kPage == 0 &&
+                      old_bytes == new_bytes &&
+                      (place >= start + old_bytes || start >= place + new_bytes);
+  if ((!plain && !placed) || start % kPage != 0 || old_bytes == 0 || new_bytes == 0) return false;
   int protection = 0;
   if (!spans_vmas(start, old_bytes, protection) || (protection & PROT_READ) == 0) return false;
   moved = call.address;
+  if (placed) {
+    const long result = move_by_copy(start, old_bytes, new_bytes, protection, place);
+    moved = is_error(result) ? MAP_FAILED : target;
+    error = is_error(result) ? static_cast<int>(-result) : 0;
+    return true;
+  }
   if (new_bytes <= old_bytes) {
     if (new_bytes < old_bytes) sys::call(SYS_munmap, start + new_bytes, old_bytes - new_bytes);
     return true;
   }
   if (grow_in_place(start + old_bytes, new_bytes - old_bytes, protection)) return true;
   const long result = (call.flags & MREMAP_MAYMOVE) != 0
-                          ? move_by_copy(start, old_bytes, new_bytes, protection)
+                          ? move_by_copy(start, old_bytes, new_bytes, protection, 0)
                           : -ENOMEM;
   moved = is_error(result) ? MAP_FAILED : reinterpret_cast<void*>(result);
   error = is_error(result) ? static_cast<int>(-result) : 0;

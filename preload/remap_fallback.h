@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace foldswap::preload {
 
@@ -20,10 +21,13 @@ struct RemapCall {
 // Does what the call asks for by copying; false when the call is not of that kind (one VMA, not
 // private anonymous, MREMAP_FIXED, ...) and the kernel should be asked as usual. `moved`: mremap's
 // answer, MAP_FAILED with `error` set to an errno value.
-[[nodiscard]] bool remap_by_copy(const RemapCall& call, void*& moved, int& error);
+[[nodiscard]] bool remap_by_copy(const RemapCall& call, void* target, void*& moved, int& error);
 
 // Whether [start, start + bytes) is private anonymous memory of equal rights in more than one VMA.
 // `protection`: those rights.
 [[nodiscard]] bool spans_vmas(std::size_t start, std::size_t bytes, int& protection);
+
+// Whether more than one mapping lies in the range.
+[[nodiscard]] bool several_vmas(std::uint64_t start, std::size_t bytes);
 
 }  // namespace foldswap::preload

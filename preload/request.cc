@@ -2,6 +2,8 @@
 
 #include <cerrno>
 
+#include "preload/agent.h"
+
 namespace foldswap::preload {
 namespace {
 constexpr long kSliceMs = 100;
@@ -27,6 +29,15 @@ void RequestLock::acquire() {
 void RequestLock::release() {
   sys::store(library.request_lock, 0U);
   sys::futex_wake(library.request_lock, sys::Scope::own);
+}
+
+Control* live_or_attached() {
+  if (Control* const control = live()) return control;
+  Control* const control = attaching();
+  if (control == nullptr) return nullptr;
+  const RequestLock lock;
+  if (attaching() != nullptr) (void)ask_agent(*control, AgentOp::attach);
+  return live();
 }
 
 bool agentless(const Control& control) {

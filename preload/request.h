@@ -34,6 +34,10 @@ class RequestLock {
 [[nodiscard]] bool ask_daemon(Control& control, wire::RequestOp op, std::uint64_t start,
                               std::uint64_t bytes);
 
+// The control page of this process as a client, which a forked child that is still attaching
+// becomes now, if it can. Null: it is none.
+[[nodiscard]] Control* live_or_attached();
+
 // Whether nobody will answer: the agent is gone, or the daemon thinks so.
 [[nodiscard]] bool agentless(const Control& control);
 

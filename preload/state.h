@@ -99,6 +99,7 @@ struct Library {
   bool fork_of_client;         // the fork under way; only under the request lock
   std::uint64_t fork_mask;     // likewise: the forking thread's signal mask before it
   bool nothing_registered;  // in a process that is no longer live: no userfaultfd range can be left
+  std::uint32_t locks;      // (atomic) 1: memory may be locked; never again 0
   bool glibc_realloc;       // the next realloc is glibc's: chunk headers can be read
   wire::Range own_data;     // the library's own, never to be evicted
   Exclusions exclusions;

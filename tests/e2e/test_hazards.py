@@ -299,20 +299,5 @@ class DefaultQuarantine(E2E):
         self.finish_daemon()
 
 
-class Torture(E2E):
-    def test_lite(self):
-        client = self.client([Place.program("torture"), "--seconds=20", f"--seed={self.seed}"],
-                             "24M")
-        client.expect("ready")
-        churn = Churn(self, client.pid, restore_every=10)
-        churn.start()
-        client.expect("done", 200)
-        churn.stop()
-        self.assertEqual(client.wait(), 0, client.stderr())
-        print(f"{churn.rounds} reclaims took out {churn.pages} pages")
-        self.assertGreater(churn.pages, 1000)
-        self.finish_daemon()
-
-
 if __name__ == "__main__":
     harness.main()

@@ -1,0 +1,129 @@
+"""The torture client (programs/torture.cc) while somebody else reclaims, restores, and changes budgets
+and settings, all from one seed. A failure prints the seed and the command that replays it:
+FOLDSWAP_TEST_SEED=N python3 tests/e2e/test_torture.py --build-dir build Torture.four_threads"""
+
+import random
+import threading
+import time
+
+import harness
+from harness import E2E, MIB, Place, descriptor_count, wait_until
+
+SETTINGS = {"pool.codec": ("lz4", "zstd:1", "none"), "fault.readahead_max": ("1", "8", "64"),
+            "evict.quarantine_s": ("0", "0", "1"), "fault.spin_us": ("0", "20")}
+
+
+class Disturber(threading.Thread):
+    """Random orders to the daemon until stop()."""
+
+    def __init__(self, test, name, seed):
+        super().__init__(daemon=True)
+        self.test = test
+        self.client_name = name
+        self.random = random.Random(seed)
+        self.pages = 0
+        self.orders = 0
+        self.stopping = threading.Event()
+
+    def order(self):
+        pick = self.random.randrange(100)
+        if pick < 45:
+            return ("reclaim", "--client", self.client_name, "--everything")
+        if pick < 65:
+            return ("reclaim", "--client", self.client_name, "--bytes",
+                    f"{self.random.randrange(1, 16)}M")
+        if pick < 75:
+            return ("restore", "--client", self.client_name, "--hold", "0")
+        if pick < 90:
+            return ("limit", "--client", self.client_name,
+                    self.random.choice(("4M", "12M", "24M", "none")))
+        key = self.random.choice(sorted(SETTINGS))
+        return ("set", key, self.random.choice(SETTINGS[key]))
+
+    def run(self):
+        while not self.stopping.wait(self.random.random() * 0.05):
+            order = self.order()
+            result = self.test.cli(*order, seconds=120)
+            self.orders += 1
+            if order[0] == "reclaim" and result.stdout.strip().isdigit():
+                self.pages += int(result.stdout)
+
+    def stop(self):
+        self.stopping.set()
+        self.join()
+
+
+class Torture(E2E):
+    def torture(self, seconds, threads, seed=None, fork=1, mb=32, least=500):
+        seed = seed or self.seed
+        before = (descriptor_count(self.daemon.pid), self.daemon.memory())
+        client = self.client([Place.program("torture"), f"--seed={seed}", f"--seconds={seconds}",
+                              f"--threads={threads}", f"--fork={fork}", f"--mb={mb}",
+                              f"--hang={harness.slower(60)}"], "16M", name="tortured")
+        client.expect("ready", 60)
+        disturber = Disturber(self, "tortured", seed)
+        disturber.start()
+        said = ""
+        try:
+            said = client.line(seconds + 300)
+        finally:
+            disturber.stop()
+        self.assertRegex(said, r"^done \d+ operations", client.stderr().decode(errors="replace"))
+        self.assertEqual(client.wait(60), 0, client.stderr().decode(errors="replace"))
+        stats = self.check_nothing_left()
+        print(f"seed {seed}, {threads} threads, fork {fork}: {said}; {disturber.orders} orders, "
+              f"{disturber.pages} pages reclaimed, {stats['evict']['pages']} evicted, "
+              f"{stats['faults']['total']} faults")
+        self.assertGreater(stats["evict"]["pages"], least, "nothing to speak of was evicted")
+        self.assertEqual(stats["faults"]["poisoned"], 0)
+        wait_until("descriptors to be closed",
+                   lambda: descriptor_count(self.daemon.pid) <= before[0] + 2)
+        if not Place.sanitized:
+            wait_until("memory to be given back",
+                       lambda: self.daemon.memory() <= before[1] + 12 * MIB)
+        return stats
+
+    def test_one_thread(self):
+        self.torture(8, 1)
+        self.finish_daemon()
+
+    def test_two_threads(self):
+        self.torture(10, 2)
+        self.finish_daemon()
+
+    def test_four_threads(self):
+        self.torture(12, 4)
+        self.finish_daemon()
+
+    def test_eight_threads(self):
+        self.torture(12, 8)
+        self.finish_daemon()
+
+    def test_four_threads_without_fork(self):
+        self.torture(8, 4, fork=0)
+        self.finish_daemon()
+
+    def test_fixed_seeds(self):
+        for seed in (20181, 2023):
+            with self.subTest(seed):
+                self.torture(6, 3, seed=seed)
+        self.finish_daemon()
+
+    def test_sanitized(self):
+        self.torture(20, 4, least=200)
+        self.finish_daemon()
+
+    def test_ten_minutes(self):
+        """Seeds and numbers of threads by turns, every other run without fork."""
+        rng = random.Random(self.seed)
+        end = time.monotonic() + 600
+        turn = 0
+        while time.monotonic() < end:
+            self.torture(60, (1, 2, 4, 8)[turn % 4], seed=rng.randrange(1, 1 << 30),
+                         fork=int(turn % 3 != 2), mb=rng.choice((16, 32, 64)))
+            turn += 1
+        self.finish_daemon()
+
+
+if __name__ == "__main__":
+    harness.main()
