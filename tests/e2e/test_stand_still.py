@@ -1,5 +1,5 @@
 """Clients that stand still or make trouble: stopped, frozen, starved of CPU, flooding the daemon
-with events; and huge pages that cannot be moved. Everybody else goes on, and every byte is right."""
+with events; and huge pages that cannot be moved. Everybody else goes on, all bytes are right."""
 
 import os
 import signal
