@@ -104,16 +104,12 @@ bool AddressSpace::apply(Client& client, std::uint64_t now_us) {
   if (needs_rest && client.batches.load() != 0) return false;
 
   std::vector<Move> moves = moves_of({record.inbox, record.inbox_count});
-  const bool settled_places =
-      moves.empty() &&
-      std::ranges::none_of(std::span(record.inbox, record.inbox_count),
-                           [](const uffd_msg& m) { return m.event == UFFD_EVENT_UNMAP; });
   for (uffd_msg& message : std::span(record.inbox, record.inbox_count)) {
     if (message.event != UFFD_EVENT_FORK) continue;
     UniqueFd uffd(static_cast<int>(message.arg.fork.ufd));
     const auto fork_seq = static_cast<std::uint32_t>(message.arg.reserved.reserved2);
     message.event = 0;  // the descriptor is taken
-    apply_fork(client, std::move(uffd), fork_seq, moves, settled_places);
+    apply_fork(client, std::move(uffd), fork_seq, moves);
   }
   if (probe == Probe::gone) {
     record.inbox_count = 0;  // only its children still needed anything of it (HAZARDS 4)
@@ -162,10 +158,10 @@ void AddressSpace::apply_remove(Client& client, const uffd_msg& message, std::ui
 }
 
 void AddressSpace::apply_fork(Client& parent, UniqueFd uffd, std::uint32_t fork_seq,
-                              std::span<const Move> moves, bool settled_places) {
+                              std::span<const Move> moves) {
   const auto child = host_.adopt_child(parent, std::move(uffd), fork_seq);
   if (child == nullptr) return;  // the host holds its descriptor: it waits, and is ended
-  if (!clone_pages(parent, *child, moves, settled_places)) {
+  if (!clone_pages(parent, *child, {parent.record.inbox, parent.record.inbox_count}, moves)) {
     child->kill("not every page of its parent could be taken over");
   }
   host_.child_ready(child);
@@ -174,13 +170,37 @@ void AddressSpace::apply_fork(Client& parent, UniqueFd uffd, std::uint32_t fork_
 // Only what is registered in the child is the child's: DONTFORK ranges are not, nor what was
 // unmapped first. Without moves and unmaps in the set one probe speaks for the pages of an extent
 // when its first and last page out are both there.
-bool AddressSpace::clone_pages(Client& parent, Client& child, std::span<const Move> moves,
-                               bool settled_places) {
+// The child may be running: its fork() ended when the event was read. What it has done since waits
+// as events of its own, which come after the fork, and until they are read PROBE says nothing. Then
+// it has what its parent has here, but for the places that this set changes, before the fork or
+// after it: those cannot be told.
+bool AddressSpace::clone_pages(Client& parent, Client& child, std::span<const uffd_msg> inbox,
+                               std::span<const Move> moves) {
+  const auto changes = [](const uffd_msg& m) {
+    return m.event == UFFD_EVENT_UNMAP || m.event == UFFD_EVENT_REMAP;
+  };
+  const bool settled_places = std::ranges::none_of(inbox, changes);
+  const auto in_doubt = [&](std::uint64_t page) {
+    return std::ranges::any_of(
+               moves,
+               [&](const Move& m) { return page - m.from < m.bytes || page - m.to < m.bytes; }) ||
+           std::ranges::any_of(inbox, [&](const uffd_msg& m) {
+             return m.event == UFFD_EVENT_UNMAP && page >= m.arg.remove.start &&
+                    page < m.arg.remove.end;
+           });
+  };
+  bool mute = false;
+  const auto in_child = [&](std::uint64_t page) {
+    if (mute) return false;
+    const Probe probe = os_.uffd_probe(child.uffd.get(), page);
+    mute = probe == Probe::changing && !mutated(Mutation::fork_running_child);
+    return probe == Probe::registered;
+  };
   const auto moved_here = [&](std::uint64_t page) {
     // The page's place at the fork, when a move of the same set has brought or will bring something
     // else there.
     return std::ranges::any_of(moves, [&](const Move& m) {
-      return page - m.to < m.bytes && !registered(child, m.from + (page - m.to));
+      return page - m.to < m.bytes && !in_child(m.from + (page - m.to));
     });
   };
   bool whole = true;
@@ -189,14 +209,19 @@ bool AddressSpace::clone_pages(Client& parent, Client& child, std::span<const Mo
     const std::uint64_t end = extent_floor(at) + wire::kExtentBytes;
     std::uint64_t last = at;
     for (std::uint64_t p = at; p < end; p = parent.map->next_out(p + kPage, end)) last = p;
-    const bool all_in = settled_places && registered(child, at) && registered(child, last);
+    const bool all_in = settled_places && in_child(at) && in_child(last);
     for (std::uint64_t p = at; p < end; p = parent.map->next_out(p + kPage, end)) {
       std::uint64_t target = p;
-      bool in = all_in || (registered(child, p) && !moved_here(p));
+      bool in = all_in || (in_child(p) && !moved_here(p));
       for (const Move& m : moves) {  // the fork may have come after a move of the same set
-        if (in || p - m.from >= m.bytes || !registered(child, m.to + (p - m.from))) continue;
+        if (in || p - m.from >= m.bytes || !in_child(m.to + (p - m.from))) continue;
         target = m.to + (p - m.from);
         in = true;
+      }
+      if (mute && !all_in) {
+        target = p;
+        in = !in_doubt(p);
+        whole = whole && in;
       }
       const Entry entry = parent.map->load(p);
       // What is still in flight cannot be given to the child (its parent died under the batch).

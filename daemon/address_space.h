@@ -65,9 +65,9 @@ class AddressSpace {
   [[nodiscard]] bool apply_early_removes(Client& client, std::uint64_t now_us);
   void apply_remove(Client& client, const uffd_msg& message, std::uint64_t now_us);
   void apply_fork(Client& parent, UniqueFd uffd, std::uint32_t fork_seq,
-                  std::span<const Move> moves, bool settled_places);
-  [[nodiscard]] bool clone_pages(Client& parent, Client& child, std::span<const Move> moves,
-                                 bool settled_places);
+                  std::span<const Move> moves);
+  [[nodiscard]] bool clone_pages(Client& parent, Client& child, std::span<const uffd_msg> inbox,
+                                 std::span<const Move> moves);
   [[nodiscard]] static std::vector<Move> moves_of(std::span<const uffd_msg> inbox);
   [[nodiscard]] bool arrival_order_fits(const Client& client, std::span<const uffd_msg> inbox,
                                         std::span<const Move> moves) const;
