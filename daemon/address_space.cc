@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <ranges>
 #include <utility>
 
 #include "base/mutation.h"
@@ -28,8 +29,10 @@ void AddressSpace::forget_events(Client& client) {
   client.record.inbox_count = 0;
 }
 
-bool AddressSpace::registered(const Client& client, std::uint64_t page) const {
-  return os_.uffd_probe(client.uffd.get(), page) == Probe::registered;
+bool AddressSpace::registered(const Client& client, std::uint64_t page) {
+  const Probe probe = os_.uffd_probe(client.uffd.get(), page);
+  mute_ = mute_ || probe == Probe::changing;
+  return probe == Probe::registered;
 }
 
 // As PageStore::clear_range(), as far as this step may.
@@ -119,24 +122,29 @@ bool AddressSpace::apply(Client& client, std::uint64_t now_us) {
   // after it, and touches it, stays behind it.
   if (!apply_early_removes(client, now_us)) return false;
   const std::span inbox(record.inbox, record.inbox_count);
-  if (!order_moves(client, inbox, moves)) {
+  mute_ = false;
+  const bool ordered = order_moves(client, inbox, moves);
+  const std::vector<std::uint64_t> occupied = occupied_by(client, inbox, moves);
+  // Another change has begun meanwhile, and some answers were none: it belongs to the set.
+  if (mute_) return wait_for_rest(client, now_us);
+  if (!ordered) {
     client.kill("its mremap calls cannot be put in order");
     record.inbox_count = 0;
     return true;
   }
   for (const Move& move : moves) apply_move(client, move);
+  // What may take more steps than this one comes last, and the moves are not done again then: with
+  // moves in the set, unmapping is done in one step, and only discarding is left.
   for (uffd_msg& message : inbox) {
-    const std::uint64_t start = message.arg.remove.start, end = message.arg.remove.end;
-    bool done = true;
-    if (message.event == UFFD_EVENT_REMAP) {
-      message.event = 0;  // should the rest take another step
-    } else if (message.event == UFFD_EVENT_UNMAP) {
-      done = apply_unmap(client, start, end, moves);
-    } else if (message.event == UFFD_EVENT_REMOVE) {
-      apply_remove(client, message, now_us);
-      done = clear_some(client, start, end);
-    }
-    if (!done) return false;
+    if (message.event == UFFD_EVENT_REMAP) message.event = 0;
+    if (message.event != UFFD_EVENT_UNMAP) continue;
+    if (!apply_unmap(client, message, occupied, moves.empty())) return false;
+    message.event = 0;
+  }
+  for (uffd_msg& message : inbox) {
+    if (message.event != UFFD_EVENT_REMOVE) continue;
+    apply_remove(client, message, now_us);
+    if (!clear_some(client, message.arg.remove.start, message.arg.remove.end)) return false;
     message.event = 0;
   }
   record.inbox_count = 0;
@@ -236,7 +244,7 @@ bool AddressSpace::clone_pages(Client& parent, Client& child, std::span<const uf
 // Whether the places that moves vacated and occupied end as they would if the moves came in the
 // order of arrival.
 bool AddressSpace::arrival_order_fits(const Client& client, std::span<const uffd_msg> inbox,
-                                      std::span<const Move> moves) const {
+                                      std::span<const Move> moves) {
   const auto unmapped = [&](std::uint64_t page) {
     return std::ranges::any_of(inbox, [&](const uffd_msg& m) {
       return m.event == UFFD_EVENT_UNMAP && page >= m.arg.remove.start && page < m.arg.remove.end;
@@ -258,7 +266,7 @@ bool AddressSpace::arrival_order_fits(const Client& client, std::span<const uffd
 }
 
 bool AddressSpace::order_moves(Client& client, std::span<const uffd_msg> inbox,
-                               std::vector<Move>& moves) const {
+                               std::vector<Move>& moves) {
   if (moves.size() < 2 || mutated(Mutation::h01_order_of_moves) ||
       arrival_order_fits(client, inbox, moves)) {
     return true;
@@ -311,17 +319,40 @@ void AddressSpace::apply_move(Client& client, const Move& move) {
   }
 }
 
-// What was unmapped is gone, except where a move of the same set has brought something since
-// (HAZARDS 1).
-bool AddressSpace::apply_unmap(Client& client, std::uint64_t start, std::uint64_t end,
-                               std::span<const Move> moves) {
-  if (moves.empty()) return clear_some(client, start, end);
+// Pages of unmapped ranges where a move of the same set has brought something since (HAZARDS 1), in
+// order.
+std::vector<std::uint64_t> AddressSpace::occupied_by(const Client& client,
+                                                     std::span<const uffd_msg> inbox,
+                                                     std::span<const Move> moves) {
+  std::vector<std::uint64_t> pages;
+  const auto origin = [&](std::uint64_t page) {
+    for (const Move& m : std::views::reverse(moves)) {
+      if (page - m.to < m.bytes) page = m.from + (page - m.to);
+    }
+    return page;
+  };
+  for (const uffd_msg& message : inbox) {
+    if (message.event != UFFD_EVENT_UNMAP) continue;
+    for (const Move& m : moves) {
+      const std::uint64_t end = std::min<std::uint64_t>(message.arg.remove.end, m.to + m.bytes);
+      for (std::uint64_t p = std::max<std::uint64_t>(message.arg.remove.start, m.to); p < end;
+           p += kPage) {
+        if (client.map->load(origin(p)).state() != PageState::none && registered(client, p))
+          pages.push_back(p);
+      }
+    }
+  }
+  std::ranges::sort(pages);
+  return pages;
+}
+
+bool AddressSpace::apply_unmap(Client& client, const uffd_msg& message,
+                               std::span<const std::uint64_t> occupied, bool in_slices) {
+  const std::uint64_t start = message.arg.remove.start, end = message.arg.remove.end;
+  if (in_slices) return clear_some(client, start, end);
   for (std::uint64_t p = client.map->next_out(start, end); p < end;
        p = client.map->next_out(p + kPage, end)) {
-    const bool occupied =
-        std::ranges::any_of(moves, [&](const Move& m) { return p - m.to < m.bytes; }) &&
-        registered(client, p);
-    if (!occupied) store_.clear_range(client, p, p + kPage);
+    if (!std::ranges::binary_search(occupied, p)) store_.clear_range(client, p, p + kPage);
   }
   return true;
 }
