@@ -191,6 +191,58 @@ TEST_F(AddressSpaceTest, ForkLeavesOutWhatTheChildDoesNotHave) {
   EXPECT_EQ(children[0]->map->out_total(), 2U);
 }
 
+TEST_F(AddressSpaceTest, Hazard01AChangeThatBeginsWhileTheSetIsAppliedWaitsItsTurn) {
+  // The set of the first test. Some other thread begins to unmap something at each moment of it.
+  for (int moment = 0; moment < 40; ++moment) {
+    evict_range(kS, 100);
+    evict_range(kT, 200);
+    os.drop_range(fd(), kT, 8);
+    os.add_range(fd(), kD, 8);
+    os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
+    os.remap(fd(), kT, kS, kBytes);
+    os.range_event(fd(), UFFD_EVENT_UNMAP, kT, kT + kBytes);
+    os.remap(fd(), kS, kD, kBytes);
+    os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+    space().probes_until_change = moment;
+    step();
+    os.range_event(fd(), UFFD_EVENT_UNMAP, kE, kE + kPage);
+    space().probes_until_change = -1;
+    space().changing = 0;
+    step();
+    step();
+    ASSERT_FALSE(client->doomed());
+    EXPECT_FALSE(client->unapplied.load());
+    expect_range(*client, kD, 100);
+    expect_range(*client, kS, 200);
+    EXPECT_EQ(client->map->out_total(), 0U) << "at moment " << moment;
+    os.drop_range(fd(), kD, 8);
+    os.drop_range(fd(), kS, 8);
+    os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
+    os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+    step();
+  }
+}
+
+TEST_F(AddressSpaceTest, AMoveIsAppliedOnceThoughTheRestTakesSeveralSteps) {
+  // A: mremap S->D, then discards D, more than one step lets go of; B: mremap T->E.
+  constexpr std::uint64_t kLarge = 20'000, kLargeBytes = kLarge * kPage;
+  for (std::uint64_t i = 0; i < kLarge; ++i) evict(*client, kS + i * kPage, kZeros);
+  evict_range(kT, 50);
+  os.drop_range(fd(), kS, kLarge);
+  os.add_range(fd(), kD, kLarge);
+  os.drop_range(fd(), kT, 8);
+  os.add_range(fd(), kE, 8);
+  os.remap(fd(), kS, kD, kLargeBytes);
+  os.range_event(fd(), UFFD_EVENT_REMOVE, kD, kD + kLargeBytes);
+  os.remap(fd(), kT, kE, kBytes);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kLargeBytes);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kT, kT + kBytes);
+  for (int i = 0; i < 5; ++i) step();
+  EXPECT_FALSE(client->unapplied.load());
+  EXPECT_EQ(client->map->out_total(), 8U);
+  expect_range(*client, kE, 50);
+}
+
 TEST_F(AddressSpaceTest, AChildThatRunsAlreadyGetsEverythingAndThenWhatItDid) {
   // Its fork() ended when the event was read; a batch is in flight meanwhile, and the child
   // discards, unmaps and moves (Redis' children discard first of all).
