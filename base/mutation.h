@@ -28,6 +28,7 @@ enum class Mutation {
   layout_epoch,             // the agent does not compare epochs
   fork_references,          // a fork's pages are shared without a reference
   fork_serialised,          // forks of several threads at once
+  fork_running_child,       // a child that already changes its memory gets none of the pages out
   renew_shared,             // what a fork had shared stays busy for ever
   renew_only_ones_own,      // what a relative still has is written to, and so copied
   prove_address_space,      // whoever offers an agent is believed

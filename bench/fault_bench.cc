@@ -14,7 +14,6 @@
 #include <linux/futex.h>
 #include <poll.h>
 #include <sched.h>
-#include <spawn.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -38,9 +37,15 @@
 #include <vector>
 
 #include "base/os.h"
+#include "bench/bench_common.h"
 
 namespace foldswap {
 namespace {
+
+using bench::quantile;
+using bench::read_line;
+using bench::spawn;
+using bench::wait_for;
 
 constexpr std::size_t kPages = 4096, kPage = 4096;
 constexpr int kRounds = 5;
@@ -55,11 +60,6 @@ void pin(int cpu) {
   CPU_ZERO(&set);
   CPU_SET(static_cast<unsigned>(cpu), &set);
   (void)::sched_setaffinity(0, sizeof(set), &set);
-}
-
-double quantile(std::vector<double> values, double share) {
-  std::ranges::sort(values);
-  return values[static_cast<std::size_t>(share * static_cast<double>(values.size() - 1))];
 }
 
 struct Figures {
@@ -156,63 +156,25 @@ int client_main() {
   return 0;
 }
 
-pid_t spawn(const std::vector<std::string>& args, int in, int out) {
-  std::vector<char*> argv;
-  for (const auto& a : args) argv.push_back(const_cast<char*>(a.c_str()));
-  argv.push_back(nullptr);
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  if (in >= 0) posix_spawn_file_actions_adddup2(&actions, in, 0);
-  if (out >= 0) posix_spawn_file_actions_adddup2(&actions, out, 1);
-  pid_t pid = -1;
-  if (::posix_spawnp(&pid, argv[0], &actions, nullptr, argv.data(), environ) != 0) pid = -1;
-  posix_spawn_file_actions_destroy(&actions);
-  return pid;
-}
-
-int wait_for(pid_t pid) {
-  int status = 0;
-  ::waitpid(pid, &status, 0);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128;
-}
-
-std::string read_line(int fd) {
-  std::string line;
-  char c = 0;
-  while (::read(fd, &c, 1) == 1 && c != '\n') line += c;
-  return line;
-}
-
 class Bench {
  public:
-  explicit Bench(std::string build) : build_(std::move(build)) {
-    std::string name = (std::filesystem::temp_directory_path() / "foldswap-bench-XXXXXX").string();
-    dir_ = ::mkdtemp(name.data());
-    daemon_ = spawn({build_ + "/bin/foldswapd", "--runtime-dir", dir_, "--set", "log.level=error"},
-                    -1, -1);
-    for (int i = 0; i < 500 && !std::filesystem::exists(dir_ + "/client.sock"); ++i)
-      real_os().sleep_us(10'000);
+  explicit Bench(const std::string& build) : daemon_(build) {
     // The reader sits where the bare handler sits; its program has the other CPU to itself.
     for (const auto& task :
-         std::filesystem::directory_iterator("/proc/" + std::to_string(daemon_) + "/task")) {
+         std::filesystem::directory_iterator("/proc/" + std::to_string(daemon_.pid()) + "/task")) {
       cpu_set_t set;
       CPU_ZERO(&set);
       CPU_SET(1, &set);
       (void)::sched_setaffinity(std::stoi(task.path().filename().string()), sizeof(set), &set);
     }
   }
-  ~Bench() {
-    ::kill(daemon_, SIGTERM);
-    (void)wait_for(daemon_);
-    std::filesystem::remove_all(dir_);
-  }
 
   void faults() {
     std::array<int, 2> to{}, from{};
     if (::pipe2(to.data(), O_CLOEXEC) != 0 || ::pipe2(from.data(), O_CLOEXEC) != 0) return;
-    const pid_t client = spawn({build_ + "/bin/foldswap", "--runtime-dir", dir_, "run", "--name",
-                                "bench", "--require", "--", self_, "--client"},
-                               to[0], from[1]);
+    const pid_t client =
+        spawn(daemon_.command({"run", "--name", "bench", "--require", "--", self_, "--client"}),
+              to[0], from[1]);
     (void)client;
     std::vector<double> bare50, bare99, ours50, ours99;
     if (read_line(from[0]) != "ready") {
@@ -224,8 +186,7 @@ class Bench {
       bare50.push_back(bare.p50_us);
       bare99.push_back(bare.p99_us);
       const pid_t reclaim =
-          spawn({build_ + "/bin/foldswap", "--runtime-dir", dir_, "reclaim", "--client", "bench"},
-                -1, null_.get());
+          spawn(daemon_.command({"reclaim", "--client", "bench"}), -1, null_.get());
       if (wait_for(reclaim) != 0) std::fprintf(stderr, "fault_bench: reclaim failed\n");
       (void)!::write(to[1], "go\n", 3);
       double p50 = 0, p99 = 0;
@@ -246,8 +207,8 @@ class Bench {
   void start_up() {
     constexpr int kRuns = 300;
     std::vector<double> plain, client;
-    const std::string library = build_ + "/lib/libfoldswap.so";
-    ::setenv("FOLDSWAP_RUNTIME_DIR", dir_.c_str(), 1);
+    const std::string library = daemon_.library();
+    ::setenv("FOLDSWAP_RUNTIME_DIR", daemon_.dir().c_str(), 1);
     for (int i = 0; i < kRuns; ++i) {
       for (const bool ours : {false, true}) {
         if (ours) ::setenv("LD_PRELOAD", library.c_str(), 1);
@@ -266,9 +227,8 @@ class Bench {
   }
 
  private:
-  std::string build_, dir_;
+  bench::Daemon daemon_;
   const std::string self_ = std::filesystem::read_symlink("/proc/self/exe").string();
-  pid_t daemon_ = -1;
   UniqueFd null_{::open("/dev/null", O_WRONLY | O_CLOEXEC)};
 };
 

@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <ranges>
 #include <utility>
 
 #include "base/mutation.h"
@@ -28,8 +29,10 @@ void AddressSpace::forget_events(Client& client) {
   client.record.inbox_count = 0;
 }
 
-bool AddressSpace::registered(const Client& client, std::uint64_t page) const {
-  return os_.uffd_probe(client.uffd.get(), page) == Probe::registered;
+bool AddressSpace::registered(const Client& client, std::uint64_t page) {
+  const Probe probe = os_.uffd_probe(client.uffd.get(), page);
+  mute_ = mute_ || probe == Probe::changing;
+  return probe == Probe::registered;
 }
 
 // As PageStore::clear_range(), as far as this step may.
@@ -104,16 +107,12 @@ bool AddressSpace::apply(Client& client, std::uint64_t now_us) {
   if (needs_rest && client.batches.load() != 0) return false;
 
   std::vector<Move> moves = moves_of({record.inbox, record.inbox_count});
-  const bool settled_places =
-      moves.empty() &&
-      std::ranges::none_of(std::span(record.inbox, record.inbox_count),
-                           [](const uffd_msg& m) { return m.event == UFFD_EVENT_UNMAP; });
   for (uffd_msg& message : std::span(record.inbox, record.inbox_count)) {
     if (message.event != UFFD_EVENT_FORK) continue;
     UniqueFd uffd(static_cast<int>(message.arg.fork.ufd));
     const auto fork_seq = static_cast<std::uint32_t>(message.arg.reserved.reserved2);
     message.event = 0;  // the descriptor is taken
-    apply_fork(client, std::move(uffd), fork_seq, moves, settled_places);
+    apply_fork(client, std::move(uffd), fork_seq, moves);
   }
   if (probe == Probe::gone) {
     record.inbox_count = 0;  // only its children still needed anything of it (HAZARDS 4)
@@ -123,24 +122,29 @@ bool AddressSpace::apply(Client& client, std::uint64_t now_us) {
   // after it, and touches it, stays behind it.
   if (!apply_early_removes(client, now_us)) return false;
   const std::span inbox(record.inbox, record.inbox_count);
-  if (!order_moves(client, inbox, moves)) {
+  mute_ = false;
+  const bool ordered = order_moves(client, inbox, moves);
+  const std::vector<std::uint64_t> occupied = occupied_by(client, inbox, moves);
+  // Another change has begun meanwhile, and some answers were none: it belongs to the set.
+  if (mute_) return wait_for_rest(client, now_us);
+  if (!ordered) {
     client.kill("its mremap calls cannot be put in order");
     record.inbox_count = 0;
     return true;
   }
   for (const Move& move : moves) apply_move(client, move);
+  // What may take more steps than this one comes last, and the moves are not done again then: with
+  // moves in the set, unmapping is done in one step, and only discarding is left.
   for (uffd_msg& message : inbox) {
-    const std::uint64_t start = message.arg.remove.start, end = message.arg.remove.end;
-    bool done = true;
-    if (message.event == UFFD_EVENT_REMAP) {
-      message.event = 0;  // should the rest take another step
-    } else if (message.event == UFFD_EVENT_UNMAP) {
-      done = apply_unmap(client, start, end, moves);
-    } else if (message.event == UFFD_EVENT_REMOVE) {
-      apply_remove(client, message, now_us);
-      done = clear_some(client, start, end);
-    }
-    if (!done) return false;
+    if (message.event == UFFD_EVENT_REMAP) message.event = 0;
+    if (message.event != UFFD_EVENT_UNMAP) continue;
+    if (!apply_unmap(client, message, occupied, moves.empty())) return false;
+    message.event = 0;
+  }
+  for (uffd_msg& message : inbox) {
+    if (message.event != UFFD_EVENT_REMOVE) continue;
+    apply_remove(client, message, now_us);
+    if (!clear_some(client, message.arg.remove.start, message.arg.remove.end)) return false;
     message.event = 0;
   }
   record.inbox_count = 0;
@@ -162,10 +166,10 @@ void AddressSpace::apply_remove(Client& client, const uffd_msg& message, std::ui
 }
 
 void AddressSpace::apply_fork(Client& parent, UniqueFd uffd, std::uint32_t fork_seq,
-                              std::span<const Move> moves, bool settled_places) {
+                              std::span<const Move> moves) {
   const auto child = host_.adopt_child(parent, std::move(uffd), fork_seq);
   if (child == nullptr) return;  // the host holds its descriptor: it waits, and is ended
-  if (!clone_pages(parent, *child, moves, settled_places)) {
+  if (!clone_pages(parent, *child, {parent.record.inbox, parent.record.inbox_count}, moves)) {
     child->kill("not every page of its parent could be taken over");
   }
   host_.child_ready(child);
@@ -174,13 +178,37 @@ void AddressSpace::apply_fork(Client& parent, UniqueFd uffd, std::uint32_t fork_
 // Only what is registered in the child is the child's: DONTFORK ranges are not, nor what was
 // unmapped first. Without moves and unmaps in the set one probe speaks for the pages of an extent
 // when its first and last page out are both there.
-bool AddressSpace::clone_pages(Client& parent, Client& child, std::span<const Move> moves,
-                               bool settled_places) {
+// The child may be running: its fork() ended when the event was read. What it has done since waits
+// as events of its own, which come after the fork, and until they are read PROBE says nothing. Then
+// it has what its parent has here, but for the places that this set changes, before the fork or
+// after it: those cannot be told.
+bool AddressSpace::clone_pages(Client& parent, Client& child, std::span<const uffd_msg> inbox,
+                               std::span<const Move> moves) {
+  const auto changes = [](const uffd_msg& m) {
+    return m.event == UFFD_EVENT_UNMAP || m.event == UFFD_EVENT_REMAP;
+  };
+  const bool settled_places = std::ranges::none_of(inbox, changes);
+  const auto in_doubt = [&](std::uint64_t page) {
+    return std::ranges::any_of(
+               moves,
+               [&](const Move& m) { return page - m.from < m.bytes || page - m.to < m.bytes; }) ||
+           std::ranges::any_of(inbox, [&](const uffd_msg& m) {
+             return m.event == UFFD_EVENT_UNMAP && page >= m.arg.remove.start &&
+                    page < m.arg.remove.end;
+           });
+  };
+  bool mute = false;
+  const auto in_child = [&](std::uint64_t page) {
+    if (mute) return false;
+    const Probe probe = os_.uffd_probe(child.uffd.get(), page);
+    mute = probe == Probe::changing && !mutated(Mutation::fork_running_child);
+    return probe == Probe::registered;
+  };
   const auto moved_here = [&](std::uint64_t page) {
     // The page's place at the fork, when a move of the same set has brought or will bring something
     // else there.
     return std::ranges::any_of(moves, [&](const Move& m) {
-      return page - m.to < m.bytes && !registered(child, m.from + (page - m.to));
+      return page - m.to < m.bytes && !in_child(m.from + (page - m.to));
     });
   };
   bool whole = true;
@@ -189,14 +217,19 @@ bool AddressSpace::clone_pages(Client& parent, Client& child, std::span<const Mo
     const std::uint64_t end = extent_floor(at) + wire::kExtentBytes;
     std::uint64_t last = at;
     for (std::uint64_t p = at; p < end; p = parent.map->next_out(p + kPage, end)) last = p;
-    const bool all_in = settled_places && registered(child, at) && registered(child, last);
+    const bool all_in = settled_places && in_child(at) && in_child(last);
     for (std::uint64_t p = at; p < end; p = parent.map->next_out(p + kPage, end)) {
       std::uint64_t target = p;
-      bool in = all_in || (registered(child, p) && !moved_here(p));
+      bool in = all_in || (in_child(p) && !moved_here(p));
       for (const Move& m : moves) {  // the fork may have come after a move of the same set
-        if (in || p - m.from >= m.bytes || !registered(child, m.to + (p - m.from))) continue;
+        if (in || p - m.from >= m.bytes || !in_child(m.to + (p - m.from))) continue;
         target = m.to + (p - m.from);
         in = true;
+      }
+      if (mute && !all_in) {
+        target = p;
+        in = !in_doubt(p);
+        whole = whole && in;
       }
       const Entry entry = parent.map->load(p);
       // What is still in flight cannot be given to the child (its parent died under the batch).
@@ -211,7 +244,7 @@ bool AddressSpace::clone_pages(Client& parent, Client& child, std::span<const Mo
 // Whether the places that moves vacated and occupied end as they would if the moves came in the
 // order of arrival.
 bool AddressSpace::arrival_order_fits(const Client& client, std::span<const uffd_msg> inbox,
-                                      std::span<const Move> moves) const {
+                                      std::span<const Move> moves) {
   const auto unmapped = [&](std::uint64_t page) {
     return std::ranges::any_of(inbox, [&](const uffd_msg& m) {
       return m.event == UFFD_EVENT_UNMAP && page >= m.arg.remove.start && page < m.arg.remove.end;
@@ -233,7 +266,7 @@ bool AddressSpace::arrival_order_fits(const Client& client, std::span<const uffd
 }
 
 bool AddressSpace::order_moves(Client& client, std::span<const uffd_msg> inbox,
-                               std::vector<Move>& moves) const {
+                               std::vector<Move>& moves) {
   if (moves.size() < 2 || mutated(Mutation::h01_order_of_moves) ||
       arrival_order_fits(client, inbox, moves)) {
     return true;
@@ -286,17 +319,40 @@ void AddressSpace::apply_move(Client& client, const Move& move) {
   }
 }
 
-// What was unmapped is gone, except where a move of the same set has brought something since
-// (HAZARDS 1).
-bool AddressSpace::apply_unmap(Client& client, std::uint64_t start, std::uint64_t end,
-                               std::span<const Move> moves) {
-  if (moves.empty()) return clear_some(client, start, end);
+// Pages of unmapped ranges where a move of the same set has brought something since (HAZARDS 1), in
+// order.
+std::vector<std::uint64_t> AddressSpace::occupied_by(const Client& client,
+                                                     std::span<const uffd_msg> inbox,
+                                                     std::span<const Move> moves) {
+  std::vector<std::uint64_t> pages;
+  const auto origin = [&](std::uint64_t page) {
+    for (const Move& m : std::views::reverse(moves)) {
+      if (page - m.to < m.bytes) page = m.from + (page - m.to);
+    }
+    return page;
+  };
+  for (const uffd_msg& message : inbox) {
+    if (message.event != UFFD_EVENT_UNMAP) continue;
+    for (const Move& m : moves) {
+      const std::uint64_t end = std::min<std::uint64_t>(message.arg.remove.end, m.to + m.bytes);
+      for (std::uint64_t p = std::max<std::uint64_t>(message.arg.remove.start, m.to); p < end;
+           p += kPage) {
+        if (client.map->load(origin(p)).state() != PageState::none && registered(client, p))
+          pages.push_back(p);
+      }
+    }
+  }
+  std::ranges::sort(pages);
+  return pages;
+}
+
+bool AddressSpace::apply_unmap(Client& client, const uffd_msg& message,
+                               std::span<const std::uint64_t> occupied, bool in_slices) {
+  const std::uint64_t start = message.arg.remove.start, end = message.arg.remove.end;
+  if (in_slices) return clear_some(client, start, end);
   for (std::uint64_t p = client.map->next_out(start, end); p < end;
        p = client.map->next_out(p + kPage, end)) {
-    const bool occupied =
-        std::ranges::any_of(moves, [&](const Move& m) { return p - m.to < m.bytes; }) &&
-        registered(client, p);
-    if (!occupied) store_.clear_range(client, p, p + kPage);
+    if (!std::ranges::binary_search(occupied, p)) store_.clear_range(client, p, p + kPage);
   }
   return true;
 }

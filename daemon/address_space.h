@@ -65,23 +65,28 @@ class AddressSpace {
   [[nodiscard]] bool apply_early_removes(Client& client, std::uint64_t now_us);
   void apply_remove(Client& client, const uffd_msg& message, std::uint64_t now_us);
   void apply_fork(Client& parent, UniqueFd uffd, std::uint32_t fork_seq,
-                  std::span<const Move> moves, bool settled_places);
-  [[nodiscard]] bool clone_pages(Client& parent, Client& child, std::span<const Move> moves,
-                                 bool settled_places);
+                  std::span<const Move> moves);
+  [[nodiscard]] bool clone_pages(Client& parent, Client& child, std::span<const uffd_msg> inbox,
+                                 std::span<const Move> moves);
   [[nodiscard]] static std::vector<Move> moves_of(std::span<const uffd_msg> inbox);
   [[nodiscard]] bool arrival_order_fits(const Client& client, std::span<const uffd_msg> inbox,
-                                        std::span<const Move> moves) const;
+                                        std::span<const Move> moves);
   [[nodiscard]] bool order_moves(Client& client, std::span<const uffd_msg> inbox,
-                                 std::vector<Move>& moves) const;
+                                 std::vector<Move>& moves);
   void apply_move(Client& client, const Move& move);
-  [[nodiscard]] bool apply_unmap(Client& client, std::uint64_t start, std::uint64_t end,
-                                 std::span<const Move> moves);
+  [[nodiscard]] std::vector<std::uint64_t> occupied_by(const Client& client,
+                                                       std::span<const uffd_msg> inbox,
+                                                       std::span<const Move> moves);
+  // False: call again; only in slices.
+  [[nodiscard]] bool apply_unmap(Client& client, const uffd_msg& message,
+                                 std::span<const std::uint64_t> occupied, bool in_slices);
   [[nodiscard]] bool clear_some(Client& client, std::uint64_t start, std::uint64_t end);
-  [[nodiscard]] bool registered(const Client& client, std::uint64_t page) const;
+  [[nodiscard]] bool registered(const Client& client, std::uint64_t page);
 
   Os& os_;
   PageStore& store_;
   ForkHost& host_;
+  bool mute_ = false;       // PROBE had no answer, since this was last cleared
   std::uint64_t left_ = 0;  // pages that may still be let go in this step
 };
 

@@ -191,6 +191,110 @@ TEST_F(AddressSpaceTest, ForkLeavesOutWhatTheChildDoesNotHave) {
   EXPECT_EQ(children[0]->map->out_total(), 2U);
 }
 
+TEST_F(AddressSpaceTest, Hazard01AChangeThatBeginsWhileTheSetIsAppliedWaitsItsTurn) {
+  // The set of the first test. Some other thread begins to unmap something at each moment of it.
+  for (int moment = 0; moment < 40; ++moment) {
+    evict_range(kS, 100);
+    evict_range(kT, 200);
+    os.drop_range(fd(), kT, 8);
+    os.add_range(fd(), kD, 8);
+    os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
+    os.remap(fd(), kT, kS, kBytes);
+    os.range_event(fd(), UFFD_EVENT_UNMAP, kT, kT + kBytes);
+    os.remap(fd(), kS, kD, kBytes);
+    os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+    space().probes_until_change = moment;
+    step();
+    os.range_event(fd(), UFFD_EVENT_UNMAP, kE, kE + kPage);
+    space().probes_until_change = -1;
+    space().changing = 0;
+    step();
+    step();
+    ASSERT_FALSE(client->doomed());
+    EXPECT_FALSE(client->unapplied.load());
+    expect_range(*client, kD, 100);
+    expect_range(*client, kS, 200);
+    EXPECT_EQ(client->map->out_total(), 0U) << "at moment " << moment;
+    os.drop_range(fd(), kD, 8);
+    os.drop_range(fd(), kS, 8);
+    os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
+    os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+    step();
+  }
+}
+
+TEST_F(AddressSpaceTest, AMoveIsAppliedOnceThoughTheRestTakesSeveralSteps) {
+  // A: mremap S->D, then discards D, more than one step lets go of; B: mremap T->E.
+  constexpr std::uint64_t kLarge = 20'000, kLargeBytes = kLarge * kPage;
+  for (std::uint64_t i = 0; i < kLarge; ++i) evict(*client, kS + i * kPage, kZeros);
+  evict_range(kT, 50);
+  os.drop_range(fd(), kS, kLarge);
+  os.add_range(fd(), kD, kLarge);
+  os.drop_range(fd(), kT, 8);
+  os.add_range(fd(), kE, 8);
+  os.remap(fd(), kS, kD, kLargeBytes);
+  os.range_event(fd(), UFFD_EVENT_REMOVE, kD, kD + kLargeBytes);
+  os.remap(fd(), kT, kE, kBytes);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kLargeBytes);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kT, kT + kBytes);
+  for (int i = 0; i < 5; ++i) step();
+  EXPECT_FALSE(client->unapplied.load());
+  EXPECT_EQ(client->map->out_total(), 8U);
+  expect_range(*client, kE, 50);
+}
+
+TEST_F(AddressSpaceTest, AChildThatRunsAlreadyGetsEverythingAndThenWhatItDid) {
+  // Its fork() ended when the event was read; a batch is in flight meanwhile, and the child
+  // discards, unmaps and moves (Redis' children discard first of all).
+  evict_range(kS, 1);
+  evict_range(kT, 50);
+  evict_range(kE, 90);
+  const int child_fd = ::dup(0);
+  os.spaces[child_fd].registered = space().registered;
+  client->batches = 1;
+  os.fork_event(fd(), child_fd);
+  step();
+  os.range_event(child_fd, UFFD_EVENT_REMOVE, kS, kS + kPage);
+  os.drop_range(child_fd, kT + 4 * kPage, 4);
+  os.range_event(child_fd, UFFD_EVENT_UNMAP, kT + 4 * kPage, kT + kBytes);
+  os.drop_range(child_fd, kE, 8);
+  os.add_range(child_fd, kD, 8);
+  os.remap(child_fd, kE, kD, kBytes);
+  os.range_event(child_fd, UFFD_EVENT_UNMAP, kE, kE + kBytes);
+  client->batches = 0;
+  step();
+  ASSERT_EQ(children.size(), 1U);
+  Client& child = *children[0];
+  EXPECT_TRUE(os.signals.empty());
+  (void)service->step(child);
+  expect_conserved(child);
+  EXPECT_EQ(child.map->out_total(), 7U + 4U + 8U);
+  expect_reads(child, kS, kZeros);
+  for (std::uint64_t i = 1; i < 8; ++i) expect_reads(child, kS + i * kPage, bytes_of(1 + i));
+  for (std::uint64_t i = 0; i < 4; ++i) expect_reads(child, kT + i * kPage, bytes_of(50 + i));
+  expect_range(child, kD, 90);
+  expect_range(*client, kS, 1);
+}
+
+TEST_F(AddressSpaceTest, AChildThatCannotBeAskedAboutAPlaceInDoubtIsDoomed) {
+  // Another thread of the parent unmaps S, before the fork or after it. The child would know.
+  evict_range(kS, 1);
+  evict_range(kT, 50);
+  const int child_fd = ::dup(0);
+  os.spaces[child_fd].registered = space().registered;
+  client->batches = 1;
+  os.fork_event(fd(), child_fd);
+  step();
+  os.drop_range(fd(), kS, 8);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  os.range_event(child_fd, UFFD_EVENT_REMOVE, kT, kT + kPage);
+  client->batches = 0;
+  step();
+  ASSERT_EQ(children.size(), 1U);
+  EXPECT_TRUE(children[0]->doomed());
+  expect_range(*client, kT, 50);
+}
+
 TEST_F(AddressSpaceTest, ForkIsClonedBeforeTheSetFreesAnything) {
   evict_range(kS, 1);
   const int child_fd = ::dup(0);

@@ -28,7 +28,8 @@ class SimOs final : public Os {
     std::set<std::uint64_t> guards;  // MADV_GUARD_INSTALL
     std::vector<std::uint64_t> woken;
     std::deque<uffd_msg> queue;
-    int changing = 0;  // changes whose thread has not come back yet
+    int changing = 0;              // changes whose thread has not come back yet
+    int probes_until_change = -1;  // then one begins; negative: never
     bool gone = false;
   };
   std::map<int, Space> spaces;
@@ -110,7 +111,8 @@ class SimOs final : public Os {
     return 0;
   }
   Probe uffd_probe(int fd, std::uint64_t page) override {
-    const Space& s = spaces[fd];
+    Space& s = spaces[fd];
+    if (s.probes_until_change >= 0 && s.probes_until_change-- == 0) ++s.changing;
     if (s.gone) return Probe::gone;
     if (changing(s)) return Probe::changing;
     return s.registered.contains(page) ? Probe::registered : Probe::unregistered;

@@ -8,7 +8,8 @@ build=(g++ cmake ninja-build ccache pkg-config git clang-19 clang-tidy-19 clang-
   libclang-rt-19-dev libzstd-dev liblz4-dev libxxhash-dev libspdlog-dev libfmt-dev libcli11-dev
   libtomlplusplus-dev nlohmann-json3-dev libsystemd-dev libcap-dev libgtest-dev libgmock-dev
   librapidcheck-dev libbenchmark-dev)
-tests=(liburing-dev python3 sqlite3 redis-server redis-tools coreutils libcap2-bin gdb procps util-linux)
+tests=(liburing-dev python3 sqlite3 redis-server redis-tools coreutils libcap2-bin gdb procps util-linux
+  stress-ng)
 
 missing=()
 for package in "${build[@]}" "${tests[@]}"; do

@@ -40,6 +40,7 @@ CAUGHT_BY = {
     "layout_epoch": ("MoverTest.AbortsWhenThePlanIsOld", 1),
     "fork_serialised": ("fork_many_threads_at_once", 2),
     "fork_references": ("daemon", 1),
+    "fork_running_child": ("daemon", 1),
     "renew_shared": ("MoverTest.PagesThatWereSharedAreRenewed", 1),
     "renew_only_ones_own": ("MoverTest.PagesSharedByForkStay", 1),
     "prove_address_space": ("daemon", 1),
