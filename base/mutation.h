@@ -25,6 +25,9 @@ enum class Mutation {
   h13_unify_first,          // mremap over what is registered in part
   h16_quarantine,           // what is being discarded may be evicted
   h21_locked_staging,       // evict although staging is locked
+  move_untold,              // what MOVE does not own up to counts as not moved
+  zero_under_lock,          // new pages are filled without the layout lock
+  h21_announce,             // mlockall in the middle of a move
   layout_epoch,             // the agent does not compare epochs
   fork_references,          // a fork's pages are shared without a reference
   fork_serialised,          // forks of several threads at once

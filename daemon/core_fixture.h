@@ -26,7 +26,8 @@ class CoreFixture : public ::testing::Test, public ForkHost {
 
   // Descriptors are real numbers (of /dev/null), so that UniqueFd may close them; SimOs tells
   // spaces apart by them.
-  std::shared_ptr<Client> make_client(UniqueFd uffd = UniqueFd(::dup(0))) {
+  std::shared_ptr<Client> make_client(UniqueFd uffd = UniqueFd(::dup(0)),
+                                      bool with_mailbox = false) {
     ClientParts parts;
     parts.record = state->claim_record();
     parts.record->pid = 1;
@@ -34,6 +35,10 @@ class CoreFixture : public ::testing::Test, public ForkHost {
     parts.uffd = std::move(uffd);
     parts.agent.pidfd = UniqueFd(::dup(0));
     parts.agent.pagemap = UniqueFd(::dup(0));
+    if (with_mailbox) {
+      parts.agent.mailbox = Mapping::anonymous(wire::kMailboxBytes).value();
+      parts.agent.transfer = Mapping::anonymous(wire::kTransferBytes).value();
+    }
     os.pagemap_of[parts.agent.pagemap.get()] = parts.uffd.get();
     return std::make_shared<Client>(std::move(parts), os);
   }

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "base/mutation.h"
@@ -352,7 +353,22 @@ bool FaultService::must_hold(Client& client, PendingFault& fault) const {
   return true;
 }
 
-FaultService::Outcome FaultService::answer_none(Client& client, const PendingFault& fault) {
+FaultService::Outcome FaultService::answer_none(Client& client, PendingFault& fault) {
+  // The fault may be old: of two threads that wait for one page the first has woken both, and what
+  // they have written since may be on its way out. So nothing may be taken out between the look at
+  // the entry and the answer.
+  const bool locked = !mutated(Mutation::zero_under_lock);
+  std::optional<LayoutTryLock> lock;
+  if (locked) lock.emplace(client, tunables_.incarnation);
+  if (locked && !lock->held()) {
+    fault.retry_at_us = os_.now_us() + kRetrySoonUs;
+    store_word(client.mailbox->reader_waits, 1);
+    return Outcome::later;
+  }
+  if (locked && client.map->load(fault.page).state() != PageState::none) {
+    lock.reset();
+    return answer(client, fault);
+  }
   UffdProgress progress;
   // Staging faults come from mlockall (HAZARDS 21): a zero page costs nothing and is thrown away
   // again.

@@ -64,7 +64,7 @@ class FaultService {
 
   [[nodiscard]] Outcome answer(Client& client, PendingFault& fault);
   [[nodiscard]] Outcome answer_and_learn_pid(Client& client, PendingFault& fault);
-  [[nodiscard]] Outcome answer_none(Client& client, const PendingFault& fault);
+  [[nodiscard]] Outcome answer_none(Client& client, PendingFault& fault);
   [[nodiscard]] Outcome answer_evicted(Client& client, const PendingFault& fault, Entry entry);
   [[nodiscard]] Outcome answer_out(Client& client, PendingFault& fault, Entry entry);
   // From the transfer area; the entry is OUT, wanted, and its page has left the client.

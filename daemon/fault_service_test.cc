@@ -23,6 +23,33 @@ TEST_F(FaultServiceTest, NothingOutIsAZeroPage) {
   EXPECT_EQ(client->record.faults.load(), 2U);
 }
 
+// Two threads wait for one page, the answer wakes both, and what they write is evicted before the
+// second message is looked at: between that look and the answer no agent may take a page.
+TEST_F(FaultServiceTest, AnOldFaultDoesNotBringZerosOverWhatHasLeft) {
+  client = make_client(UniqueFd(::dup(0)), true);
+  os.add_range(fd(), kA, 1);
+  space().present[kA] = bytes_of(5);
+  bool locked = false;
+  os.before_fill = [&] {
+    locked = load_word(client->mailbox->layout) != wire::kLayoutFree;
+    if (!locked) evict(*client, kA, bytes_of(5));
+  };
+  os.fault(fd(), kA, false);
+  step();
+  EXPECT_TRUE(locked);
+  expect_reads(*client, kA, bytes_of(5));
+  // And while the agent is at it, the fault waits.
+  client->pending.push_back({.page = kA, .read_ns = 1});
+  store_word(client->mailbox->layout, (1U << 2) | wire::kLayoutAgent);
+  step();
+  EXPECT_EQ(client->pending.size(), 1U);
+  evict(*client, kA, bytes_of(6));
+  store_word(client->mailbox->layout, wire::kLayoutFree);
+  os.clock_ns += 1'000'000;
+  step();
+  EXPECT_TRUE(space().present[kA] == bytes_of(6));
+}
+
 TEST_F(FaultServiceTest, EveryKindOfPageComesBackByteForByte) {
   SimOs::PageBytes same{};
   same.fill(std::byte{0xA5});

@@ -7,8 +7,10 @@
 #include <array>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <map>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "base/os.h"
@@ -35,7 +37,8 @@ class SimOs final : public Os {
   std::map<int, Space> spaces;
   std::map<int, int> pagemap_of;  // descriptor of a page map -> of its userfaultfd
   std::uint64_t clock_ns = 1'000'000'000;
-  std::deque<int> fail_copies;  // errno of the next COPYs; 0: succeeds
+  std::deque<int> fail_copies;        // errno of the next COPYs; 0: succeeds
+  std::function<void()> before_fill;  // runs once, when the next page is about to be filled
 
   void add_range(int fd, std::uint64_t start, std::uint64_t pages) {
     for (std::uint64_t i = 0; i < pages; ++i) spaces[fd].registered.insert(start + i * kPage);
@@ -173,6 +176,7 @@ class SimOs final : public Os {
   }
   template <typename Fill>
   UffdProgress fill(int fd, std::uint64_t dst, std::uint64_t bytes, Fill one) {
+    if (before_fill) std::exchange(before_fill, nullptr)();
     Space& s = spaces[fd];
     if (s.gone) return {0, ESRCH};
     if (changing(s)) return {0, EAGAIN};

@@ -27,16 +27,55 @@ constinit Next<int(const void*, std::size_t)> next_mlock{"mlock"};
 constinit Next<int(const void*, std::size_t, unsigned)> next_mlock2{"mlock2"};
 constinit Next<int(int)> next_mlockall{"mlockall"};
 
-// What must be so before a range is moved or resized. Growing locked memory is a trap: mremap fills
-// the new part before it tells of the move, and while it has not told nothing can be filled. So
-// where anything may be locked, what grows is brought back and unregistered.
-wire::RequestOp before_remap(std::size_t old_bytes, std::size_t new_bytes) {
-  return new_bytes > old_bytes && sys::load(library.locks) != 0 ? wire::RequestOp::release
-                                                                : wire::RequestOp::unify;
+constexpr std::uint32_t kGrowthTurns = 10'000;  // some 10 s
+
+// The kernel ages no locked page. (EINVAL means a few other things as well, none of them ours.)
+bool page_locked(std::uint64_t page) {
+  return sys::call(SYS_madvise, page, kPage, MADV_COLD) == -EINVAL;
 }
 
-void may_be_locked() {
+// What must be so before a range is moved or resized, for as long as this lives. Growing locked
+// memory is a trap: mremap fills the new part before it tells of the move, and while it has not
+// told nothing can be filled. So what is locked and grows is brought back and unregistered.
+class Resizing {
+ public:
+  Resizing(Control& control, std::uint64_t start, std::size_t old_bytes, std::size_t new_bytes)
+      : control_(control), grows_(new_bytes > old_bytes) {
+    if (!grows_) return;
+    sys::add(control_.growing, 1);
+    if (sys::load(library.locks) == 0 || old_bytes == 0) return;
+    careful_ = sys::load(control_.locking) != 0 || page_locked(page_floor(start)) ||
+               page_locked(page_floor(start + old_bytes - 1));
+  }
+  Resizing(const Resizing&) = delete;
+  Resizing& operator=(const Resizing&) = delete;
+  ~Resizing() {
+    if (grows_) sys::add(control_.growing, ~0U);
+  }
+  [[nodiscard]] wire::RequestOp before() const {
+    return careful_ ? wire::RequestOp::release : wire::RequestOp::unify;
+  }
+
+ private:
+  Control& control_;
+  bool grows_;
+  bool careful_ = false;
+};
+
+// mlock and its relatives, in a client: not while something grows (see Resizing). The wait has an
+// end in case who raised the count is no more (a vfork child killed half-way).
+template <typename Call>
+int lock_memory(Call call) {
   sys::store(library.locks, 1U);
+  Control* const control = live();
+  if (control == nullptr) return call();
+  const SignalBlock signals(SignalBlock::Set::asynchronous);
+  sys::add(control->locking, 1);
+  sys::Backoff backoff;
+  while (sys::load(control->growing) != 0 && backoff.turns() < kGrowthTurns) backoff.next();
+  const int result = call();
+  sys::add(control->locking, ~0U);
+  return result;
 }
 
 // By copying where the kernel would fail half-way, else as the program asked.
@@ -77,7 +116,8 @@ void* remap_client(Control& control, const RemapCall& call, void* target) {
     return next_mremap(call.address, call.old_bytes, call.new_bytes, call.flags, target);
   }
   const auto start = reinterpret_cast<std::uint64_t>(call.address);
-  if (!section.prepare(before_remap(call.old_bytes, call.new_bytes), start, call.old_bytes)) {
+  const Resizing resizing(control, start, call.old_bytes, call.new_bytes);
+  if (!section.prepare(resizing.before(), start, call.old_bytes)) {
     return remap_orphan(call, target);
   }
   // Since 6.17 several mappings can be moved as they are with one call, but not registered ones: of
@@ -126,7 +166,8 @@ void* realloc_mapped(void* pointer, std::size_t bytes) {
   return as_client(
       [&](Control& control) {
         LayoutSection section(control);
-        return section.prepare(before_remap(total, bytes + sizeof(Chunk)), start, total)
+        const Resizing resizing(control, start, total, bytes + sizeof(Chunk));
+        return section.prepare(resizing.before(), start, total)
                    ? next_realloc(pointer, bytes)
                    : realloc_orphan(pointer, bytes, start, total);
       },
@@ -162,11 +203,12 @@ int advise_silently(void* address, std::size_t bytes, int advice) {
           populate(start, bytes);
         }
         const int result = next_madvise(address, bytes, advice);
+        const bool hides = advice == MADV_DONTFORK || advice == MADV_WIPEONFORK;
         // HAZARDS 12: the daemon's look at the mappings may be a second old, and a plan made from
         // it may be on its way. Evicted from a mapping that is wiped on fork, a page would reach
         // the child. The next plan looks anew, one already made is void by the count of threads, in
         // this order.
-        if (!mutated(Mutation::h12_fresh_mappings)) {
+        if (hides && !mutated(Mutation::h12_fresh_mappings)) {
           sys::add(control.mailbox->advised, 1);
           sys::add(control.mailbox->threads_created, 1);
         }
@@ -176,6 +218,19 @@ int advise_silently(void* address, std::size_t bytes, int advice) {
         if (orphaned()) populate(start, bytes);
         return next_madvise(address, bytes, advice);
       });
+}
+
+// HAZARDS 21: it locks staging along with everything else, and between locked ranges MOVE moves. So
+// it must not come between the agent's look at staging and its MOVE.
+int lock_everything(int flags) {
+  const auto call = [flags] { return next_mlockall(flags); };
+  return as_client(
+      [&](Control& control) {
+        if (mutated(Mutation::h21_announce)) return call();
+        const LayoutSection section(control);
+        return call();
+      },
+      call);
 }
 
 }  // namespace
@@ -216,18 +271,16 @@ FOLDSWAP_EXPORT void* reallocarray(void* pointer, size_t count, size_t bytes) no
 }
 
 FOLDSWAP_EXPORT int mlock(const void* address, size_t bytes) noexcept {
-  may_be_locked();
-  return next_mlock(address, bytes);
+  return lock_memory([&] { return next_mlock(address, bytes); });
 }
 
 FOLDSWAP_EXPORT int mlock2(const void* address, size_t bytes, unsigned flags) noexcept {
-  may_be_locked();
-  return next_mlock2(address, bytes, flags);
+  return lock_memory([&] { return next_mlock2(address, bytes, flags); });
 }
 
 FOLDSWAP_EXPORT int mlockall(int flags) noexcept {
-  may_be_locked();
-  return next_mlockall(flags);
+  return lock_memory(
+      [&] { return library.alive == nullptr ? next_mlockall(flags) : lock_everything(flags); });
 }
 
 FOLDSWAP_EXPORT int madvise(void* address, size_t bytes, int advice) noexcept {

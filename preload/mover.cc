@@ -21,6 +21,7 @@ constexpr std::uint32_t kSmallChunk =
     64;  // pages of one lock hold while the daemon or a fault waits
 constexpr std::uint32_t kLockTurns = 3000;
 constexpr std::uint32_t kGiveWayTurns = 220;
+constexpr std::uint32_t kMostInVain = 8;
 
 long uffd_register(const Control& c, std::uint64_t start, std::uint64_t bytes) {
   uffdio_register reg{};
@@ -58,6 +59,31 @@ bool staging_locked(const Control& c, std::uint32_t half) {
 constexpr auto kMovedNow = static_cast<PageResult>(0x80);
 constexpr std::uint32_t kMostBusy = 64;   // pieces of a command that were EBUSY
 constexpr std::uint32_t kLookPages = 64;  // of the page map at a time
+
+// Words of the kernel's admin-guide/mm/pagemap.
+constexpr std::uint64_t kPresent = 1ULL << 63, kSwapped = 1ULL << 62, kFile = 1ULL << 61,
+                        kMappedOnce = 1ULL << 56;
+
+// False: /proc cannot be had.
+bool look(Control& c, std::uint64_t start, std::uint32_t pages, std::uint64_t* words) {
+  if (c.pagemap == 0) {
+    const long fd = sys::call(SYS_openat, AT_FDCWD, "/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return false;
+    c.pagemap = static_cast<int>(fd);  // never 0: the agent's table has other things there
+  }
+  const std::size_t bytes = pages * sizeof(words[0]);
+  return sys::call(SYS_pread64, c.pagemap, words, bytes,
+                   start / wire::kPageBytes * sizeof(words[0])) == static_cast<long>(bytes);
+}
+
+// Whether there is something at a page of ours, be it in the kernel's swap. Without /proc the
+// kernel's word is mincore(), which knows nothing of swap.
+bool anything_at(Control& c, std::uint64_t page) {
+  std::uint64_t word = 0;
+  if (look(c, page, 1, &word)) return (word & (kPresent | kSwapped)) != 0;
+  unsigned char resident = 0;
+  return sys::call(SYS_mincore, page, wire::kPageBytes, &resident) == 0 && (resident & 1) != 0;
+}
 
 // Contiguous pages and the contiguous slots they go to.
 struct Piece {
@@ -147,6 +173,7 @@ class Executor {
     AbortReason reason = must_not();
     if (reason == wire::kAbortNone) reason = move(waited_for ? kSmallChunk : wire::kHalfPages);
     const bool moved = moved_first_ < moved_end_;
+    moved_none_ = moved_none_ && !moved;
     if (moved && !mutated(Mutation::h04_copy_in_hold)) copy_out();
     sys::store(box_.layout, static_cast<std::uint32_t>(wire::kLayoutFree));
     sys::store(box_.layout_agent, 0U);
@@ -178,7 +205,7 @@ class Executor {
     if (sys::load(box_.layout_busy) != 0) return wire::kAbortBusy;
     if (sys::load(box_.threads_created) != threads_) return wire::kAbortThreads;
     if (staging_locked(c_, half_)) return wire::kAbortLocked;
-    return wire::kAbortNone;
+    return empty_half() ? wire::kAbortNone : wire::kAbortOther;
   }
 
   AbortReason move_runs(std::uint32_t limit) {
@@ -253,7 +280,7 @@ class Executor {
   }
 
   AbortReason move_pages(Piece piece) {
-    bool emptied = false;
+    std::uint32_t occupied = wire::kHalfPages;  // slot that was found so, by somebody else
     while (piece.pages > 0) {
       uapi::UffdMove move{slot_address(piece.slot), piece.source, piece.pages * wire::kPageBytes,
                           uapi::kMoveModeDontWake, 0};
@@ -263,17 +290,21 @@ class Executor {
           error == 0 ? piece.pages
                      : std::min(piece.pages, static_cast<std::uint32_t>(bytes / wire::kPageBytes));
       if (done > 0) {  // if it stopped part-way, the next call says why
-        mark(piece.slot, kMovedNow, done);
-        moved_first_ = std::min(moved_first_, piece.slot);
-        moved_end_ = std::max(moved_end_, piece.slot + done);
-        piece.skip(done);
+        took(piece, done);
         continue;
       }
+      if (error != -EBUSY && !mutated(Mutation::move_untold)) {
+        if (const std::uint32_t untold = moved_untold(piece, error == -EAGAIN); untold > 0) {
+          took(piece, untold);
+          continue;
+        }
+      }
       if (error == -EAGAIN) return wire::kAbortEpoch;  // an event waits to be read
-      if (error == -EEXIST && !emptied) {
-        // mlockall, or a stray touch, put pages into the slots that come next.
-        emptied = true;
-        if (empty_slots(piece)) continue;
+      // A stray page. Tried again first: if an event waits by now, it was no use to look at the
+      // source.
+      if (error == -EEXIST && occupied != piece.slot) {
+        occupied = piece.slot;
+        continue;
       }
       const bool single = error == -EBUSY || error == -ENOENT || error == -EEXIST;
       const std::uint32_t count = single ? 1 : piece.pages;
@@ -282,6 +313,29 @@ class Executor {
       piece.skip(count);
     }
     return wire::kAbortNone;
+  }
+
+  void took(Piece& piece, std::uint32_t pages) {
+    mark(piece.slot, kMovedNow, pages);
+    moved_first_ = std::min(moved_first_, piece.slot);
+    moved_end_ = std::max(moved_end_, piece.slot + pages);
+    piece.skip(pages);
+  }
+
+  // Linux 6.18's MOVE takes several pages in a step, and when a step has to be tried again (the
+  // processor has just noted an access to its first page, say) it forgets that the second try
+  // succeeded: it runs into the pages that it has put there itself, says EEXIST, and counts none of
+  // them. So how many pages of the front of the piece have in fact gone? What is in a slot came
+  // from its source when the source has nothing any more. While an event waits the source says
+  // nothing, it may be another mapping by now: then a slot that holds something counts. Should that
+  // be a stray page, it does no harm, because what the program has in its place is what it sees.
+  std::uint32_t moved_untold(const Piece& piece, bool event_waits) {
+    std::uint32_t pages = 0;
+    while (pages < piece.pages && anything_at(c_, slot_address(piece.slot + pages)) &&
+           (event_waits || !anything_at(c_, piece.source + pages * wire::kPageBytes))) {
+      ++pages;
+    }
+    return pages;
   }
 
   // In the order of slots; forgotten when there are too many pieces of them: their turn comes
@@ -303,31 +357,24 @@ class Executor {
   // Writing is what MADV_POPULATE_WRITE does; never to a page that is still mapped elsewhere,
   // because that would copy it. Without the layout lock, since it may fault: so the page is looked
   // at just before, and should the program have replaced it in between, populating the new one
-  // changes no byte. True: there is something that MOVE may take now. Bits as in the kernel's
-  // admin-guide/mm/pagemap.
+  // changes no byte. True: there is something that MOVE may take now.
   bool renew_busy() {
     if (mutated(Mutation::renew_shared)) return false;
     renewing_ = true;
-    const long fd = sys::call(SYS_openat, AT_FDCWD, "/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return false;
     bool any = false;
     for (std::uint32_t i = 0; i < nbusy_; ++i) {
       for (std::uint32_t at = 0; at < busy_[i].pages; at += kLookPages) {
-        any = renew(static_cast<int>(fd), busy_[i], at) || any;
+        any = renew(busy_[i], at) || any;
       }
     }
-    sys::call(SYS_close, fd);
     return any;
   }
 
-  bool renew(int pagemap, const Piece& busy, std::uint32_t first) {
-    constexpr std::uint64_t kPresent = 1ULL << 63, kFile = 1ULL << 61, kMappedOnce = 1ULL << 56;
+  bool renew(const Piece& busy, std::uint32_t first) {
     std::uint64_t words[kLookPages]{};
     const std::uint32_t count = std::min(kLookPages, busy.pages - first);
     const std::uint64_t start = busy.source + first * wire::kPageBytes;
-    const long got = sys::call(SYS_pread64, pagemap, words, count * sizeof(words[0]),
-                               start / wire::kPageBytes * sizeof(words[0]));
-    if (got != static_cast<long>(count * sizeof(words[0]))) return false;
+    if (!look(c_, start, count, words)) return false;
     const auto ours = [&](std::uint32_t i) {
       if (mutated(Mutation::renew_only_ones_own)) return (words[i] & kPresent) != 0;
       return (words[i] & (kPresent | kFile | kMappedOnce)) == (kPresent | kMappedOnce);
@@ -357,16 +404,20 @@ class Executor {
     return error == -ENOENT ? PageResult::hole : PageResult::refused;
   }
 
-  // The slots of a piece, none of which holds a moved page. Unregistered first: no REMOVE event
-  // then.
-  bool empty_slots(const Piece& piece) {
-    const std::uint64_t start = slot_address(piece.slot);
-    const std::uint64_t bytes = piece.pages * wire::kPageBytes;
-    if (uffd_unregister(c_, start, bytes) != 0) return false;
-    sys::call(SYS_madvise, start, bytes, uapi::kMadvDontneedLocked);
-    if (uffd_register(c_, start, bytes) == 0) return true;
+  // An mlockall that is over, or a stray touch, may have put pages where the moved ones are to go.
+  // Unregistered first: no REMOVE event then.
+  bool empty_half() {
+    unsigned char resident[wire::kHalfPages];
+    const std::uint64_t start = half_start(c_, half_);
+    if (sys::call(SYS_mincore, start, wire::kHalfBytes, resident) == 0 &&
+        std::none_of(std::begin(resident), std::end(resident),
+                     [](unsigned char page) { return (page & 1) != 0; })) {
+      return true;
+    }
+    if (uffd_unregister(c_, start, wire::kHalfBytes) != 0) return false;
     c_.half_armed[half_] = false;
-    return false;
+    sys::call(SYS_madvise, start, wire::kHalfBytes, uapi::kMadvDontneedLocked);
+    return arm_half(c_, half_);
   }
 
   // What moved goes to the transfer area before the lock is let go. Unregistering first only serves
@@ -402,7 +453,16 @@ class Executor {
     while (sys::load(box_.reader_waits) != 0 && backoff.turns() < kGiveWayTurns) backoff.next();
   }
 
+  // A program that makes one announced call after the other would never be evicted. After so many
+  // commands in vain the calls wait a moment for the next one.
+  void ask_for_room(AbortReason reason) {
+    const bool in_vain = moved_none_ && (reason == wire::kAbortBusy || reason == wire::kAbortEpoch);
+    c_.in_vain = in_vain ? c_.in_vain + 1 : 0;
+    sys::store(c_.agent_waits, c_.in_vain >= kMostInVain ? 1U : 0U);
+  }
+
   void publish(AbortReason reason) {
+    ask_for_room(reason);
     sys::copy_bytes(cmd_.result, c_.results, sizeof(c_.results));
     sys::store(cmd_.aborted, static_cast<std::uint32_t>(reason));
     sys::store(cmd_.state, static_cast<std::uint32_t>(wire::CommandState::done));
@@ -423,6 +483,7 @@ class Executor {
   std::uint32_t moved_first_ = 0, moved_end_ = 0;
   Piece busy_[kMostBusy];
   std::uint32_t nbusy_ = 0;
+  bool moved_none_ = true;
   bool renewing_ = false;  // second look: what is busy now is pinned
 };
 

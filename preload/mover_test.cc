@@ -174,6 +174,19 @@ TEST_F(MoverTest, Hazard21MlockallKeepsEverything) {
   EXPECT_EQ(check(address, 32), 0);
 }
 
+// What MOVE of Linux 6.18 has taken and does not own up to (mover.cc, moved_untold).
+TEST_F(MoverTest, WhatMoveKeepsToItselfIsNotLost) {
+  start();
+  const unsigned long address = filled(512, 24);
+  ASSERT_EQ(probe->number(args("touch", address, 512 * kPage)), 0);
+  std::uint32_t moved = 0;
+  for (std::uint32_t round = 0; round < 300; ++round) {
+    moved += count(client->evict(round % 2, address, 512), PageResult::moved);
+    ASSERT_EQ(check(address, 512, 24), 0) << "round " << round;
+  }
+  EXPECT_GT(moved, 300U);
+}
+
 TEST_F(MoverTest, Hazard4ForksDuringEvictionLoseNothing) {
   constexpr std::uint32_t kPages = 256;
   start();

@@ -92,6 +92,21 @@ void* nothing(void*) {
   return nullptr;
 }
 
+// Reads a range without end, and lets the kernel think in between that nobody does: the words of
+// the page table change all the time.
+struct Touched {
+  unsigned long address, bytes;
+};
+void* touch_forever(void* range) {
+  const Touched touched = *static_cast<Touched*>(range);
+  for (;;) {
+    madvise(at(touched.address), touched.bytes, MADV_COLD);
+    for (unsigned long page = 0; page < touched.bytes; page += kPage) {
+      (void)*static_cast<volatile unsigned long*>(at(touched.address + page));
+    }
+  }
+}
+
 void list_descriptors() {
   for (int fd = 3; fd < 1024; ++fd) {
     if (fcntl(fd, F_GETFD) != -1) printf("%d ", fd);
@@ -236,6 +251,9 @@ bool other_command(const Command& c) {
   } else if (strcmp(c.name, "threadhold") == 0) {
     pthread_t thread;
     answer(pthread_create(&thread, nullptr, hold_forever, nullptr));
+  } else if (strcmp(c.name, "touch") == 0) {
+    pthread_t thread;
+    answer(pthread_create(&thread, nullptr, touch_forever, new Touched{c.a, c.b}));
   } else if (strcmp(c.name, "robust") == 0) {
     robust_mutex();
   } else if (strcmp(c.name, "fds") == 0) {

@@ -7,7 +7,8 @@
 namespace foldswap::preload {
 namespace {
 constexpr long kSliceMs = 100;
-}
+constexpr std::uint32_t kAfterAgentTurns = 250;  // some 3 ms
+}  // namespace
 
 void RequestLock::acquire() {
   const auto me = static_cast<std::uint32_t>(sys::call(SYS_gettid));
@@ -65,6 +66,11 @@ bool ask_daemon(Control& control, wire::RequestOp op, std::uint64_t start, std::
 
 void Announcement::begin(Control& control) {
   wire::Mailbox& box = *control.mailbox;
+  sys::Backoff politeness;
+  while (sys::load(control.agent_waits) != 0) {
+    if (politeness.turns() == kAfterAgentTurns) sys::store(control.agent_waits, 0U);
+    politeness.next();
+  }
   sys::add(box.layout_busy, 1);
   sys::Backoff backoff;
   while (sys::load(box.layout_agent) != 0 || sys::load(box.layout_daemon) != 0) {

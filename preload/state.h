@@ -65,11 +65,21 @@ struct Control {
   std::uint32_t answered;  // (atomic) futex
   Credentials credentials;
 
+  // (atomic) 1: the agent had to stop for announced calls too often. Whoever begins one lets it do
+  // one command first, or loses patience and lowers this again.
+  std::uint32_t agent_waits;
+
+  // (atomic) Calls under way that make registered memory grow, and that lock memory: a lock waits for
+  // growth to end, and growth that finds a lock under way takes the careful way.
+  std::uint32_t growing, locking;
+
   // The agent's own.
   std::uint64_t leader_robust_list;        // of the thread group leader at start; 0: unknown
   std::uint32_t cpu;                       // pinned to, ~0: not pinned
   std::uint32_t affinity_bytes;            // of `affinity`, 0: unknown
   std::uint64_t affinity[16];              // CPUs the agent may use when a command names none
+  std::uint32_t in_vain;                   // commands in a row that calls kept from moving anything
+  int pagemap;                             // /proc/self/pagemap, once it was needed; else 0
   bool half_armed[wire::kHalves];          // staging half is registered
   std::uint8_t results[wire::kHalfPages];  // of the command being executed (wire::PageResult)
 };

@@ -107,6 +107,9 @@ class Advice(Space):
     def test_mlockall(self):
         self.run_operation("space_advice", "mlockall")
 
+    def test_mlockall_again(self):
+        self.run_operation("space_advice", "lock_again", "--ms=4000")
+
     def test_populate_read(self):
         self.run_operation("space_advice", "populate_read")
 

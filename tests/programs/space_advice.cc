@@ -1,8 +1,8 @@
 // Operations that change how memory is kept and not what is in it: locks, populating, ageing,
 // guards, what a fork inherits. Each against pages in every state (space.h). --op=NAME, --seed,
 // --flight_ms.
-//   wipe_unseen is not one of the matrix: wipe-on-fork set between two of the daemon's looks at the
-//   mappings.
+//   Not of the matrix: wipe_unseen: wipe-on-fork set between two of the daemon's looks at the
+//   mappings; lock_again: mlockall while pages leave, again and again, for --ms.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -198,12 +198,37 @@ void wipe_unseen(const Options&, std::uint64_t seed) {
   }
 }
 
-constexpr std::array<Work, 1> kWork{{{"wipe_unseen", wipe_unseen}}};
+// What is locked is there, however the lock and an eviction meet.
+void lock_again(const Options& options, std::uint64_t seed) {
+  constexpr std::size_t kPages = 2048;
+  Region region(map_aligned(kPages * kPage), kPages, seed, Kind::mixed);
+  region.write_all();
+  Random random(seed);
+  evict(region);
+  ask("churn");
+  for (const Timed timed(options); !timed.over();) {
+    must(mlockall(MCL_CURRENT), "mlockall");
+    for (int n = 0; n < 3; ++n) {
+      if (present_pages(region.base(), kPages) != kPages) wrong("a locked page is not in memory");
+      sleep_ms(1);
+    }
+    must(munlockall(), "munlockall");
+    for (int n = 0; n < 10; ++n) region.check(random.below(kPages));
+    sleep_ms(static_cast<unsigned>(random.below(15)));
+    made_progress();
+  }
+  ask("calm");
+  region.check_all();
+}
+
+constexpr std::array<Work, 2> kWork{{{"wipe_unseen", wipe_unseen}, {"lock_again", lock_again}}};
 
 }  // namespace
 
 int main(int argc, char** argv) {
   const Options options(argc, argv);
-  if (options.text("op", "") == kWork[0].name) return run_work(kWork, options);
+  for (const Work& work : kWork) {
+    if (options.text("op", "") == work.name) return run_work(kWork, options);
+  }
   return run_named(kOperations, options);
 }
