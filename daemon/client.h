@@ -218,6 +218,7 @@ class Client {
   std::uint32_t window_pages = 1;
   std::uint64_t restore_cursor = 0;
   unsigned busy_streak = 0;            // trylocks in a row that failed
+  bool fill_waits = false;             // a fault on a new page waits for the layout lock
   std::uint64_t starved_since_us = 0;  // a fault has been waiting for events to end; 0: none
   std::uint64_t stopped_at_us = 0;     // when the threads were last asked to stop
   std::uint64_t inbox_full_since_us = 0;

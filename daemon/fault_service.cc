@@ -17,7 +17,9 @@
 namespace foldswap {
 namespace {
 
-constexpr std::uint64_t kRetrySoonUs = 20;       // someone else is a few instructions from done
+constexpr std::uint64_t kRetrySoonUs = 20;      // someone else is a few instructions from done
+constexpr std::uint64_t kRetryStuckUs = 1'000;  // someone else seems to be stopped
+constexpr unsigned kSoonTurns = 50;
 constexpr std::uint64_t kRetryMemoryUs = 5'000;  // ENOMEM, or over the hard line of a budget
 constexpr std::uint64_t kMostHoldNs = 200'000'000;
 constexpr std::uint32_t kCrowded = kInboxMessages / 4;
@@ -64,7 +66,7 @@ StepResult FaultService::step(Client& client) {
       // The holder is a few microseconds from done - or stopped: then looking every moment helps
       // nobody.
       client.busy_streak = std::min(client.busy_streak + 1, 100U);
-      result.retry_us = client.busy_streak < 50 ? kRetrySoonUs : 1'000;
+      result.retry_us = client.busy_streak < kSoonTurns ? kRetrySoonUs : kRetryStuckUs;
     } else {
       client.busy_streak = 0;
     }
@@ -211,7 +213,8 @@ FaultService::ReadResult FaultService::read_messages(Client& client) {
       client.unapplied = true;  // before the epoch moves: see client.h
       if (client.mailbox != nullptr) add_word(client.mailbox->epoch);
     }
-    if (client.mailbox != nullptr && load_word(client.mailbox->reader_waits) != 0) {
+    if (client.mailbox != nullptr && load_word(client.mailbox->reader_waits) != 0 &&
+        !client.fill_waits) {
       store_word(client.mailbox->reader_waits, 0);
     }
   }
@@ -265,6 +268,7 @@ bool FaultService::answer_faults(Client& client, StepResult& result) {
   const std::uint64_t now_us = os_.now_us();
   std::size_t kept = 0;
   bool changing = false, parked = false;
+  client.fill_waits = false;
   for (std::size_t i = 0; i < client.pending.size(); ++i) {
     PendingFault& fault = client.pending[i];
     Outcome outcome = Outcome::later;
@@ -361,7 +365,9 @@ FaultService::Outcome FaultService::answer_none(Client& client, PendingFault& fa
   std::optional<LayoutTryLock> lock;
   if (locked) lock.emplace(client, tunables_.incarnation);
   if (locked && !lock->held()) {
-    fault.retry_at_us = os_.now_us() + kRetrySoonUs;
+    fault.retry_at_us =
+        os_.now_us() + (client.busy_streak < kSoonTurns ? kRetrySoonUs : kRetryStuckUs);
+    client.fill_waits = true;
     store_word(client.mailbox->reader_waits, 1);
     return Outcome::later;
   }

@@ -27,53 +27,66 @@ constinit Next<int(const void*, std::size_t)> next_mlock{"mlock"};
 constinit Next<int(const void*, std::size_t, unsigned)> next_mlock2{"mlock2"};
 constinit Next<int(int)> next_mlockall{"mlockall"};
 
-constexpr std::uint32_t kGrowthTurns = 10'000;  // some 10 s
+constexpr std::uint32_t kGrowthTurns = 1'500;  // some seconds
 
 // The kernel ages no locked page. (EINVAL means a few other things as well, none of them ours.)
 bool page_locked(std::uint64_t page) {
   return sys::call(SYS_madvise, page, kPage, MADV_COLD) == -EINVAL;
 }
 
-// What must be so before a range is moved or resized, for as long as this lives. Growing locked
-// memory is a trap: mremap fills the new part before it tells of the move, and while it has not
-// told nothing can be filled. So what is locked and grows is brought back and unregistered.
+// A range that is about to be moved or resized, brought into one state (HAZARDS 13) for as long as
+// this lives. Growing locked memory is a trap: mremap fills the new part before it tells of the
+// move, and while it has not told nothing can be filled. So what is locked and grows is brought
+// back and unregistered. It may become locked while we wait for the daemon; so mlock waits for
+// growth to end, and we look again.
 class Resizing {
  public:
   Resizing(Control& control, std::uint64_t start, std::size_t old_bytes, std::size_t new_bytes)
-      : control_(control), grows_(new_bytes > old_bytes) {
-    if (!grows_) return;
-    sys::add(control_.growing, 1);
-    if (sys::load(library.locks) == 0 || old_bytes == 0) return;
-    careful_ = sys::load(control_.locking) != 0 || page_locked(page_floor(start)) ||
-               page_locked(page_floor(start + old_bytes - 1));
+      : control_(control), start_(start), bytes_(old_bytes), grows_(new_bytes > old_bytes) {
+    if (grows_) sys::add(control_.growing, 1);
   }
   Resizing(const Resizing&) = delete;
   Resizing& operator=(const Resizing&) = delete;
   ~Resizing() {
     if (grows_) sys::add(control_.growing, ~0U);
   }
-  [[nodiscard]] wire::RequestOp before() const {
-    return careful_ ? wire::RequestOp::release : wire::RequestOp::unify;
+
+  // False: nobody answers.
+  [[nodiscard]] bool prepare(LayoutSection& section) {
+    const bool careful = may_be_locked();
+    const auto first = careful ? wire::RequestOp::release : wire::RequestOp::unify;
+    if (!section.prepare(first, start_, bytes_)) return false;
+    return careful || !may_be_locked() || section.prepare(wire::RequestOp::release, start_, bytes_);
   }
 
  private:
+  [[nodiscard]] bool may_be_locked() const {
+    if (!grows_ || bytes_ == 0 || sys::load(control_.mailbox->registered) == 0) return false;
+    return sys::load(control_.locking) != 0 || page_locked(page_floor(start_)) ||
+           page_locked(page_floor(start_ + bytes_ - 1));
+  }
+
   Control& control_;
-  bool grows_;
-  bool careful_ = false;
+  const std::uint64_t start_;
+  const std::size_t bytes_;
+  const bool grows_;
 };
 
-// mlock and its relatives, in a client: not while something grows (see Resizing). The wait has an
-// end in case who raised the count is no more (a vfork child killed half-way).
+// mlock and its relatives, in a client: not while something grows. The wait has an end in case who
+// raised the count is no more (a vfork child killed half-way).
 template <typename Call>
 int lock_memory(Call call) {
-  sys::store(library.locks, 1U);
-  Control* const control = live();
-  if (control == nullptr) return call();
+  if (library.alive == nullptr) return call(nullptr);
   const SignalBlock signals(SignalBlock::Set::asynchronous);
+  if (live() == nullptr) {
+    const QuietCall quiet;
+    if (live() == nullptr) return call(nullptr);
+  }
+  Control* const control = library.control;
   sys::add(control->locking, 1);
   sys::Backoff backoff;
   while (sys::load(control->growing) != 0 && backoff.turns() < kGrowthTurns) backoff.next();
-  const int result = call();
+  const int result = call(control);
   sys::add(control->locking, ~0U);
   return result;
 }
@@ -116,8 +129,8 @@ void* remap_client(Control& control, const RemapCall& call, void* target) {
     return next_mremap(call.address, call.old_bytes, call.new_bytes, call.flags, target);
   }
   const auto start = reinterpret_cast<std::uint64_t>(call.address);
-  const Resizing resizing(control, start, call.old_bytes, call.new_bytes);
-  if (!section.prepare(resizing.before(), start, call.old_bytes)) {
+  Resizing resizing(control, start, call.old_bytes, call.new_bytes);
+  if (!resizing.prepare(section)) {
     return remap_orphan(call, target);
   }
   // Since 6.17 several mappings can be moved as they are with one call, but not registered ones: of
@@ -166,10 +179,9 @@ void* realloc_mapped(void* pointer, std::size_t bytes) {
   return as_client(
       [&](Control& control) {
         LayoutSection section(control);
-        const Resizing resizing(control, start, total, bytes + sizeof(Chunk));
-        return section.prepare(resizing.before(), start, total)
-                   ? next_realloc(pointer, bytes)
-                   : realloc_orphan(pointer, bytes, start, total);
+        Resizing resizing(control, start, total, bytes + sizeof(Chunk));
+        return resizing.prepare(section) ? next_realloc(pointer, bytes)
+                                         : realloc_orphan(pointer, bytes, start, total);
       },
       [&] {
         return orphaned() ? realloc_orphan(pointer, bytes, start, total)
@@ -222,15 +234,10 @@ int advise_silently(void* address, std::size_t bytes, int advice) {
 
 // HAZARDS 21: it locks staging along with everything else, and between locked ranges MOVE moves. So
 // it must not come between the agent's look at staging and its MOVE.
-int lock_everything(int flags) {
-  const auto call = [flags] { return next_mlockall(flags); };
-  return as_client(
-      [&](Control& control) {
-        if (mutated(Mutation::h21_announce)) return call();
-        const LayoutSection section(control);
-        return call();
-      },
-      call);
+int lock_everything(Control* control, int flags) {
+  if (control == nullptr || mutated(Mutation::h21_announce)) return next_mlockall(flags);
+  const LayoutSection section(*control);
+  return next_mlockall(flags);
 }
 
 }  // namespace
@@ -271,16 +278,15 @@ FOLDSWAP_EXPORT void* reallocarray(void* pointer, size_t count, size_t bytes) no
 }
 
 FOLDSWAP_EXPORT int mlock(const void* address, size_t bytes) noexcept {
-  return lock_memory([&] { return next_mlock(address, bytes); });
+  return lock_memory([&](Control*) { return next_mlock(address, bytes); });
 }
 
 FOLDSWAP_EXPORT int mlock2(const void* address, size_t bytes, unsigned flags) noexcept {
-  return lock_memory([&] { return next_mlock2(address, bytes, flags); });
+  return lock_memory([&](Control*) { return next_mlock2(address, bytes, flags); });
 }
 
 FOLDSWAP_EXPORT int mlockall(int flags) noexcept {
-  return lock_memory(
-      [&] { return library.alive == nullptr ? next_mlockall(flags) : lock_everything(flags); });
+  return lock_memory([&](Control* control) { return lock_everything(control, flags); });
 }
 
 FOLDSWAP_EXPORT int madvise(void* address, size_t bytes, int advice) noexcept {

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <iterator>
 
@@ -64,25 +65,38 @@ constexpr std::uint32_t kLookPages = 64;  // of the page map at a time
 constexpr std::uint64_t kPresent = 1ULL << 63, kSwapped = 1ULL << 62, kFile = 1ULL << 61,
                         kMappedOnce = 1ULL << 56;
 
-// False: /proc cannot be had.
+// False: /proc cannot be had. (Not /proc/self, which is empty once the leader has ended.)
 bool look(Control& c, std::uint64_t start, std::uint32_t pages, std::uint64_t* words) {
   if (c.pagemap == 0) {
-    const long fd = sys::call(SYS_openat, AT_FDCWD, "/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    const long fd =
+        sys::call(SYS_openat, AT_FDCWD, "/proc/thread-self/pagemap", O_RDONLY | O_CLOEXEC);
     if (fd < 0) return false;
-    c.pagemap = static_cast<int>(fd);  // never 0: the agent's table has other things there
+    c.pagemap = static_cast<int>(fd) + 1;
   }
   const std::size_t bytes = pages * sizeof(words[0]);
-  return sys::call(SYS_pread64, c.pagemap, words, bytes,
+  return sys::call(SYS_pread64, c.pagemap - 1, words, bytes,
                    start / wire::kPageBytes * sizeof(words[0])) == static_cast<long>(bytes);
 }
 
-// Whether there is something at a page of ours, be it in the kernel's swap. Without /proc the
+// Which of at most 64 pages of ours hold anything, be it in the kernel's swap. Without /proc the
 // kernel's word is mincore(), which knows nothing of swap.
-bool anything_at(Control& c, std::uint64_t page) {
-  std::uint64_t word = 0;
-  if (look(c, page, 1, &word)) return (word & (kPresent | kSwapped)) != 0;
-  unsigned char resident = 0;
-  return sys::call(SYS_mincore, page, wire::kPageBytes, &resident) == 0 && (resident & 1) != 0;
+std::uint64_t anything_at(Control& c, std::uint64_t start, std::uint32_t pages) {
+  std::uint64_t words[kLookPages]{};
+  std::uint64_t found = 0;
+  if (look(c, start, pages, words)) {
+    for (std::uint32_t i = 0; i < pages; ++i) {
+      if ((words[i] & (kPresent | kSwapped)) != 0) found |= std::uint64_t{1} << i;
+    }
+    return found;
+  }
+  for (std::uint32_t i = 0; i < pages; ++i) {
+    unsigned char resident = 0;
+    const std::uint64_t page = start + i * wire::kPageBytes;
+    if (sys::call(SYS_mincore, page, wire::kPageBytes, &resident) == 0 && (resident & 1) != 0) {
+      found |= std::uint64_t{1} << i;
+    }
+  }
+  return found;
 }
 
 // Contiguous pages and the contiguous slots they go to.
@@ -98,6 +112,12 @@ struct Piece {
 
 class Executor {
  public:
+  Executor(const Executor&) = delete;
+  Executor& operator=(const Executor&) = delete;
+  ~Executor() {  // or the program could not unmount /proc
+    if (c_.pagemap != 0) sys::call(SYS_close, c_.pagemap - 1);
+    c_.pagemap = 0;
+  }
   Executor(Control& c, std::uint32_t half)
       : c_(c), box_(*c.mailbox), cmd_(c.mailbox->commands[half]), half_(half) {
     epoch_ = sys::load(cmd_.epoch);
@@ -300,9 +320,10 @@ class Executor {
         }
       }
       if (error == -EAGAIN) return wire::kAbortEpoch;  // an event waits to be read
-      // A stray page. Tried again first: if an event waits by now, it was no use to look at the
-      // source.
-      if (error == -EEXIST && occupied != piece.slot) {
+      // Something in the slot, and something in the source? A stray page, unless an event waits by
+      // now and it was no use to look at the source: trying again tells.
+      if (error != -EBUSY && occupied != piece.slot &&
+          anything_at(c_, slot_address(piece.slot), 1) != 0) {
         occupied = piece.slot;
         continue;
       }
@@ -330,12 +351,16 @@ class Executor {
   // nothing, it may be another mapping by now: then a slot that holds something counts. Should that
   // be a stray page, it does no harm, because what the program has in its place is what it sees.
   std::uint32_t moved_untold(const Piece& piece, bool event_waits) {
-    std::uint32_t pages = 0;
-    while (pages < piece.pages && anything_at(c_, slot_address(piece.slot + pages)) &&
-           (event_waits || !anything_at(c_, piece.source + pages * wire::kPageBytes))) {
-      ++pages;
+    for (std::uint32_t at = 0; at < piece.pages; at += kLookPages) {
+      const std::uint32_t pages = std::min(kLookPages, piece.pages - at);
+      std::uint64_t gone = anything_at(c_, slot_address(piece.slot + at), pages);
+      if (gone != 0 && !event_waits) {
+        gone &= ~anything_at(c_, piece.source + at * wire::kPageBytes, pages);
+      }
+      const auto front = static_cast<std::uint32_t>(std::countr_one(gone));
+      if (front < pages) return at + front;
     }
-    return pages;
+    return piece.pages;
   }
 
   // In the order of slots; forgotten when there are too many pieces of them: their turn comes
@@ -456,9 +481,13 @@ class Executor {
   // A program that makes one announced call after the other would never be evicted. After so many
   // commands in vain the calls wait a moment for the next one.
   void ask_for_room(AbortReason reason) {
-    const bool in_vain = moved_none_ && (reason == wire::kAbortBusy || reason == wire::kAbortEpoch);
-    c_.in_vain = in_vain ? c_.in_vain + 1 : 0;
-    sys::store(c_.agent_waits, c_.in_vain >= kMostInVain ? 1U : 0U);
+    const std::uint32_t calls = sys::load(c_.announced);
+    const bool by_call = calls != c_.announced_seen || reason == wire::kAbortBusy;
+    c_.announced_seen = calls;
+    const bool stopped =
+        reason == wire::kAbortBusy || reason == wire::kAbortEpoch || reason == wire::kAbortThreads;
+    c_.in_vain = stopped && by_call && moved_none_ && c_.in_vain < kMostInVain ? c_.in_vain + 1 : 0;
+    sys::store(c_.agent_waits, c_.in_vain == kMostInVain ? 1U : 0U);
   }
 
   void publish(AbortReason reason) {

@@ -7,7 +7,9 @@
 namespace foldswap::preload {
 namespace {
 constexpr long kSliceMs = 100;
-constexpr std::uint32_t kAfterAgentTurns = 250;  // some 3 ms
+// The evictor's longest pause between two commands is 5 ms.
+constexpr int kPatienceSlices = 75;
+constexpr std::uint32_t kPatienceSliceUs = 200;
 }  // namespace
 
 void RequestLock::acquire() {
@@ -66,10 +68,13 @@ bool ask_daemon(Control& control, wire::RequestOp op, std::uint64_t start, std::
 
 void Announcement::begin(Control& control) {
   wire::Mailbox& box = *control.mailbox;
-  sys::Backoff politeness;
-  while (sys::load(control.agent_waits) != 0) {
-    if (politeness.turns() == kAfterAgentTurns) sys::store(control.agent_waits, 0U);
-    politeness.next();
+  sys::add(control.announced, 1);
+  for (int slices = 0; sys::load(control.agent_waits) != 0; ++slices) {
+    if (slices == kPatienceSlices || agentless(control)) {
+      sys::store(control.agent_waits, 0U);
+      break;
+    }
+    sys::sleep_us(kPatienceSliceUs);
   }
   sys::add(box.layout_busy, 1);
   sys::Backoff backoff;

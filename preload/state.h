@@ -68,9 +68,10 @@ struct Control {
   // (atomic) 1: the agent had to stop for announced calls too often. Whoever begins one lets it do
   // one command first, or loses patience and lowers this again.
   std::uint32_t agent_waits;
+  std::uint32_t announced;  // (atomic) announced calls begun
 
-  // (atomic) Calls under way that make registered memory grow, and that lock memory: a lock waits for
-  // growth to end, and growth that finds a lock under way takes the careful way.
+  // (atomic) Calls under way that make registered memory grow, and that lock memory: a lock waits
+  // for growth to end, and growth that finds a lock under way takes the careful way.
   std::uint32_t growing, locking;
 
   // The agent's own.
@@ -79,7 +80,8 @@ struct Control {
   std::uint32_t affinity_bytes;            // of `affinity`, 0: unknown
   std::uint64_t affinity[16];              // CPUs the agent may use when a command names none
   std::uint32_t in_vain;                   // commands in a row that calls kept from moving anything
-  int pagemap;                             // /proc/self/pagemap, once it was needed; else 0
+  std::uint32_t announced_seen;            // Control::announced at the end of the last command
+  int pagemap;                             // descriptor of the page map, plus 1; 0: not open
   bool half_armed[wire::kHalves];          // staging half is registered
   std::uint8_t results[wire::kHalfPages];  // of the command being executed (wire::PageResult)
 };
@@ -109,7 +111,6 @@ struct Library {
   bool fork_of_client;         // the fork under way; only under the request lock
   std::uint64_t fork_mask;     // likewise: the forking thread's signal mask before it
   bool nothing_registered;  // in a process that is no longer live: no userfaultfd range can be left
-  std::uint32_t locks;      // (atomic) 1: memory may be locked; never again 0
   bool glibc_realloc;       // the next realloc is glibc's: chunk headers can be read
   wire::Range own_data;     // the library's own, never to be evicted
   Exclusions exclusions;

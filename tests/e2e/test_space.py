@@ -110,6 +110,9 @@ class Advice(Space):
     def test_mlockall_again(self):
         self.run_operation("space_advice", "lock_again", "--ms=4000")
 
+    def test_grow_locked(self):
+        self.run_operation("space_advice", "grow_locked", least=900)
+
     def test_populate_read(self):
         self.run_operation("space_advice", "populate_read")
 

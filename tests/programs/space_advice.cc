@@ -2,7 +2,7 @@
 // guards, what a fork inherits. Each against pages in every state (space.h). --op=NAME, --seed,
 // --flight_ms.
 //   Not of the matrix: wipe_unseen: wipe-on-fork set between two of the daemon's looks at the
-//   mappings; lock_again: mlockall while pages leave, again and again, for --ms.
+//   mappings; lock_again: mlockall while pages leave, again and again, for --ms; grow_locked.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -221,7 +221,39 @@ void lock_again(const Options& options, std::uint64_t seed) {
   region.check_all();
 }
 
-constexpr std::array<Work, 2> kWork{{{"wipe_unseen", wipe_unseen}, {"lock_again", lock_again}}};
+// Locked memory that grows and has to move for that, locked by mmap, which nobody is told of. With
+// other memory registered, the growth must neither hang nor lose a byte.
+void grow_locked(const Options&, std::uint64_t seed) {
+  constexpr std::size_t kPages = 64;
+  Region other(map_aligned(1024 * kPage), 1024, seed, Kind::mixed);
+  other.write_all();
+  evict(other);
+  for (std::uint64_t round = 0; round < 40; ++round) {
+    std::byte* const place = map_bytes(2 * kPages * kPage);
+    must(mprotect(place, 2 * kPages * kPage, PROT_NONE), "mprotect");
+    if (mmap(place, kPages * kPage, PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | (round % 2 == 0 ? MAP_LOCKED : 0), -1,
+             0) != place) {
+      broken("mmap");
+    }
+    Region region(place, kPages, seed + round, Kind::mixed);
+    region.write_all();
+    if (round % 2 == 1) must(mlock(place, kPages * kPage), "mlock");
+    void* const moved = mremap(place, kPages * kPage, 2 * kPages * kPage, MREMAP_MAYMOVE);
+    if (moved == MAP_FAILED) broken("mremap");
+    region.moved_to(static_cast<std::byte*>(moved));
+    region.check_all();
+    for (std::size_t i = kPages; i < 2 * kPages; ++i) check_zero(region.page(i));
+    if (present_pages(region.base(), 2 * kPages) != 2 * kPages) wrong("a locked page is not there");
+    must(munmap(moved, 2 * kPages * kPage), "munmap");
+    must(munmap(place + kPages * kPage, kPages * kPage), "munmap");
+    made_progress();
+  }
+  other.check_all();
+}
+
+constexpr std::array<Work, 3> kWork{
+    {{"wipe_unseen", wipe_unseen}, {"lock_again", lock_again}, {"grow_locked", grow_locked}}};
 
 }  // namespace
 
