@@ -95,6 +95,11 @@ class Arena {
   // Calls f(item) for everything handed out.
   template <typename F>
   void for_each_live(F f) const;
+  // The same for one page of ours, the next in [local, end); returns where to go on.
+  template <typename F>
+  [[nodiscard]] std::uint32_t for_each_live_of_next_page(std::uint32_t local, std::uint32_t end,
+                                                         F f) const;
+  [[nodiscard]] std::uint32_t pages_end() const { return table_.pages; }
   // What is wrong with the lists and counts, or nullptr.
   [[nodiscard]] const char* validate() const;
 
@@ -122,8 +127,8 @@ class Arena {
 };
 
 template <typename F>
-void Arena::for_each_live(F f) const {
-  for (std::uint32_t local = 0; local < table_.pages; ++local) {
+std::uint32_t Arena::for_each_live_of_next_page(std::uint32_t local, std::uint32_t end, F f) const {
+  for (; local < end; ++local) {
     if (attached_[local / 64] == 0) {
       local |= 63;  // nothing in the whole word
       continue;
@@ -133,6 +138,15 @@ void Arena::for_each_live(F f) const {
     for (std::uint32_t i = first_index_; i < per_page_; ++i) {
       if ((header(page).used[i / 64] >> (i % 64) & 1) != 0) f(page * per_page_ + i);
     }
+    return local + 1;
+  }
+  return end;
+}
+
+template <typename F>
+void Arena::for_each_live(F f) const {
+  for (std::uint32_t local = 0; local < table_.pages;) {
+    local = for_each_live_of_next_page(local, table_.pages, f);
   }
 }
 

@@ -66,6 +66,10 @@ void Budget::settle() {
   }
 }
 
+bool Budget::spend(std::int64_t places) {
+  return take(spare_, places);
+}
+
 void Budget::room_changed(std::int64_t delta) {
   if (delta == 0) return;
   spare_.fetch_add(delta, std::memory_order_acq_rel);

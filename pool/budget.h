@@ -37,6 +37,8 @@ class Budget {
   void release(std::uint64_t places);
   void set_limit(std::uint64_t frames);
 
+  // Gives up places that nobody has reserved. False: there are not so many.
+  [[nodiscard]] bool spend(std::int64_t places);
   // A frame's places changed by `delta`.
   void room_changed(std::int64_t delta);
 

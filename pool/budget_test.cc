@@ -8,7 +8,7 @@
 namespace foldswap {
 namespace {
 
-constexpr PoolGeometry kGeometry{16384, 64};  // four places a frame
+constexpr PoolGeometry kGeometry{32768, 4};  // four places a frame
 
 TEST(Budget, ReservationsNeverPassTheLimit) {
   Budget budget(kGeometry, 10);

@@ -14,19 +14,21 @@
 
 namespace foldswap {
 
-// Fills order_ with the frame's objects by position; returns how many.
+// Whatever the marks say, it stays within the frame and comes to an end.
 std::size_t FrameTable::gather(std::uint32_t frame) {
-  std::size_t count = 0;
-  for (std::uint32_t b = meta(frame).first_block; b != kNoItem; b = block(b)[0]) {
-    for (std::uint32_t i = 1; i <= block_slots_; ++i) {
-      const std::uint32_t id = block(b)[i];
-      if (id == 0 || count == order_.size()) continue;
-      const Record& object = record(ObjectId{id});
-      order_[count++] = Extent{object.where().chunk, chunks_for(object.what().length), id};
-    }
+  const FrameMeta& m = meta(frame);
+  if (m.sole != kNoItem) {
+    order_[0] = {0, geometry_.frame_chunks(), m.sole};
+    return 1;
   }
-  std::sort(order_.begin(), order_.begin() + static_cast<std::ptrdiff_t>(count),
-            [](const Extent& a, const Extent& b) { return a.chunk < b.chunk; });
+  std::size_t count = 0;
+  for (std::uint32_t chunk = 0; chunk < m.tail && count < order_.size();) {
+    const Mark at = mark(frame, chunk);
+    const std::uint32_t chunks =
+        at.id == 0 ? at.hole : geometry_.chunks_for(record(ObjectId{at.id}).what().length);
+    if (at.id != 0) order_[count++] = {chunk, chunks, at.id};
+    chunk += std::max(chunks, 1U);
+  }
   return count;
 }
 
@@ -68,23 +70,26 @@ void FrameTable::compact(std::uint32_t frame, std::uint32_t need) {
   }
   FrameMeta& m = meta(frame);
   const bool at_end = window.last == count;
+  if (!at_end) mark_hole(frame, to, order_[window.last].chunk - to);
   m.gap = static_cast<std::uint16_t>(at_end ? 0 : to);
   m.gap_chunks = static_cast<std::uint16_t>(at_end ? 0 : order_[window.last].chunk - to);
   m.tail = static_cast<std::uint16_t>(at_end ? to : order_[count - 1].end());
   ++state_.compactions;
 }
 
+// Header and bytes together.
 void FrameTable::move(Record& object, std::uint32_t to_chunk) {
   const Location from = object.where();
-  const std::uint32_t bytes = object.what().length;
-  const Location to{from.tier, from.frame, from.slot, to_chunk};
-  Location source = from;
-  if (from.chunk - to_chunk < chunks_for(bytes)) {
-    source = {from.tier, scratch_frame_, from.slot, 0};
-    std::memcpy(data(source), data(from), bytes);
+  const std::uint32_t bytes = kHeaderBytes + object.what().length;
+  Location to = from, source = from;
+  to.chunk = to_chunk;
+  if (from.chunk - to_chunk < geometry_.chunks_for(object.what().length)) {
+    source.frame = scratch_frame_;
+    source.chunk = 0;
+    std::memcpy(chunk_at(source.frame, 0), chunk_at(from.frame, from.chunk), bytes);
     object.set(source);
   }
-  std::memcpy(data(to), data(source), bytes);
+  std::memcpy(chunk_at(to.frame, to.chunk), chunk_at(source.frame, source.chunk), bytes);
   object.set(to);
   state_.compacted_bytes += bytes;
 }

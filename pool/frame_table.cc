@@ -9,7 +9,6 @@ namespace foldswap {
 FrameTable::FrameTable(const PoolLayout& layout, std::uint32_t shard, Arena& records,
                        Budget& budget)
     : geometry_(layout.geometry()),
-      block_slots_(layout.block_slots()),
       scratch_frame_(PoolLayout::scratch_frame(shard)),
       frames_end_(layout.frames_end()),
       frames_(layout.frames()),
@@ -17,8 +16,8 @@ FrameTable::FrameTable(const PoolLayout& layout, std::uint32_t shard, Arena& rec
       budget_(budget),
       records_(records),
       frame_arena_(layout.arena(PoolLayout::Table::frames, shard)),
-      block_arena_(layout.arena(PoolLayout::Table::blocks, shard)),
-      order_(layout.geometry().buddies) {}
+      order_(std::min(geometry_.buddies, geometry_.frame_chunks())),
+      leaving_(order_.size()) {}
 
 std::uint32_t FrameTable::class_of(const FrameMeta& m) const {
   if (m.objects == 0) return kClassEmpty;
@@ -29,8 +28,8 @@ std::uint32_t FrameTable::class_of(const FrameMeta& m) const {
 }
 
 std::int64_t FrameTable::places_of(const FrameMeta& m) const {
-  const std::uint32_t slots = geometry_.buddies - m.objects;
-  return std::min(slots, m.free_chunks / kObjectChunksMax);
+  if (m.objects == 0) return geometry_.frame_room();
+  return std::min(geometry_.buddies - m.objects, m.free_chunks / kObjectChunksMax);
 }
 
 void FrameTable::link(std::uint32_t frame, std::uint32_t list) {
@@ -45,6 +44,10 @@ void FrameTable::link(std::uint32_t frame, std::uint32_t list) {
   if (list == kClassEmpty) {
     ++state_.empty_frames;
     budget_.empty_frames_changed(1);
+  } else {
+    ++state_.used_frames;
+    state_.used_chunks += geometry_.frame_chunks() - m.free_chunks;
+    m.counted = static_cast<std::uint16_t>(geometry_.frame_chunks() - m.free_chunks);
   }
 }
 
@@ -60,13 +63,23 @@ void FrameTable::unlink(std::uint32_t frame) {
   if (m.list == kClassEmpty) {
     --state_.empty_frames;
     budget_.empty_frames_changed(-1);
+  } else {
+    --state_.used_frames;
+    state_.used_chunks -= m.counted;
   }
   m.list = kDetached;
 }
 
 void FrameTable::relist(std::uint32_t frame) {
-  const std::uint32_t want = class_of(meta(frame));
-  if (want == meta(frame).list) return;
+  FrameMeta& m = meta(frame);
+  const std::uint32_t want = class_of(m);
+  if (want == m.list) {
+    if (want == kClassEmpty) return;
+    const auto used = static_cast<std::uint16_t>(geometry_.frame_chunks() - m.free_chunks);
+    state_.used_chunks += used - std::uint64_t{m.counted};
+    m.counted = used;
+    return;
+  }
   unlink(frame);
   link(frame, want);
 }
@@ -83,69 +96,53 @@ std::uint32_t FrameTable::best_fit(std::uint32_t chunks) const {
   return kNoFrame;
 }
 
-FrameTable::Placed FrameTable::place(ObjectId id, std::uint32_t bytes, Location& where) {
-  const std::uint32_t chunks = chunks_for(bytes);
-  const std::uint32_t frame = best_fit(chunks);
-  if (frame == kNoFrame) return Placed::no_frame;
+// Of frames with objects.
+std::uint32_t FrameTable::sparsest() const {
+  for (std::uint32_t word = kClassWords; word-- > 0;) {
+    std::uint64_t bits = state_.list_bits[word];
+    if (word == kClassEmpty / 64) bits &= ~(std::uint64_t{1} << (kClassEmpty % 64));
+    if (bits == 0) continue;
+    return state_.list_head[word * 64 + 63 - static_cast<std::uint32_t>(std::countl_zero(bits))];
+  }
+  return kNoFrame;
+}
+
+bool FrameTable::place(ObjectId id, std::uint32_t bytes, Location& where) {
+  const std::uint32_t frame = best_fit(geometry_.chunks_for(bytes));
+  if (frame == kNoFrame) return false;
   FrameMeta& m = meta(frame);
-  std::uint32_t slot = 0;
-  std::uint32_t* const word = free_slot(m, slot);
-  if (word == nullptr) return Placed::no_block;
   const std::int64_t places = places_of(m);
-  where = {Tier::frame, frame, slot, carve(frame, chunks)};
-  *word = static_cast<std::uint32_t>(id);
-  ++m.objects;
-  budget_.room_changed(places_of(m) - places);
+  where = enter(frame, id, bytes);
   relist(frame);
-  return Placed::done;
+  budget_.room_changed(places_of(m) - places);
+  return true;
+}
+
+// The frame has that much room. It is for the caller to relist it, and to tell the budget.
+Location FrameTable::enter(std::uint32_t frame, ObjectId id, std::uint32_t bytes) {
+  FrameMeta& m = meta(frame);
+  const std::uint32_t chunk = carve(frame, geometry_.chunks_for(bytes));
+  if (geometry_.header_bytes(bytes) == 0) {
+    m.sole = static_cast<std::uint32_t>(id);
+  } else {
+    mark(frame, chunk).id = static_cast<std::uint32_t>(id);
+  }
+  ++m.objects;
+  return {.tier = Tier::frame, .frame = frame, .chunk = chunk};
 }
 
 void FrameTable::remove(const Location& where, std::uint32_t bytes) {
   FrameMeta& m = meta(where.frame);
   const std::int64_t places = places_of(m);
-  *slot_word(m, where.slot) = 0;
   --m.objects;
-  uncarve(m, where.chunk, chunks_for(bytes));
-  if (m.objects == 0) free_blocks(m);
+  m.sole = kNoItem;
+  uncarve(where.frame, where.chunk, geometry_.chunks_for(bytes));
   relist(where.frame);
   budget_.room_changed(places_of(m) - places);
 }
 
-// The lowest free slot: slot numbers stay below the number of buddies. Adds a block at the chain's
-// end when all are taken; nullptr when there is none to add.
-std::uint32_t* FrameTable::free_slot(FrameMeta& m, std::uint32_t& slot) {
-  std::uint32_t* link = &m.first_block;
-  for (std::uint32_t base = 0; *link != kNoItem; base += block_slots_) {
-    std::uint32_t* const words = block(*link);
-    for (std::uint32_t i = 1; i <= block_slots_; ++i) {
-      if (words[i] != 0) continue;
-      slot = base + i - 1;
-      return &words[i];
-    }
-    link = words;
-  }
-  const std::uint32_t added = block_arena_.take();
-  if (added == kNoItem) return nullptr;
-  std::fill_n(block(added), block_slots_ + 1, 0U);
-  *link = added;
-  slot = m.blocks * block_slots_;
-  ++m.blocks;
-  return block(added) + 1;
-}
-
-std::uint32_t* FrameTable::slot_word(const FrameMeta& m, std::uint32_t slot) const {
-  std::uint32_t number = m.first_block;
-  for (std::uint32_t hops = slot / block_slots_; hops > 0; --hops) number = block(number)[0];
-  return block(number) + 1 + slot % block_slots_;
-}
-
-void FrameTable::free_blocks(FrameMeta& m) {
-  while (m.first_block != kNoItem) {
-    const std::uint32_t next = block(m.first_block)[0];
-    block_arena_.give(m.first_block);
-    m.first_block = next;
-  }
-  m.blocks = 0;
+void FrameTable::mark_hole(std::uint32_t frame, std::uint32_t chunk, std::uint32_t chunks) const {
+  if (chunks != 0) mark(frame, chunk) = {0, chunks};
 }
 
 // Takes `chunks` out of the frame's room and says where; the frame has that much.
@@ -159,13 +156,17 @@ std::uint32_t FrameTable::carve(std::uint32_t frame, std::uint32_t chunks) {
   std::uint16_t& at = in_gap ? m.gap : m.tail;
   const std::uint32_t chunk = at;
   at = static_cast<std::uint16_t>(at + taken);
-  if (in_gap) m.gap_chunks = static_cast<std::uint16_t>(m.gap_chunks - taken);
+  if (in_gap) {
+    m.gap_chunks = static_cast<std::uint16_t>(m.gap_chunks - taken);
+    mark_hole(frame, m.gap, m.gap_chunks);
+  }
   return chunk;
 }
 
 // Gives room back. What touches the tail or the known gap joins it; else the larger hole is
 // remembered, and the other is found again by the next compaction.
-void FrameTable::uncarve(FrameMeta& m, std::uint32_t chunk, std::uint32_t chunks) const {
+void FrameTable::uncarve(std::uint32_t frame, std::uint32_t chunk, std::uint32_t chunks) {
+  FrameMeta& m = meta(frame);
   m.free_chunks = static_cast<std::uint16_t>(m.free_chunks + chunks);
   std::uint32_t start = chunk, end = chunk + chunks;
   const std::uint32_t gap_end = m.gap + std::uint32_t{m.gap_chunks};
@@ -179,9 +180,12 @@ void FrameTable::uncarve(FrameMeta& m, std::uint32_t chunk, std::uint32_t chunks
   } else if (end == m.tail) {
     m.tail = static_cast<std::uint16_t>(start);
     if (joins) m.gap_chunks = 0;  // swallowed
-  } else if (joins || end - start > m.gap_chunks) {
-    m.gap = static_cast<std::uint16_t>(start);
-    m.gap_chunks = static_cast<std::uint16_t>(end - start);
+  } else {
+    mark_hole(frame, start, end - start);
+    if (joins || end - start > m.gap_chunks) {
+      m.gap = static_cast<std::uint16_t>(start);
+      m.gap_chunks = static_cast<std::uint16_t>(end - start);
+    }
   }
 }
 

@@ -1,18 +1,19 @@
 // FrameTable: the frames of one shard: which have how much room, where in them an object goes, and
-// which objects lie in them (slots). Knows records only as far as compaction must: to read where an
+// which objects lie in them. Knows records only as far as moving objects must: to read where an
 // object lies and to write where it went.
 //
 // A new object takes the best fit: the list with the least free chunks that suffices. Inside the
 // frame it goes into the known gap, else behind the tail, else the frame is compacted first
-// (pool/compact.cc).
+// (pool/compact.cc). tidy_step() empties sparse frames (pool/tidy.cc).
 //
-// Slots: a chain of blocks per frame, as long as the frame once needed; freed when the frame
-// empties. Word 0 of a block is the number of the next one, the others hold object ids, 0 where
-// free.
+// In a frame, from chunk 0 to the tail, without anything between: objects, each behind its id (4
+// bytes), and holes, each marked in its first chunk {0, chunks}. So a frame can be walked, if the
+// records of its objects say how long they are; nothing outside has to list them. (Recovery goes
+// the other way round, from the records: marks of holes need not survive a death half-way.)
 //
 // Invariants: every frame that is not detached hangs on the list of its class, class_of(frame). An
-//   empty frame has no slot blocks, tail 0 and no gap. The places of all listed frames are what the
-//   budget was told (pool/budget.h).
+//   empty frame has tail 0 and no gap. The places of all listed frames are what the budget was told
+//   (pool/budget.h). used_chunks is the sum over listed frames of what is not free.
 // Thread safety: none; every call needs the lock of the shard. No call allocates or makes a system
 // call.
 #pragma once
@@ -32,20 +33,34 @@ class FrameTable {
  public:
   FrameTable(const PoolLayout& layout, std::uint32_t shard, Arena& records, Budget& budget);
 
-  enum class Placed : std::uint8_t { done, no_frame, no_block };
-  // Finds room for an object of `bytes` and enters it in a slot. no_frame: nothing has room for it;
-  // no_block: the table of slot blocks needs a page first.
-  [[nodiscard]] Placed place(ObjectId id, std::uint32_t bytes, Location& where);
+  // Finds room for an object of `bytes` and writes its id there. False: nothing has room for it.
+  [[nodiscard]] bool place(ObjectId id, std::uint32_t bytes, Location& where);
   void remove(const Location& where, std::uint32_t bytes);
-  [[nodiscard]] std::byte* data(const Location& where) const {
-    return frames_ + std::size_t{where.frame} * geometry_.frame_bytes +
-           std::size_t{where.chunk} * kChunkBytes;
+  // An object's bytes.
+  [[nodiscard]] std::byte* data(const Location& where, std::uint32_t bytes) const {
+    return chunk_at(where.frame, where.chunk) + geometry_.header_bytes(bytes);
   }
 
   // Whether an object of `bytes` can lie there at all.
   [[nodiscard]] bool within(const Location& where, std::uint32_t bytes) const {
     return where.tier == Tier::frame && bytes <= kObjectBytesMax && where.frame < frames_end_ &&
-           where.chunk + chunks_for(bytes) <= geometry_.frame_chunks();
+           where.chunk + geometry_.chunks_for(bytes) <= geometry_.frame_chunks();
+  }
+
+  enum class Tidied : std::uint8_t {
+    moved,      // there may be more to do
+    blocked,    // every place left is reserved
+    exhausted,  // the objects of the sparsest frame fit nowhere else
+  };
+  // Moves objects out of the frame with the most room, until `most_bytes` are moved (added to
+  // `moved`) or it is empty.
+  [[nodiscard]] Tidied tidy_step(std::uint64_t most_bytes, std::uint64_t& moved);
+  // Chunks that frames in use do not use, of so many.
+  [[nodiscard]] std::uint64_t wasted_chunks() const {
+    return std::uint64_t{state_.used_frames} * geometry_.frame_chunks() - state_.used_chunks;
+  }
+  [[nodiscard]] std::uint64_t chunks_in_use() const {
+    return std::uint64_t{state_.used_frames} * geometry_.frame_chunks();
   }
 
   // A new frame's number (kNoFrame: the table needs a page first), detached; add() it when it has
@@ -58,9 +73,7 @@ class FrameTable {
   [[nodiscard]] std::uint32_t detach_empty();
 
   [[nodiscard]] Arena& frames() { return frame_arena_; }
-  [[nodiscard]] Arena& blocks() { return block_arena_; }
   [[nodiscard]] const Arena& frames() const { return frame_arena_; }
-  [[nodiscard]] const Arena& blocks() const { return block_arena_; }
 
   // What is wrong, or nullptr. `places`: of all listed frames. Reads every object's record and
   // bytes.
@@ -68,7 +81,7 @@ class FrameTable {
 
  private:
   struct Sums {
-    std::uint64_t frames = 0, free_chunks = 0, objects = 0;
+    std::uint64_t frames = 0, used_frames = 0, free_chunks = 0, used_chunks = 0, objects = 0;
     friend bool operator==(const Sums&, const Sums&) = default;
   };
 
@@ -84,8 +97,15 @@ class FrameTable {
   [[nodiscard]] FrameMeta& meta(std::uint32_t frame) const {
     return *reinterpret_cast<FrameMeta*>(frame_arena_.at(frame));
   }
-  [[nodiscard]] std::uint32_t* block(std::uint32_t number) const {
-    return reinterpret_cast<std::uint32_t*>(block_arena_.at(number));
+  [[nodiscard]] std::byte* chunk_at(std::uint32_t frame, std::uint32_t chunk) const {
+    return frames_ + std::size_t{frame} * geometry_.frame_bytes + std::size_t{chunk} * kChunkBytes;
+  }
+  // What a chunk begins with: an object's id, or 0 and the length of the hole.
+  struct Mark {
+    std::uint32_t id, hole;
+  };
+  [[nodiscard]] Mark& mark(std::uint32_t frame, std::uint32_t chunk) const {
+    return *reinterpret_cast<Mark*>(chunk_at(frame, chunk));
   }
   [[nodiscard]] Record& record(ObjectId id) const {
     return *reinterpret_cast<Record*>(records_.at(static_cast<std::uint32_t>(id)));
@@ -97,13 +117,16 @@ class FrameTable {
   void relist(std::uint32_t frame);
 
   [[nodiscard]] std::uint32_t best_fit(std::uint32_t chunks) const;
-  [[nodiscard]] std::uint32_t* free_slot(FrameMeta& m, std::uint32_t& slot);
-  [[nodiscard]] std::uint32_t* slot_word(const FrameMeta& m, std::uint32_t slot) const;
+  [[nodiscard]] std::uint32_t sparsest() const;
+  [[nodiscard]] Location enter(std::uint32_t frame, ObjectId id, std::uint32_t bytes);
   [[nodiscard]] std::uint32_t carve(std::uint32_t frame, std::uint32_t chunks);
-  void uncarve(FrameMeta& m, std::uint32_t chunk, std::uint32_t chunks) const;
-  void free_blocks(FrameMeta& m);
+  void uncarve(std::uint32_t frame, std::uint32_t chunk, std::uint32_t chunks);
+  void mark_hole(std::uint32_t frame, std::uint32_t chunk, std::uint32_t chunks) const;
 
+  // Fills order_ with the frame's objects by position; returns how many. Reads nothing but marks
+  // and records.
   [[nodiscard]] std::size_t gather(std::uint32_t frame);
+  [[nodiscard]] bool relocate(const Extent& object, std::uint32_t from, std::uint32_t to);
   [[nodiscard]] Window cheapest_window(std::size_t count, std::uint32_t need) const;
   void compact(std::uint32_t frame, std::uint32_t need);
   void move(Record& object, std::uint32_t to_chunk);
@@ -111,11 +134,11 @@ class FrameTable {
   [[nodiscard]] const char* validate_lists(Sums& sums, std::uint64_t& places) const;
   [[nodiscard]] const char* validate_frame(std::uint32_t frame);
   [[nodiscard]] const char* validate_object(ObjectId id, std::uint32_t frame,
-                                            std::uint32_t slot) const;
+                                            std::uint32_t chunk) const;
+  [[nodiscard]] const char* validate_marks(std::uint32_t frame, std::uint32_t& objects) const;
 
   // Constant after construction.
   const PoolGeometry geometry_;
-  const std::uint32_t block_slots_;
   const std::uint32_t scratch_frame_;
   const std::uint64_t frames_end_;  // no frame has this number or a higher one
   std::byte* const frames_;
@@ -123,8 +146,8 @@ class FrameTable {
   Budget& budget_;
   Arena& records_;
   // Under the shard's lock.
-  Arena frame_arena_, block_arena_;
-  std::vector<Extent> order_;  // for gather(); sized once
+  Arena frame_arena_;
+  std::vector<Extent> order_, leaving_;  // for gather() and tidy_step(); sized once
 };
 
 }  // namespace foldswap

@@ -5,6 +5,8 @@
 //   the unit in which a frame's room is handed out: 8 bytes in every geometry. An object wastes 4
 //           bytes on average (0.7 % at 600 bytes), and the chunks of the largest frame still fit 16
 //           bits.
+//   header  the object's id, before its bytes: what lies where in a frame is written in the frame
+//           itself, so that nothing outside grows with the number of objects but their records
 //   class   a list of frames by free chunks. Exact up to the largest object (512 chunks), so that
 //   best
 //           fit is the first list that is not empty; above that in steps of 512 chunks.
@@ -22,7 +24,9 @@ namespace foldswap {
 
 inline constexpr std::uint32_t kObjectBytesMax = 4096;
 inline constexpr std::uint32_t kChunkBytes = 8;
-inline constexpr std::uint32_t kObjectChunksMax = kObjectBytesMax / kChunkBytes;
+inline constexpr std::uint32_t kHeaderBytes = 4;
+inline constexpr std::uint32_t kObjectChunksMax =
+    (kHeaderBytes + kObjectBytesMax + kChunkBytes - 1) / kChunkBytes;
 inline constexpr std::uint32_t kFrameBytesMin = 4096;
 inline constexpr std::uint32_t kFrameBytesMax = 256 * 1024;
 inline constexpr std::uint32_t kBuddiesMax = 4095;
@@ -30,18 +34,14 @@ inline constexpr std::uint32_t kBuddiesMax = 4095;
 // Frames without room (or without a slot) hang on list 0, empty ones on the last list.
 inline constexpr std::uint32_t kClassFull = 0;
 inline constexpr std::uint32_t kClassEmpty =
-    kObjectChunksMax + kFrameBytesMax / kChunkBytes / kObjectChunksMax;
+    kObjectChunksMax + kFrameBytesMax / kChunkBytes / kObjectChunksMax + 1;
 inline constexpr std::uint32_t kClasses = kClassEmpty + 1;
-
-[[nodiscard]] constexpr std::uint32_t chunks_for(std::uint32_t bytes) {
-  return (bytes + kChunkBytes - 1) / kChunkBytes;
-}
 
 struct PoolGeometry {
   // The default is the dense end: large enough that the room left over at a frame's end is little,
-  // and no limit on buddies that a real heap would meet. Slots cost memory only where objects are.
-  std::uint32_t frame_bytes = 16 * 1024;
-  std::uint32_t buddies = 512;
+  // and no limit on buddies that a real heap would meet.
+  std::uint32_t frame_bytes = 64 * 1024;
+  std::uint32_t buddies = kBuddiesMax;
 
   // Error: names the field that is out of range.
   [[nodiscard]] Status check() const;
@@ -49,7 +49,16 @@ struct PoolGeometry {
   [[nodiscard]] constexpr std::uint32_t frame_chunks() const { return frame_bytes / kChunkBytes; }
   // Objects of the largest size that an empty frame takes: what a reservation counts with.
   [[nodiscard]] constexpr std::uint32_t frame_room() const {
-    return std::min(buddies, frame_bytes / kObjectBytesMax);
+    return std::min(buddies, std::max(frame_chunks() / kObjectChunksMax, 1U));
+  }
+  // An object that no frame has room for beside its header (a whole page in 4 KiB frames) goes
+  // without one, alone in a frame that names it in its FrameMeta.
+  [[nodiscard]] constexpr std::uint32_t header_bytes(std::uint32_t bytes) const {
+    return kHeaderBytes + bytes > frame_bytes ? 0 : kHeaderBytes;
+  }
+  // Of an object with so many bytes, its header included.
+  [[nodiscard]] constexpr std::uint32_t chunks_for(std::uint32_t bytes) const {
+    return (header_bytes(bytes) + bytes + kChunkBytes - 1) / kChunkBytes;
   }
   friend bool operator==(const PoolGeometry&, const PoolGeometry&) = default;
 };

@@ -14,7 +14,7 @@ constexpr std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) {
   return (value + unit - 1) / unit * unit;
 }
 
-constexpr std::uint32_t kItemBytes[3] = {sizeof(Record), sizeof(FrameMeta), 0};
+constexpr std::uint32_t kItemBytes[2] = {sizeof(Record), sizeof(FrameMeta)};
 
 std::uint64_t items_of_page(std::uint32_t item_bytes) {
   return kTablePageBytes / item_bytes - (item_bytes < 64 ? 64 / item_bytes : 1);
@@ -45,12 +45,9 @@ Status PoolLayout::plan() {
     return fail("pool limit of " + std::to_string(config_.limit_bytes) + " bytes is over the " +
                 std::to_string(config_.frame_bytes_max) + " that the pool was laid out for");
   }
-  block_bytes_ = g.buddies < 4 ? 16 : g.buddies < 8 ? 32 : 64;
-  const std::uint64_t frames = config_.frame_bytes_max / g.frame_bytes;
-  const std::uint64_t items[3] = {config_.objects_max, frames,
-                                  frames + config_.objects_max / block_slots()};
-  for (int t = 0; t < 3; ++t) {
-    const std::uint32_t item_bytes = t == 2 ? block_bytes_ : kItemBytes[t];
+  const std::uint64_t items[2] = {config_.objects_max, config_.frame_bytes_max / g.frame_bytes};
+  for (int t = 0; t < 2; ++t) {
+    const std::uint32_t item_bytes = kItemBytes[t];
     const std::uint64_t pages = 1 + 2 * items[t] / items_of_page(item_bytes) / config_.shards;
     // Numbers of items are 32 bits wide; a page holds at most 256.
     if (pages * config_.shards >= (1ULL << 32) / (kTablePageBytes / item_bytes)) {
@@ -58,15 +55,13 @@ Status PoolLayout::plan() {
     }
     pages_[t] = static_cast<std::uint32_t>(pages);
   }
-  std::uint64_t at = (1 + std::uint64_t{config_.shards}) * kTablePageBytes;
-  for (int t = 0; t < 3; ++t) {
+  std::uint64_t at = kTablePageBytes + config_.shards * kShardStateBytes;
+  for (int t = 0; t < 2; ++t) {
     bitmap_offset_[t] = at;
     at = round_up(at + bitmap_bytes(pages_[t]) * config_.shards, 64);
   }
   frame_table_offset_ = round_up(at, kTablePageBytes);
-  block_table_offset_ =
-      frame_table_offset_ + std::uint64_t{pages_[1]} * config_.shards * kTablePageBytes;
-  meta_bytes_ = block_table_offset_ + std::uint64_t{pages_[2]} * config_.shards * kTablePageBytes;
+  meta_bytes_ = frame_table_offset_ + std::uint64_t{pages_[1]} * config_.shards * kTablePageBytes;
   records_bytes_ = (1 + std::uint64_t{pages_[0]} * config_.shards) * kTablePageBytes;
   frames_bytes_ = std::uint64_t{pages_[1]} * config_.shards *
                   (kTablePageBytes / sizeof(FrameMeta)) * g.frame_bytes;
@@ -98,9 +93,9 @@ Status PoolLayout::open_files(Os& os) {
   }
   for (std::uint32_t s = 0; s < config_.shards; ++s) {
     const std::uint64_t offset = std::uint64_t{scratch_frame(s)} * config_.geometry.frame_bytes;
-    const int error = os.allocate(frames_fd_.get(), offset, kObjectBytesMax);
+    const int error = os.allocate(frames_fd_.get(), offset, scratch_bytes());
     if (error != 0) return fail_errno("no memory for a scratch frame", -error);
-    touch(frames_.data() + offset, kObjectBytesMax);
+    touch(frames_.data() + offset, scratch_bytes());
   }
   return {};
 }
@@ -112,11 +107,10 @@ void PoolLayout::write_headers() const {
   header.buddies = config_.geometry.buddies;
   header.chunk_bytes = kChunkBytes;
   header.shards = config_.shards;
-  header.block_bytes = block_bytes_;
+  header.header_bytes = kHeaderBytes;
   header.frames_file_bytes = frames_bytes_;
   header.record_pages = pages_[0];
   header.frame_pages = pages_[1];
-  header.block_pages = pages_[2];
   header.magic = PoolHeader::kMagicRecords;
   header.file_bytes = records_bytes_;
   *records_.as<PoolHeader>() = header;
@@ -138,24 +132,19 @@ Result<PoolLayout> PoolLayout::create(Os& os, const PoolConfig& config) {
 }
 
 PoolLayout::Where PoolLayout::where(Table table) const {
-  switch (table) {
-    case Table::records:
-      return {records_fd_.get(), records_.data() + kTablePageBytes, kTablePageBytes};
-    case Table::frames:
-      return {meta_fd_.get(), meta_.data() + frame_table_offset_, frame_table_offset_};
-    case Table::blocks:
-      break;
+  if (table == Table::records) {
+    return {records_fd_.get(), records_.data() + kTablePageBytes, kTablePageBytes};
   }
-  return {meta_fd_.get(), meta_.data() + block_table_offset_, block_table_offset_};
+  return {meta_fd_.get(), meta_.data() + frame_table_offset_, frame_table_offset_};
 }
 
 Arena PoolLayout::arena(Table table, std::uint32_t shard) const {
   const auto t = static_cast<std::size_t>(table);
   ShardState& state = shard_state(shard);
-  ArenaState* states[3] = {&state.records, &state.frames, &state.blocks};
+  ArenaState* states[2] = {&state.records, &state.frames};
   return Arena(
       {.base = where(table).base,
-       .item_bytes = table == Table::blocks ? block_bytes_ : kItemBytes[t],
+       .item_bytes = kItemBytes[t],
        .shards = config_.shards,
        .shard = shard,
        .pages = pages_[t],
@@ -189,7 +178,7 @@ int PoolLayout::punch_frames(Os& os, std::uint32_t first, std::uint32_t count) c
 }
 
 std::uint64_t PoolLayout::fixed_bytes() const {
-  return frame_table_offset_ + kTablePageBytes + std::uint64_t{config_.shards} * kObjectBytesMax;
+  return frame_table_offset_ + kTablePageBytes + config_.shards * scratch_bytes();
 }
 
 }  // namespace foldswap

@@ -2,9 +2,7 @@
 //
 //   frames   frame f at f * frame_bytes. Nothing but objects' bytes.
 //   records  header page, then the table of Records: object id i at 4096 + i * 16.
-//   meta     header page; one state page per shard; bitmaps of the three tables; table of
-//   FrameMeta;
-//            table of slot blocks.
+//   meta     header page; state pages of each shard; bitmaps of the two tables; table of FrameMeta.
 // The tables are cut into pages that belong to shards in turn (pool/arena.h), so a shard's lock
 // protects whole pages and a page that nothing lives in can be given back. Frame numbers whose
 // table index is a page header's (0 and 1 of every 128) are no frames; number 128 * s is the
@@ -37,33 +35,33 @@ struct PoolConfig {
   std::uint64_t limit_bytes = 1ULL << 30;       // hard limit for all frames together
   std::uint64_t frame_bytes_max = 64ULL << 30;  // the most that set_limit() may ever ask for
   std::uint64_t objects_max = 1ULL << 27;       // address space only, until used
+  std::uint32_t waste_percent = 3;              // of the frames in use that tidy() leaves unused
 };
 
 // Opens every file that has a header page.
 struct PoolHeader {
   static constexpr std::uint64_t kMagicRecords = 0x0053445243455246;  // "FRECRDS"
   static constexpr std::uint64_t kMagicMeta = 0x004154454d4c4f50;     // "POLMETA"
-  static constexpr std::uint32_t kVersion = 1;
+  static constexpr std::uint32_t kVersion = 2;
   std::uint64_t magic;
   std::uint32_t version;
-  std::uint32_t frame_bytes, buddies, chunk_bytes, shards, block_bytes;
+  std::uint32_t frame_bytes, buddies, chunk_bytes, header_bytes, shards;
   std::uint64_t file_bytes;
   std::uint64_t frames_file_bytes;
-  std::uint32_t record_pages, frame_pages, block_pages;  // of one shard
-  std::uint32_t reserved;
+  std::uint32_t record_pages, frame_pages;  // of one shard
 };
 
 // One frame. Identity: frame chunks == free_chunks + sum of its objects' chunks.
 struct FrameMeta {
-  std::uint32_t next, prev;   // on the list of its class
-  std::uint32_t first_block;  // of its slots; kNoItem: none
-  std::uint16_t blocks;
+  std::uint32_t next, prev;  // on the list of its class
+  std::uint32_t sole;        // the object that lies here alone, without a header; kNoItem: none
   std::uint16_t objects;
   std::uint16_t free_chunks;  // all of the room, wherever it lies
   std::uint16_t tail;         // from here to the end nothing lies
   std::uint16_t gap,
-      gap_chunks;      // the largest known hole below the tail; gap_chunks == 0: none known
-  std::uint16_t list;  // class, or kDetached
+      gap_chunks;         // the largest known hole below the tail; gap_chunks == 0: none known
+  std::uint16_t list;     // class, or kDetached
+  std::uint16_t counted;  // of it in ShardState::used_chunks
   std::uint16_t reserved[3];
 };
 static_assert(sizeof(FrameMeta) == 32);
@@ -71,29 +69,43 @@ inline constexpr std::uint32_t kNoFrame = 0;
 inline constexpr std::uint16_t kDetached = 0xffff;  // growing, or on its way back to the system
 
 inline constexpr std::uint32_t kClassWords = (kClasses + 63) / 64;
+inline constexpr std::uint32_t kAges = 4096;
 
-// All that a shard knows beside its tables. One page.
+// An object whose bytes are being replaced: written before its two words change, in case nobody
+// lives to change the second.
+struct Replacing {
+  std::uint64_t id;  // 0: none
+  std::uint64_t location, meta;
+};
+
+// All that a shard knows beside its tables. Whole pages.
 struct ShardState {
-  ArenaState records, frames, blocks;
+  ArenaState records, frames;
   std::uint64_t list_bits[kClassWords];  // bit c: list c is not empty
   std::uint32_t list_head[kClasses];
-  std::uint32_t empty_frames;
+  std::uint32_t empty_frames, used_frames;  // on the lists, without and with objects
+  std::uint64_t used_chunks;
   std::uint64_t objects, patterns, incompressible;
   std::uint64_t compressed_bytes;
-  std::uint64_t compactions, compacted_bytes;
+  std::uint64_t compactions, compacted_bytes, moved_bytes;
   std::uint64_t misuses;
+  std::uint32_t tick, stores_in_tick;
+  std::uint32_t age_cursor;  // where oldest() goes on looking: a page of the record table, of ours
+  Replacing replacing;
+  std::uint32_t age_count[kAges];  // objects with bytes, by age
 };
-static_assert(sizeof(ShardState) <= kTablePageBytes);
+inline constexpr std::uint64_t kShardStateBytes =
+    (sizeof(ShardState) + kTablePageBytes - 1) / kTablePageBytes * kTablePageBytes;
 
 class PoolLayout {
  public:
   // Error: the configuration is out of range, or the system has no memory for headers and bitmaps.
   [[nodiscard]] static Result<PoolLayout> create(Os& os, const PoolConfig& config);
 
-  enum class Table : std::uint8_t { records, frames, blocks };
+  enum class Table : std::uint8_t { records, frames };
   [[nodiscard]] Arena arena(Table table, std::uint32_t shard) const;
   [[nodiscard]] ShardState& shard_state(std::uint32_t shard) const {
-    return *meta_.as<ShardState>((1 + std::size_t{shard}) * kTablePageBytes);
+    return *meta_.as<ShardState>(kTablePageBytes + shard * kShardStateBytes);
   }
   [[nodiscard]] std::byte* frames() const { return frames_.data(); }
   // One past the highest frame number that the file has room for.
@@ -113,10 +125,13 @@ class PoolLayout {
 
   [[nodiscard]] const PoolGeometry& geometry() const { return config_.geometry; }
   [[nodiscard]] const PoolConfig& config() const { return config_; }
-  // Slots of one block, and its words: a link and the slots.
-  [[nodiscard]] std::uint32_t block_slots() const { return block_bytes_ / 4 - 1; }
   // Memory that the pool holds from the start: headers, state, bitmaps, scratch.
   [[nodiscard]] std::uint64_t fixed_bytes() const;
+  // What of a scratch frame has memory: room for the largest object that ever moves within a frame.
+  [[nodiscard]] std::uint64_t scratch_bytes() const {
+    return geometry().frame_bytes > kObjectBytesMax ? 2 * std::uint64_t{kObjectBytesMax}
+                                                    : kObjectBytesMax;
+  }
   [[nodiscard]] int frames_fd() const { return frames_fd_.get(); }
   [[nodiscard]] int records_fd() const { return records_fd_.get(); }
   [[nodiscard]] int meta_fd() const { return meta_fd_.get(); }
@@ -133,10 +148,9 @@ class PoolLayout {
   void write_headers() const;
 
   PoolConfig config_;
-  std::uint32_t block_bytes_ = 0;
-  std::uint32_t pages_[3] = {};          // of one shard, by Table
-  std::uint64_t bitmap_offset_[3] = {};  // in meta, shard after shard
-  std::uint64_t frame_table_offset_ = 0, block_table_offset_ = 0;
+  std::uint32_t pages_[2] = {};          // of one shard, by Table
+  std::uint64_t bitmap_offset_[2] = {};  // in meta, shard after shard
+  std::uint64_t frame_table_offset_ = 0;
   std::uint64_t frames_bytes_ = 0, records_bytes_ = 0, meta_bytes_ = 0;
   UniqueFd frames_fd_, records_fd_, meta_fd_;
   Mapping frames_, records_, meta_;

@@ -29,7 +29,8 @@ constexpr std::uint64_t places_for(std::uint64_t bytes) {
 Pool::Pool(Os& os, PoolLayout layout)
     : os_(os),
       layout_(std::move(layout)),
-      budget_(layout_.geometry(), layout_.config().limit_bytes / layout_.geometry().frame_bytes) {
+      budget_(layout_.geometry(), layout_.config().limit_bytes / layout_.geometry().frame_bytes),
+      waste_percent_(layout_.config().waste_percent) {
   for (std::uint32_t s = 0; s < layout_.config().shards; ++s) {
     shards_.push_back(std::make_unique<Shard>(layout_, s, budget_));
   }
@@ -98,9 +99,7 @@ Pool::Outcome Pool::store_in(Shard& shard, const NewObject& object, ObjectId& id
     const Shard::Stored stored = shard.store(object, id);
     if (stored == Shard::Stored::done) return Outcome::done;
     if (stored == Shard::Stored::no_frame) return Outcome::no_room;
-    const Outcome added =
-        add_page(shard, stored == Shard::Stored::no_record_page ? Shard::Table::records
-                                                                : Shard::Table::blocks);
+    const Outcome added = add_page(shard, Shard::Table::records);
     if (added != Outcome::done) return added;
   }
 }
@@ -248,7 +247,7 @@ bool Pool::punch_run(Shard& shard, std::span<const std::uint32_t> run) {
 
 std::uint64_t Pool::release_pages(Shard& shard, std::uint32_t keep_pages) {
   std::uint64_t released = 0;
-  for (const auto table : {Shard::Table::records, Shard::Table::blocks, Shard::Table::frames}) {
+  for (const auto table : {Shard::Table::records, Shard::Table::frames}) {
     for (;;) {
       const std::uint32_t page = shard.detach_page(table, keep_pages);
       if (page == kNoPage) break;
@@ -261,6 +260,47 @@ std::uint64_t Pool::release_pages(Shard& shard, std::uint32_t keep_pages) {
     }
   }
   return released;
+}
+
+bool Pool::replace(ObjectId id, std::span<const std::byte> data, Codec codec) {
+  if (data.empty() || data.size() > kObjectBytesMax || codec > Codec::zstd) return false;
+  return shard_of(id).replace(id, {data, codec, checksum28(data)}) == Shard::Stored::done;
+}
+
+void Pool::settle(ObjectId id) {
+  (void)shard_of(id).replace(id, {});
+}
+
+// Some pages of each shard's table, so that no lock is held for long; what a call does not find a
+// later one will.
+std::vector<ObjectId> Pool::oldest(std::size_t most, bool unsettled) {
+  constexpr std::uint32_t kPagesPerHold = 8, kHolds = 32;
+  std::vector<ObjectId> found;
+  found.reserve(most);
+  const std::size_t share = (most + shards_.size() - 1) / shards_.size();
+  for (const auto& shard : shards_) {
+    const std::size_t end = std::min(found.size() + share, most);
+    Shard::Sweep sweep;
+    for (std::uint32_t hold = 0; hold < kHolds && found.size() < end && !sweep.done; ++hold) {
+      shard->oldest(share, kPagesPerHold, unsettled, sweep, found);
+    }
+  }
+  return found;
+}
+
+std::uint64_t Pool::tidy(std::uint64_t most_bytes) {
+  constexpr std::uint64_t kBytesPerHold = 16 * kKiB;
+  std::uint64_t moved = 0;
+  for (const auto& shard : shards_) {
+    const std::uint64_t before = moved;
+    while (moved < most_bytes && shard->tidy(waste_percent_.load(std::memory_order_relaxed),
+                                             std::min(kBytesPerHold, most_bytes - moved), moved)) {
+    }
+    if (moved != before) {
+      release_frames(*shard, kKeepEmptyBytes / 2 / layout_.geometry().frame_bytes);
+    }
+  }
+  return moved;
 }
 
 std::uint64_t Pool::trim(std::uint64_t keep_bytes) {

@@ -6,11 +6,13 @@
 // userfaultfd, no disk and no policy, and it never calls out: what is cold, and what to do about
 // it, others decide.
 //
-// The files:   geometry  frame, buddy, chunk          record   the 16 bytes about an object
-//              layout    what lies where in the memfds  arena    numbered items in pages
-//              budget    the limit, reservations       frame_table, compact   frames and their
-//              objects shard     one lock and its share        pool     this: the system calls
-//              between the locks
+// The files:
+//   geometry     frame, buddy, chunk          record   the 16 bytes about an object
+//   layout       what lies where in the memory files
+//   arena        numbered items in pages      budget   the limit, and reservations against it
+//   frame_table  frames and their objects     compact  room within a frame becomes one piece
+//   tidy         objects leave sparse frames  shard    one lock and its share of all that
+//   pool         this: the system calls between the locks
 //
 // Thread safety: every method may be called from any thread. Objects are spread over shards, each
 // with a
@@ -85,6 +87,22 @@ class Pool {
   // Rounds down to whole frames. A limit below what is held stops growth and reservations; nothing
   // is dropped. Error: more than PoolConfig::frame_bytes_max.
   [[nodiscard]] Status set_limit(std::uint64_t bytes);
+  // Gives an object that the caller holds a reference to other bytes for the same page (packed by
+  // another codec), and settles it. False: no object, or no room for them (it stays as it was).
+  [[nodiscard]] bool replace(ObjectId id, std::span<const std::byte> data, Codec codec);
+  // It was tried, and is not worth another try.
+  void settle(ObjectId id);
+  // Up to `most` objects with bytes in frames that are among the oldest, in no order; those that
+  // are not settled only, if `unsettled`. By the time of the answer they may have been freed. Age
+  // is coarse (shard.cc) and counted by stores, not by loads: what is loaded is freed. A call looks
+  // at a bounded part of the pool; an empty answer does not mean that there are none.
+  [[nodiscard]] std::vector<ObjectId> oldest(std::size_t most, bool unsettled = false);
+  // Moves objects out of sparse frames, about `most_bytes` of them, while more than the wanted part
+  // of the frames in use is unused, and gives emptied frames back. Returns the bytes moved; 0:
+  // there is nothing worth moving, or no room to move it to.
+  std::uint64_t tidy(std::uint64_t most_bytes);
+  // 0..100: what tidy() is content with.
+  void set_waste(std::uint32_t percent) { waste_percent_ = percent; }
   // Gives empty frames back until at most `keep_bytes` of them are left (or reservations count on
   // the rest), and table pages that nothing lives in. Returns the bytes given back, of both.
   std::uint64_t trim(std::uint64_t keep_bytes);
@@ -118,6 +136,7 @@ class Pool {
   Budget budget_;
   std::vector<std::unique_ptr<Shard>> shards_;
   std::atomic<std::uint64_t> ticket_{0};
+  std::atomic<std::uint32_t> waste_percent_;
 };
 
 }  // namespace foldswap

@@ -33,7 +33,7 @@ TEST_F(PoolFaultsTest, NoMemoryAtEveryAllocation) {
       EXPECT_EQ(pool.error().code, ENOMEM);
       continue;
     }
-    // Headers, scratch frames: then frame table, frame, records, slot blocks on the first stores.
+    // Headers, scratch frames: then frame table, frame and records on the first stores.
     std::vector<ObjectId> ids;
     bool failed = false;
     for (std::size_t i = 0; i < 40; ++i) {
@@ -56,7 +56,7 @@ TEST_F(PoolFaultsTest, NoMemoryAtEveryAllocation) {
 }
 
 TEST_F(PoolFaultsTest, NoMemoryLeavesTheReservationWhole) {
-  const auto pool = test::make_pool(os, test::config_of({}, kMiB));
+  const auto pool = test::make_pool(os, test::config_of({}, 2 * kMiB));
   ASSERT_TRUE(pool->reserve(kMiB));
   os.allocations_left = 0;
   for (int i = 0; i < 100; ++i)
@@ -150,7 +150,7 @@ bool is_whole(const PoolLayout& layout, const Mapping& records, ObjectId id, con
   const Location where = record.where();
   const std::byte* const at = layout.frames() +
                               std::size_t{where.frame} * layout.geometry().frame_bytes +
-                              std::size_t{where.chunk} * kChunkBytes;
+                              std::size_t{where.chunk} * kChunkBytes + kHeaderBytes;
   return record.what().length == want.size() && std::memcmp(at, want.data(), want.size()) == 0;
 }
 

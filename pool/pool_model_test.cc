@@ -65,6 +65,15 @@ class Machine {
       case 12:
         reserve(step);
         break;
+      case 13:
+        (void)pool_->tidy(std::uint64_t{step.a} * 100);
+        break;
+      case 14:
+        replace(pick(step.a), step);
+        break;
+      case 15:
+        oldest(step);
+        break;
       default:
         check();
         break;
@@ -172,6 +181,25 @@ class Machine {
     pool_->unref(ObjectId{at->first});
     if (--at->second.refs == 0) model_.erase(at);
   }
+  void replace(Model::iterator at, const Step& step) {
+    if (at == model_.end() || at->second.pattern) return;
+    const std::size_t bytes = size_of({0, step.b, step.a * 37});
+    if (!pool_->replace(ObjectId{at->first}, content(++seed_, bytes), Codec::lz4)) return;
+    at->second.seed = seed_;
+    at->second.bytes = bytes;
+    RC_ASSERT(pool_->info(ObjectId{at->first}).settled);
+  }
+  void oldest(const Step& step) {
+    const std::size_t most = 1 + step.a % 20;
+    const auto ids = pool_->oldest(most, step.b % 2 != 0);
+    RC_ASSERT(ids.size() <= most);
+    for (const ObjectId id : ids) {
+      const auto at = model_.find(static_cast<std::uint64_t>(id));
+      RC_ASSERT(at != model_.end() && !at->second.pattern);
+      if (step.b % 2 != 0) RC_ASSERT(!pool_->info(id).settled);
+    }
+    if (step.b % 2 == 0 && pool_->stats().objects != 0) RC_ASSERT(!ids.empty());
+  }
   void set_limit(std::uint64_t bytes) {
     RC_ASSERT(pool_->set_limit(bytes).has_value());
     most_ = std::max(bytes, pool_->stats().frame_bytes);
@@ -187,7 +215,7 @@ class Machine {
 struct PoolModelTest : ::testing::TestWithParam<test::NamedGeometry> {};
 
 TEST_P(PoolModelTest, AnySequence) {
-  const auto step = rc::gen::build<Step>(rc::gen::set(&Step::op, rc::gen::inRange(0U, 14U)),
+  const auto step = rc::gen::build<Step>(rc::gen::set(&Step::op, rc::gen::inRange(0U, 17U)),
                                          rc::gen::set(&Step::a, rc::gen::inRange(0U, 1000U)),
                                          rc::gen::set(&Step::b, rc::gen::inRange(0U, 5000U)));
   EXPECT_TRUE(rc::check([&] {

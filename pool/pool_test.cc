@@ -208,10 +208,10 @@ TEST_F(PoolPlainTest, BestFitFillsTheFullestFrame) {
   config.shards = 1;
   const auto pool = test::make_pool(os, config);
   const auto store = [&](std::size_t bytes) { return pool->store(content(1, bytes), Codec::lz4); };
-  ASSERT_TRUE(store(2000));  // 2096 left
-  ASSERT_TRUE(store(3000));  // 1096 left
+  ASSERT_TRUE(store(2000));  // 2088 left
+  ASSERT_TRUE(store(3000));  // 1088 left
   ASSERT_TRUE(store(1000));  // fits both; the second is the better
-  ASSERT_TRUE(store(2096));  // exactly what the first has left
+  ASSERT_TRUE(store(2084));  // with its header exactly what the first has left
   EXPECT_EQ(pool->stats().frame_bytes, 8192U);
   EXPECT_TRUE(valid(*pool));
 }
@@ -222,16 +222,16 @@ TEST_F(PoolPlainTest, RoomInPiecesIsCompacted) {
   const auto pool = test::make_pool(os, config);
   std::vector<ObjectId> ids;
   for (std::size_t i = 0; i < 16; ++i) {
-    ids.push_back(pool->store(content(i, 1024), Codec::lz4).value());
+    ids.push_back(pool->store(content(i, 1020), Codec::lz4).value());
   }
   for (const std::size_t i : std::initializer_list<std::size_t>{1, 5, 9, 13}) pool->unref(ids[i]);
-  const ObjectId large = pool->store(content(99, 4096), Codec::raw).value();
+  const ObjectId large = pool->store(content(99, 4092), Codec::lz4).value();
   EXPECT_EQ(pool->stats().compactions, 1U);
   EXPECT_TRUE(valid(*pool));
-  EXPECT_TRUE(holds(*pool, large, content(99, 4096)));
+  EXPECT_TRUE(holds(*pool, large, content(99, 4092)));
   for (std::size_t i = 0; i < 16; ++i) {
     if (i % 4 != 1) {
-      EXPECT_TRUE(holds(*pool, ids[i], content(i, 1024))) << i;
+      EXPECT_TRUE(holds(*pool, ids[i], content(i, 1020))) << i;
     }
   }
 }

@@ -2,9 +2,10 @@
 //
 //   location word                            meta word
 //   63..62  tier                             63..36  checksum over the codec's output
-//   58..27  frame number                     35..33  codec
-//   26..15  slot within the frame            32..20  length of the codec's output, bytes
-//   14..0   chunk within the frame           19..0   reference count; 0: the record is free
+//   61      settled: not worth packing again 35..33  codec
+//   58..27  frame number                     32..20  length of the codec's output, bytes
+//   26..15  age: the shard's tick at store   19..0   reference count; 0: the record is free
+//   14..0   chunk within the frame
 // The location word of a Codec::pattern object is the pattern itself, all 64 bits of it.
 //
 // Invariant: compaction (and, with a disk tier, writeback) changes the location word and nothing
@@ -31,17 +32,19 @@ enum class Tier : std::uint8_t { none = 0, frame = 1, segment = 2 };
 struct Location {
   Tier tier = Tier::none;
   std::uint32_t frame = 0;
-  std::uint32_t slot = 0;   // 0..4094
   std::uint32_t chunk = 0;  // 0..32767
+  std::uint32_t age = 0;    // 0..4095
+  bool settled = false;
 
   [[nodiscard]] constexpr std::uint64_t pack() const {
-    return std::uint64_t{static_cast<std::uint8_t>(tier)} << 62 | std::uint64_t{frame} << 27 |
-           std::uint64_t{slot} << 15 | chunk;
+    return std::uint64_t{static_cast<std::uint8_t>(tier)} << 62 |
+           std::uint64_t{settled ? 1U : 0U} << 61 | std::uint64_t{frame} << 27 |
+           std::uint64_t{age} << 15 | chunk;
   }
   [[nodiscard]] static constexpr Location unpack(std::uint64_t word) {
     return {static_cast<Tier>(word >> 62), static_cast<std::uint32_t>(word >> 27),
-            static_cast<std::uint32_t>(word >> 15 & 0xfff),
-            static_cast<std::uint32_t>(word & 0x7fff)};
+            static_cast<std::uint32_t>(word & 0x7fff),
+            static_cast<std::uint32_t>(word >> 15 & 0xfff), (word >> 61 & 1) != 0};
   }
   friend bool operator==(const Location&, const Location&) = default;
 };

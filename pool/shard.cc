@@ -14,15 +14,7 @@ Shard::Shard(const PoolLayout& layout, std::uint32_t shard, Budget& budget)
       keep_frames_(Pool::kKeepEmptyBytes / layout.geometry().frame_bytes) {}
 
 Arena& Shard::arena(Table table) {
-  switch (table) {
-    case Table::frames:
-      return frames_.frames();
-    case Table::blocks:
-      return frames_.blocks();
-    case Table::records:
-      break;
-  }
-  return records_;
+  return table == Table::frames ? frames_.frames() : records_;
 }
 
 Record* Shard::find(ObjectId id) {
@@ -35,14 +27,26 @@ Record* Shard::find(ObjectId id) {
 }
 
 // `by` is 1 or -1 (as an unsigned number): adds or takes away one object's share of the counters.
-void Shard::count(const ObjectMeta& meta, std::uint64_t by) {
+void Shard::count(const ObjectMeta& meta, Location where, std::uint64_t by) {
   if (meta.codec == Codec::pattern) {
     state_.patterns += by;
     return;
   }
   state_.objects += by;
   state_.compressed_bytes += by * meta.length;
+  state_.age_count[where.age] += static_cast<std::uint32_t>(by);
   if (meta.codec == Codec::raw && meta.length == kObjectBytesMax) state_.incompressible += by;
+}
+
+// Age is told in ticks of a shard, and a tick is some 1/256 of what the shard holds: a clock that
+// runs as fast as the pool turns over. An object that survives sixteen such turns looks young
+// again, once.
+std::uint32_t Shard::next_age() {
+  if (++state_.stores_in_tick > 64 + state_.objects / 256) {
+    state_.stores_in_tick = 0;
+    state_.tick = (state_.tick + 1) % kAges;
+  }
+  return state_.tick;
 }
 
 // Publish order: bytes, location, meta; the id leaves with the lock.
@@ -52,19 +56,92 @@ Shard::Stored Shard::store(const NewObject& object, ObjectId& id) {
   if (item == kNoItem) return Stored::no_record_page;
   const auto bytes = static_cast<std::uint32_t>(object.data.size());
   Location where;
-  const FrameTable::Placed placed = frames_.place(ObjectId{item}, bytes, where);
-  if (placed != FrameTable::Placed::done) {
+  if (!frames_.place(ObjectId{item}, bytes, where)) {
     records_.give(item);
-    return placed == FrameTable::Placed::no_frame ? Stored::no_frame : Stored::no_block_page;
+    return Stored::no_frame;
   }
-  std::memcpy(frames_.data(where), object.data.data(), bytes);
+  where.age = next_age();
+  std::memcpy(frames_.data(where, bytes), object.data.data(), bytes);
   const ObjectMeta meta{1, bytes, object.codec, object.checksum};
   Record& target = record(ObjectId{item});
   target.set(where);
   target.set(meta);
-  count(meta, 1);
+  count(meta, where, 1);
   id = ObjectId{item};
   return Stored::done;
+}
+
+// Both words change, which is more than one store: noted first, so that whoever finds a dead
+// owner's shard can finish it. The new bytes are in place before, the old ones are given up after.
+Shard::Stored Shard::replace(ObjectId id, const NewObject& object) {
+  const Lock lock(mutex_);
+  Record* const found = find(id);
+  if (found == nullptr) return Stored::done;
+  const ObjectMeta old = found->what();
+  Location to = found->where();
+  if (old.codec == Codec::pattern || to.tier != Tier::frame) return Stored::done;
+  if (object.data.empty()) {
+    to.settled = true;
+    found->set(to);
+    return Stored::done;
+  }
+  const auto bytes = static_cast<std::uint32_t>(object.data.size());
+  if (!frames_.place(id, bytes, to)) return Stored::no_frame;
+  const Location from = found->where();  // now: to make room, the frame may have been compacted
+  to.age = from.age;
+  to.settled = true;
+  std::memcpy(frames_.data(to, bytes), object.data.data(), bytes);
+  const ObjectMeta meta{old.refs, bytes, object.codec, object.checksum};
+  state_.replacing = {0, to.pack(), meta.pack()};
+  std::atomic_ref(state_.replacing.id).store(static_cast<std::uint64_t>(id));
+  found->set(to);
+  found->set(meta);
+  std::atomic_ref(state_.replacing.id).store(0);
+  frames_.remove(from, old.length);
+  count(old, from, ~std::uint64_t{0});
+  count(meta, to, 1);
+  return Stored::done;
+}
+
+// How many ticks old an object must be to be among so many oldest.
+std::uint32_t Shard::oldest_age(std::size_t wanted) const {
+  std::size_t found = 0;
+  std::uint32_t age = kAges;
+  while (age > 0 && found < wanted) {
+    --age;
+    found += state_.age_count[(state_.tick + kAges - age) % kAges];
+  }
+  return age;
+}
+
+void Shard::oldest(std::size_t wanted, std::uint32_t pages, bool unsettled, Sweep& sweep,
+                   std::vector<ObjectId>& out) {
+  const Lock lock(mutex_);
+  const std::uint32_t least = oldest_age(wanted);
+  if (!sweep.begun) sweep = {true, false, false, state_.age_cursor, state_.age_cursor};
+  const auto look = [&](std::uint32_t item) FS_REQUIRES(mutex_) {
+    const Record& object = record(ObjectId{item});
+    if (object.what().codec == Codec::pattern) return;
+    const Location where = object.where();
+    if (where.tier != Tier::frame || (unsettled && where.settled)) return;
+    if ((state_.tick + kAges - where.age) % kAges < least) return;
+    if (out.size() < out.capacity()) out.push_back(ObjectId{item});
+  };
+  for (; pages > 0 && !sweep.done && out.size() < out.capacity(); --pages) {
+    const std::uint32_t end = sweep.wrapped ? sweep.start : records_.pages_end();
+    sweep.at = records_.for_each_live_of_next_page(sweep.at, end, look);
+    if (sweep.at < end) continue;
+    sweep.done = sweep.wrapped;
+    sweep.wrapped = true;
+    if (!sweep.done) sweep.at = 0;
+  }
+  state_.age_cursor = sweep.at;
+}
+
+bool Shard::tidy(std::uint32_t waste_percent, std::uint64_t most_bytes, std::uint64_t& moved) {
+  const Lock lock(mutex_);
+  if (frames_.wasted_chunks() * 100 <= waste_percent * frames_.chunks_in_use()) return false;
+  return frames_.tidy_step(most_bytes, moved) == FrameTable::Tidied::moved;
 }
 
 Shard::Stored Shard::store_pattern(std::uint64_t pattern, ObjectId& id) {
@@ -75,7 +152,7 @@ Shard::Stored Shard::store_pattern(std::uint64_t pattern, ObjectId& id) {
   Record& target = record(ObjectId{item});
   target.location.store(pattern, std::memory_order_release);
   target.set(meta);
-  count(meta, 1);
+  count(meta, {}, 1);
   id = ObjectId{item};
   return Stored::done;
 }
@@ -92,7 +169,7 @@ std::optional<RawLoad> Shard::load(ObjectId id, std::span<std::byte, 4096> out) 
   // rest.
   const Location where = found->where();
   if (!frames_.within(where, meta.length)) return RawLoad{ObjectMeta{}, 0};
-  std::memcpy(out.data(), frames_.data(where), meta.length);
+  std::memcpy(out.data(), frames_.data(where, meta.length), meta.length);
   return RawLoad{meta, 0};
 }
 
@@ -118,12 +195,12 @@ Surplus Shard::unref(ObjectId id) {
     return {};
   }
   found->meta.store(0, std::memory_order_release);
-  if (meta.codec != Codec::pattern) frames_.remove(found->where(), meta.length);
+  const Location where = meta.codec == Codec::pattern ? Location{} : found->where();
+  if (where.tier == Tier::frame) frames_.remove(where, meta.length);
   records_.give(static_cast<std::uint32_t>(id));
-  count(meta, ~std::uint64_t{0});
-  return {
-      .frames = state_.empty_frames > 0 && budget_.empty_frames() > keep_frames_,
-      .pages = records_.empty_pages() > kKeepPages || frames_.blocks().empty_pages() > kKeepPages};
+  count(meta, where, ~std::uint64_t{0});
+  return {.frames = state_.empty_frames > 0 && budget_.empty_frames() > keep_frames_,
+          .pages = records_.empty_pages() > kKeepPages};
 }
 
 std::optional<ObjectInfo> Shard::info(ObjectId id) {
@@ -131,8 +208,8 @@ std::optional<ObjectInfo> Shard::info(ObjectId id) {
   const Record* const found = find(id);
   if (found == nullptr) return std::nullopt;
   const ObjectMeta meta = found->what();
-  const Tier tier = meta.codec == Codec::pattern ? Tier::none : found->where().tier;
-  return ObjectInfo{meta.codec, tier, meta.length, meta.refs};
+  const Location where = meta.codec == Codec::pattern ? Location{} : found->where();
+  return ObjectInfo{meta.codec, where.tier, meta.length, meta.refs, where.settled};
 }
 
 std::uint32_t Shard::take_frame() {
@@ -191,8 +268,9 @@ void Shard::add_stats(PoolStats& stats) {
   stats.compactions += state_.compactions;
   stats.compacted_bytes += state_.compacted_bytes;
   stats.misuses += state_.misuses;
-  const std::uint64_t pages = std::uint64_t{records_.held_pages()} + frames_.frames().held_pages() +
-                              frames_.blocks().held_pages();
+  stats.moved_bytes += state_.moved_bytes;
+  stats.unused_bytes += frames_.wasted_chunks() * kChunkBytes;
+  const std::uint64_t pages = std::uint64_t{records_.held_pages()} + frames_.frames().held_pages();
   stats.metadata_bytes += pages * kTablePageBytes;
 }
 

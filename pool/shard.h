@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "base/mutex.h"
 #include "pool/frame_table.h"
@@ -32,7 +33,9 @@ struct PoolStats {
   std::uint64_t metadata_bytes = 0;  // all other memory of the pool
   std::uint64_t limit_bytes = 0;
   std::uint64_t reserved_bytes = 0;
-  std::uint64_t compactions = 0, compacted_bytes = 0;  // since create()
+  std::uint64_t compactions = 0, compacted_bytes = 0;  // within frames, since create()
+  std::uint64_t moved_bytes = 0;                       // between frames, since create()
+  std::uint64_t unused_bytes = 0;  // of frames with objects: free, or rounded up
   std::uint64_t misuses = 0;  // calls with an id that names no object; 0 unless a caller is wrong
 };
 
@@ -41,6 +44,7 @@ struct ObjectInfo {
   Tier tier = Tier::none;  // none: a pattern
   std::uint32_t length = 0;
   std::uint32_t refs = 0;
+  bool settled = false;
 };
 
 // An object to be, with its checksum already computed outside the lock.
@@ -70,7 +74,7 @@ class Shard {
 
   Shard(const PoolLayout& layout, std::uint32_t shard, Budget& budget);
 
-  enum class Stored : std::uint8_t { done, no_frame, no_record_page, no_block_page };
+  enum class Stored : std::uint8_t { done, no_frame, no_record_page };
   [[nodiscard]] Stored store(const NewObject& object, ObjectId& id);
   [[nodiscard]] Stored store_pattern(std::uint64_t pattern, ObjectId& id);
   // Empty when the id names no object.
@@ -78,6 +82,22 @@ class Shard {
   [[nodiscard]] bool ref(ObjectId id);
   Surplus unref(ObjectId id);
   [[nodiscard]] std::optional<ObjectInfo> info(ObjectId id);
+  // Other bytes for an object that somebody holds a reference to. no_frame: there is no room for
+  // them. With no data: nothing changes but that it is settled.
+  [[nodiscard]] Stored replace(ObjectId id, const NewObject& object);
+  // One round over the table of records, in several calls, from where the last round was left.
+  struct Sweep {
+    bool begun = false, wrapped = false, done = false;
+    std::uint32_t start = 0, at = 0;
+  };
+  // Appends objects with bytes that are among the `wanted` oldest of this shard (and not settled,
+  // if `unsettled`), from the next `pages` pages of the table, and never beyond out.capacity().
+  void oldest(std::size_t wanted, std::uint32_t pages, bool unsettled, Sweep& sweep,
+              std::vector<ObjectId>& out);
+  // False: no more than `waste_percent` of the frames in use is unused, or nothing can be done
+  // about it now.
+  [[nodiscard]] bool tidy(std::uint32_t waste_percent, std::uint64_t most_bytes,
+                          std::uint64_t& moved);
 
   // Growing: see FrameTable.
   [[nodiscard]] std::uint32_t take_frame();
@@ -107,7 +127,9 @@ class Shard {
   }
   // Null (and counted as misuse) when the id names no object.
   [[nodiscard]] Record* find(ObjectId id) FS_REQUIRES(mutex_);
-  void count(const ObjectMeta& meta, std::uint64_t by) FS_REQUIRES(mutex_);
+  void count(const ObjectMeta& meta, Location where, std::uint64_t by) FS_REQUIRES(mutex_);
+  [[nodiscard]] std::uint32_t next_age() FS_REQUIRES(mutex_);
+  [[nodiscard]] std::uint32_t oldest_age(std::size_t wanted) const FS_REQUIRES(mutex_);
   [[nodiscard]] const char* validate_counts(std::uint64_t in_frames) FS_REQUIRES(mutex_);
 
   RankedMutex<LockRank::pool_shard> mutex_;

@@ -120,7 +120,7 @@ inline std::uint64_t resident_bytes(int fd) {
 inline ::testing::AssertionResult memory_is_counted(Pool& pool) {
   const PoolStats stats = pool.stats();
   const PoolLayout& layout = pool.layout();
-  const std::uint64_t scratch = std::uint64_t{layout.config().shards} * kObjectBytesMax;
+  const std::uint64_t scratch = layout.config().shards * layout.scratch_bytes();
   const std::uint64_t frames = resident_bytes(layout.frames_fd());
   const std::uint64_t rest = resident_bytes(layout.records_fd()) + resident_bytes(layout.meta_fd());
   if (frames != stats.frame_bytes + scratch || rest + scratch != stats.metadata_bytes) {

@@ -20,6 +20,8 @@ const char* FrameTable::validate_lists(Sums& sums, std::uint64_t& places) const 
       if (m.prev != before) return "frame list: previous link is wrong";
       if (list == kClassEmpty) ++empty;
       ++sums.frames;
+      sums.used_frames += list == kClassEmpty ? 0 : 1;
+      sums.used_chunks += geometry_.frame_chunks() - m.free_chunks;
       sums.free_chunks += m.free_chunks;
       sums.objects += m.objects;
       places += static_cast<std::uint64_t>(places_of(m));
@@ -30,39 +32,53 @@ const char* FrameTable::validate_lists(Sums& sums, std::uint64_t& places) const 
 }
 
 const char* FrameTable::validate_object(ObjectId id, std::uint32_t frame,
-                                        std::uint32_t slot) const {
-  if (!records_.live(static_cast<std::uint32_t>(id))) return "slot names a free record";
+                                        std::uint32_t chunk) const {
+  if (!records_.live(static_cast<std::uint32_t>(id))) return "a frame names a free record";
   const ObjectMeta what = record(id).what();
   const Location where = record(id).where();
   if (what.refs == 0) return "object without a reference";
   if (what.codec == Codec::pattern || what.length == 0 || what.length > kObjectBytesMax) {
     return "object with bytes has a wrong codec or length";
   }
-  if (where.tier != Tier::frame || where.frame != frame || where.slot != slot) {
-    return "slot and record disagree";
+  if (where.tier != Tier::frame || where.frame != frame || where.chunk != chunk) {
+    return "frame and record disagree";
   }
-  if (where.chunk + chunks_for(what.length) > geometry_.frame_chunks()) {
-    return "object reaches past the end of its frame";
+  if (!within(where, what.length)) return "object reaches past the end of its frame";
+  if (checksum28({data(where, what.length), what.length}) != what.checksum) {
+    return "checksum does not hold";
   }
-  if (checksum28({data(where), what.length}) != what.checksum) return "checksum does not hold";
   return nullptr;
+}
+
+// From chunk 0 to the tail, without anything between.
+const char* FrameTable::validate_marks(std::uint32_t frame, std::uint32_t& objects) const {
+  const FrameMeta& m = meta(frame);
+  if (m.sole != kNoItem) {
+    ++objects;
+    return validate_object(ObjectId{m.sole}, frame, 0);
+  }
+  std::uint32_t chunk = 0;
+  while (chunk < m.tail) {
+    const Mark at = mark(frame, chunk);
+    if (at.id == 0) {
+      if (at.hole == 0) return "a hole of no length";
+      chunk += at.hole;
+      continue;
+    }
+    ++objects;
+    if (const char* wrong = validate_object(ObjectId{at.id}, frame, chunk)) return wrong;
+    chunk += geometry_.chunks_for(record(ObjectId{at.id}).what().length);
+  }
+  return chunk == m.tail ? nullptr : "the marks of a frame lead past its tail";
 }
 
 const char* FrameTable::validate_frame(std::uint32_t frame) {
   const FrameMeta& m = meta(frame);
-  std::uint32_t slot = 0, blocks = 0, objects = 0, used = 0;
-  for (std::uint32_t b = m.first_block; b != kNoItem; b = block(b)[0], ++blocks) {
-    if (!block_arena_.live(b)) return "frame has a slot block that is free";
-    for (std::uint32_t i = 1; i <= block_slots_; ++i, ++slot) {
-      const ObjectId id{block(b)[i]};
-      if (id == ObjectId::none) continue;
-      ++objects;
-      if (const char* wrong = validate_object(id, frame, slot)) return wrong;
-    }
-  }
-  if (blocks != m.blocks || objects != m.objects) return "frame's counts and its slots differ";
+  std::uint32_t objects = 0, used = 0;
+  if (const char* wrong = validate_marks(frame, objects)) return wrong;
+  if (objects != m.objects) return "frame's count and its objects differ";
   if (objects > geometry_.buddies) return "frame has more buddies than it may";
-  if (objects == 0 && (blocks != 0 || m.tail != 0 || m.gap_chunks != 0)) {
+  if (objects == 0 && (m.sole != kNoItem || m.tail != 0 || m.gap_chunks != 0)) {
     return "empty frame is not as new";
   }
   std::uint32_t end = 0;
@@ -83,31 +99,34 @@ const char* FrameTable::validate_frame(std::uint32_t frame) {
 
 const char* FrameTable::validate(std::uint64_t& places, std::uint64_t& objects) {
   if (const char* wrong = frame_arena_.validate()) return wrong;
-  if (const char* wrong = block_arena_.validate()) return wrong;
   Sums listed, held;
   if (const char* wrong = validate_lists(listed, places)) return wrong;
   const char* wrong = nullptr;
-  std::uint64_t blocks_of_frames = 0, blocks_held = 0;
   frame_arena_.for_each_live([&](std::uint32_t frame) {
     const FrameMeta& m = meta(frame);
     if (m.list == kDetached) return;  // on its way in or out: another thread's
     ++held.frames;
+    held.used_frames += m.objects == 0 ? 0 : 1;
+    held.used_chunks += geometry_.frame_chunks() - m.free_chunks;
     held.free_chunks += m.free_chunks;
     held.objects += m.objects;
-    blocks_of_frames += m.blocks;
     if (wrong == nullptr) wrong = validate_frame(frame);
   });
   if (wrong != nullptr) return wrong;
-  block_arena_.for_each_live([&](std::uint32_t) { ++blocks_held; });
-  if (blocks_of_frames != blocks_held) return "slot blocks have leaked";
   objects = held.objects;
+  if (held.used_frames != state_.used_frames || held.used_chunks != state_.used_chunks) {
+    return "counts of what is in use are wrong";
+  }
   return listed == held ? nullptr : "free space: sum over lists and sum over frames differ";
 }
 
-// Records against frames: each object has one record and one slot, and the counters are their sums.
+// Records against frames: each object has one record and one place, and the counters are their
+// sums.
 const char* Shard::validate_counts(std::uint64_t in_frames) {
   std::uint64_t objects = 0, patterns = 0, incompressible = 0, bytes = 0;
   const char* wrong = nullptr;
+  std::uint64_t ages = 0;
+  for (const std::uint32_t at_age : state_.age_count) ages += at_age;
   const auto* const entries = reinterpret_cast<const Record*>(records_.at(0));
   records_.for_each_live([&](std::uint32_t item) {
     const ObjectMeta what = entries[item].what();
@@ -121,7 +140,9 @@ const char* Shard::validate_counts(std::uint64_t in_frames) {
     if (what.codec == Codec::raw && what.length == kObjectBytesMax) ++incompressible;
   });
   if (wrong != nullptr) return wrong;
-  if (objects != in_frames) return "records with bytes and slots in use differ";
+  if (objects != in_frames) return "records with bytes and places in frames differ";
+  if (ages != objects) return "counts of ages are not what the records add up to";
+  if (state_.replacing.id != 0) return "a replacement was left half-way";
   if (objects != state_.objects || patterns != state_.patterns ||
       incompressible != state_.incompressible || bytes != state_.compressed_bytes) {
     return "counters are not what the records add up to";
