@@ -179,11 +179,12 @@ void table(const Verdict& r) {
     return number("%.3f", metadata_percent_evicted(r.ours.moments[p], r));
   });
   std::printf(
-      "  fixed metadata %llu KiB; %llu objects stored, %llu verified; tidying moved %llu "
-      "KiB%s\n\n",
+      "  fixed metadata %llu KiB; %llu objects stored, %llu verified; moved %llu KiB in the churn, "
+      "%llu KiB tidying%s\n\n",
       static_cast<unsigned long long>(r.ours.fixed_metadata_bytes / kKiB),
       static_cast<unsigned long long>(r.ours.stored),
       static_cast<unsigned long long>(r.ours.verified),
+      static_cast<unsigned long long>(r.ours.churn_moved_bytes / kKiB),
       static_cast<unsigned long long>(r.ours.tidied_bytes / kKiB),
       pool_can_tidy() ? "" : " (this pool cannot)");
 }

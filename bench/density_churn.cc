@@ -43,6 +43,7 @@ class Population {
   [[nodiscard]] std::uint64_t fixed() const { return fixed_; }
   [[nodiscard]] std::uint64_t stored() const { return stored_; }
   [[nodiscard]] std::uint64_t verified() const { return verified_; }
+  [[nodiscard]] std::uint64_t moved() const { return moved_; }
 
   [[nodiscard]] Status store(std::size_t page) {
     const auto id = pool_.store(outputs_.of(page), outputs_.pages[page].codec);
@@ -78,9 +79,15 @@ class Population {
     for (std::size_t done = 0; done < kTurnover * size();) {
       const std::size_t count = 1 + random(most);
       if (auto replaced = replace_random(count); !replaced) return replaced;
+      tidy_a_little();
       done += count;
     }
     return {};
+  }
+
+  // As the daemon does all the time, in the background.
+  void tidy_a_little() {
+    if constexpr (Tidies<Pool>) moved_ += pool_.tidy(kTidyStep * 4);
   }
 
   // Looks at the pool, and whether it can be believed.
@@ -132,7 +139,7 @@ class Population {
   const std::uint64_t fixed_;
   std::mt19937_64 random_{kSeed};
   std::vector<Live> live_;
-  std::uint64_t stored_ = 0, verified_ = 0;
+  std::uint64_t stored_ = 0, verified_ = 0, moved_ = 0;
 };
 
 Result<Moment> run_phase(Phase phase, Pool& pool, Population& population, const PageSet& set,
@@ -147,6 +154,7 @@ Result<Moment> run_phase(Phase phase, Pool& pool, Population& population, const 
       break;
     case Phase::refilled:
       done = population.replace_random(population.size() * 3 / 10);
+      population.tidy_a_little();
       break;
     case Phase::halved:
       population.free_random(population.size() / 2);
@@ -187,6 +195,7 @@ Result<Life> live(PoolGeometry geometry, const PageSet& set, const Outputs& outp
   life.fixed_metadata_bytes = population.fixed();
   life.stored = population.stored();
   life.verified = population.verified();
+  life.churn_moved_bytes = population.moved();
   return life;
 }
 

@@ -2,9 +2,10 @@
 //
 // The life: every page of the set is stored once, in its order (fresh); objects are freed at random
 // and pages picked at random are stored in their place, until ten times as many as there are have
-// gone through (churned); 30 % are freed at once and replaced (refilled); 50 % are freed and not
-// replaced (halved); the pool tidies up and gives back what is empty (tidied). The same seed, so
-// the same objects, for every pool. For one thread.
+// gone through, and the pool tidies up a little now and then, as in the daemon (churned); 30 % are
+// freed at once and replaced (refilled); 50 % are freed and not replaced (halved); the pool tidies
+// up and gives back what is empty (tidied). The same seed, so the same objects, for every pool. For
+// one thread.
 #pragma once
 
 #include <array>
@@ -49,7 +50,7 @@ struct Life {
   std::uint64_t fixed_metadata_bytes = 0;
   std::uint64_t stored = 0;    // all told
   std::uint64_t verified = 0;  // objects loaded, decompressed and compared
-  std::uint64_t tidied_bytes = 0;
+  std::uint64_t tidied_bytes = 0, churn_moved_bytes = 0;
 
   [[nodiscard]] const Moment& at(Phase phase) const {
     return moments[static_cast<std::size_t>(phase)];

@@ -89,16 +89,31 @@ std::string show_pool_frame(const Config& config) {
   return size_text(config.pool_frame_bytes);
 }
 
-Status parse_pool_codec(Config& config, std::string_view text) {
+bool is_packing_codec(std::string_view text) {
   constexpr std::string_view kZstd = "zstd:";
-  bool good = text == "raw" || text == "lz4";
-  if (text.starts_with(kZstd)) {
-    const auto level = whole_number(text.substr(kZstd.size()));
-    good = level && *level >= 1 && *level <= 19;
+  if (!text.starts_with(kZstd)) return text == "lz4";
+  const auto level = whole_number(text.substr(kZstd.size()));
+  return level && *level >= 1 && *level <= 19;
+}
+
+Status parse_pool_codec(Config& config, std::string_view text) {
+  if (text != "raw" && !is_packing_codec(text)) {
+    return fail(quoted(text) + " is not a codec (raw, lz4, zstd:1 to zstd:19)");
   }
-  if (!good) return fail(quoted(text) + " is not a codec (raw, lz4, zstd:1 to zstd:19)");
   config.pool_codec = text;
   return {};
+}
+
+Status parse_cold_codec(Config& config, std::string_view text) {
+  if (text != "none" && !is_packing_codec(text)) {
+    return fail(quoted(text) + " is not a codec for cold pages (none, lz4, zstd:1 to zstd:19)");
+  }
+  config.pool_cold_codec = text;
+  return {};
+}
+
+std::string show_cold_codec(const Config& config) {
+  return config.pool_cold_codec;
 }
 
 std::string show_pool_codec(const Config& config) {
@@ -199,6 +214,15 @@ constexpr std::array kKeys{
             "How pages that are evicted from now on are compressed: raw, lz4, or zstd:LEVEL with a "
             "level from 1 to 19.",
             parse_pool_codec, show_pool_codec},
+    number<&Config::pool_waste_max, 1, 100>(
+        "pool.waste_max", kRuntime,
+        "Percent of the frames' room that may lie unused, from 1 to 100: above that, pages move to "
+        "fuller frames in the background."),
+    KeySpec{
+        "pool.cold_codec", KeyType::text, kRuntime,
+        "How pages that stay out for long are compressed again in the background: none, lz4, or "
+        "zstd:LEVEL with a level from 1 to 19.",
+        parse_cold_codec, show_cold_codec},
     number<&Config::fault_threads, 1, 16>("fault.threads", kAtStart,
                                           "Threads that give pages back, from 1 to 16."),
     number<&Config::fault_spin_us, 0, 1000>(

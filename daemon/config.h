@@ -42,7 +42,9 @@ struct Config {
   MemoryLimit pool_limit{.bytes = 0, .percent = 40};
   std::uint64_t pool_frame_bytes = PoolGeometry{}.frame_bytes;
   std::uint64_t pool_buddies = PoolGeometry{}.buddies;
-  std::string pool_codec = "zstd:1";  // raw | lz4 | zstd:LEVEL, already checked
+  std::string pool_codec = "zstd:1";     // raw | lz4 | zstd:LEVEL, already checked
+  std::uint64_t pool_waste_max = 3;      // percent
+  std::string pool_cold_codec = "none";  // none | lz4 | zstd:LEVEL, already checked
 
   std::uint64_t fault_threads = 1;
   std::uint64_t fault_spin_us = 20;

@@ -82,7 +82,8 @@ TEST(ConfigTable, RuntimeKeysAreThoseThatTakeEffectAtOnce) {
   for (const KeySpec& spec : config_keys()) {
     if (spec.runtime) runtime.push_back(spec.name);
   }
-  EXPECT_EQ(runtime, (std::vector<std::string_view>{"pool.limit", "pool.codec", "fault.spin_us",
+  EXPECT_EQ(runtime, (std::vector<std::string_view>{"pool.limit", "pool.codec", "pool.waste_max",
+                                                    "pool.cold_codec", "fault.spin_us",
                                                     "fault.readahead_max", "evict.quarantine_s",
                                                     "quota.clients_per_user", "log.level"}));
 }
@@ -94,7 +95,7 @@ struct Value {
 };
 
 TEST(ConfigSet, GoodValuesAreShownAsTheyCanBeReadAgain) {
-  constexpr std::array<Value, 22> kGood{{
+  constexpr std::array<Value, 24> kGood{{
       {"pool.limit", "1%", nullptr},
       {"pool.limit", "100%", nullptr},
       {"pool.limit", "2048M", "2G"},
@@ -102,6 +103,8 @@ TEST(ConfigSet, GoodValuesAreShownAsTheyCanBeReadAgain) {
       {"pool.frame", "4096", "4K"},
       {"pool.frame", "256K", nullptr},
       {"pool.buddies", "2", nullptr},
+      {"pool.waste_max", "15", nullptr},
+      {"pool.cold_codec", "zstd:9", nullptr},
       {"pool.codec", "raw", nullptr},
       {"pool.codec", "lz4", nullptr},
       {"pool.codec", "zstd:19", nullptr},
@@ -131,7 +134,7 @@ TEST(ConfigSet, GoodValuesAreShownAsTheyCanBeReadAgain) {
 }
 
 TEST(ConfigSet, BadValuesNameTheKeyAndChangeNothing) {
-  constexpr std::array<Value, 40> kBad{{
+  constexpr std::array<Value, 44> kBad{{
       {"pool.limit", "", nullptr},
       {"pool.limit", "%", nullptr},
       {"pool.limit", "0%", nullptr},
@@ -146,6 +149,10 @@ TEST(ConfigSet, BadValuesNameTheKeyAndChangeNothing) {
       {"pool.frame", "512K", nullptr},
       {"pool.frame", "5000", nullptr},
       {"pool.frame", "40%", nullptr},
+      {"pool.waste_max", "0", nullptr},
+      {"pool.waste_max", "101", nullptr},
+      {"pool.cold_codec", "raw", nullptr},
+      {"pool.cold_codec", "zstd:20", nullptr},
       {"pool.buddies", "0", nullptr},
       {"pool.buddies", "4096", nullptr},
       {"pool.codec", "zstd", nullptr},

@@ -72,6 +72,7 @@ Result<std::unique_ptr<Daemon>> Daemon::create(Os& os, Config config, std::strin
 Daemon::~Daemon() {
   // Evictors first: they kick readers. Both before the registry and the pool go.
   evict_threads_.clear();
+  carer_.reset();
   fault_threads_.clear();
   stopper_.reset();
   if (client_listener_.valid()) (void)::unlink((runtime_dir_ + "/client.sock").c_str());
@@ -142,6 +143,10 @@ Status Daemon::start_threads() {
     if (auto s = thread->start(); !s) return s;
   }
   for (auto& thread : evict_threads_) thread->start();
+  auto codec = PageCodec::make();
+  if (!codec) return std::unexpected(codec.error());
+  carer_ =
+      std::make_unique<Carer>(std::make_unique<PoolCare>(*pool_, tunables_, std::move(*codec)));
   return {};
 }
 

@@ -14,6 +14,7 @@
 #include "daemon/budget.h"
 #include "daemon/config.h"
 #include "daemon/handshake.h"
+#include "daemon/pool_care.h"
 #include "daemon/registry.h"
 #include "daemon/thread_stopper.h"
 #include "daemon/threads.h"
@@ -92,6 +93,7 @@ class Daemon {
   std::unique_ptr<Handshake> handshake_;
   std::unique_ptr<ThreadStopper> stopper_;
   std::vector<std::unique_ptr<EvictThread>> evict_threads_;
+  std::unique_ptr<Carer> carer_;
   std::vector<std::unique_ptr<FaultThread>> fault_threads_;
 };
 

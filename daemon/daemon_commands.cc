@@ -38,6 +38,11 @@ void Daemon::apply_tunables() {
     tunables_.codec = static_cast<std::uint32_t>(spec->codec);
     tunables_.codec_level = spec->level;
   }
+  const auto cold = parse_codec_spec(config.pool_cold_codec);
+  const CodecSpec cold_spec = cold ? *cold : CodecSpec{Codec::raw, 0};  // none
+  tunables_.cold_codec = static_cast<std::uint32_t>(cold_spec.codec);
+  tunables_.cold_level = cold_spec.level;
+  pool_->set_waste(static_cast<std::uint32_t>(config.pool_waste_max));
   spdlog::set_level(static_cast<spdlog::level::level_enum>(static_cast<int>(config.log_level)));
 }
 

@@ -15,11 +15,17 @@ struct Tunables {
   std::atomic<std::uint64_t> quarantine_us{30'000'000};
   std::atomic<std::uint32_t> codec{2};  // Codec
   std::atomic<std::int32_t> codec_level{1};
+  std::atomic<std::uint32_t> cold_codec{0};  // likewise; raw: what is cold stays as it is
+  std::atomic<std::int32_t> cold_level{0};
   std::atomic<std::uint32_t> incarnation{1};
 
   [[nodiscard]] CodecSpec codec_spec() const {
     return {static_cast<Codec>(codec.load(std::memory_order_relaxed)),
             codec_level.load(std::memory_order_relaxed)};
+  }
+  [[nodiscard]] CodecSpec cold_codec_spec() const {
+    return {static_cast<Codec>(cold_codec.load(std::memory_order_relaxed)),
+            cold_level.load(std::memory_order_relaxed)};
   }
 };
 

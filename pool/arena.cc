@@ -8,7 +8,7 @@ namespace foldswap {
 Arena::Arena(const Table& table)
     : table_(table),
       per_page_(static_cast<std::uint32_t>(kTablePageBytes / table.item_bytes)),
-      first_index_(64 / table.item_bytes),
+      first_index_(header_items(table.item_bytes)),
       capacity_(per_page_ - first_index_),
       present_(table.bitmaps),
       attached_(table.bitmaps + bitmap_words(table.pages)) {

@@ -3,7 +3,7 @@
 // more.
 //
 // One Arena is one shard's view: shard s of n owns the table pages p with p % n == s. An item's
-// number is page * items_per_page + index; the first 64 bytes of every page are its header, so no
+// number is page * items_per_page + index; the first 48 bytes of every page are its header, so no
 // item ever has number 0. Numbers are stable until the item is given back. Technique: slab
 // allocation with a bitmap in the page (Bonwick 1994).
 //
@@ -42,18 +42,21 @@ struct ArenaState {
   std::uint32_t search_hint = 0;  // no absent page lies in a bitmap word before this one
 };
 
-enum class PageList : std::uint32_t { none = 0, room = 1, empty = 2 };
+enum class PageList : std::uint16_t { none = 0, room = 1, empty = 2 };
 
 struct TablePageHeader {
   static constexpr std::uint32_t kMagic = 0x41535346;  // "FSSA"; 0 when not attached
   std::uint32_t magic;
-  std::uint32_t live;
   std::uint32_t next, prev;
+  std::uint16_t live;
   PageList list;
-  std::uint32_t reserved;
   std::uint64_t used[4];  // one bit per item
 };
-static_assert(sizeof(TablePageHeader) <= 64);
+static_assert(sizeof(TablePageHeader) == 48);
+// Of a page of the table, the header's.
+[[nodiscard]] constexpr std::uint32_t header_items(std::uint32_t item_bytes) {
+  return (static_cast<std::uint32_t>(sizeof(TablePageHeader)) + item_bytes - 1) / item_bytes;
+}
 
 class Arena {
  public:

@@ -22,6 +22,7 @@
 // held; lock-free but for set_limit, which no one waits for.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 
@@ -65,6 +66,11 @@ class Budget {
   }
   [[nodiscard]] std::uint64_t empty_frames() const {
     return empty_frames_.load(std::memory_order_relaxed);
+  }
+  // So many empty frames are worth keeping: not all has to go back and come again, but it is room
+  // that nobody uses.
+  [[nodiscard]] std::uint64_t empty_to_keep(std::uint64_t most) const {
+    return std::clamp<std::uint64_t>(held_frames() / 128, 1, std::max<std::uint64_t>(most, 1));
   }
   [[nodiscard]] std::int64_t spare_places() const { return spare_.load(std::memory_order_acquire); }
   [[nodiscard]] std::uint64_t reserved_places() const {

@@ -17,7 +17,7 @@ constexpr std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) {
 constexpr std::uint32_t kItemBytes[2] = {sizeof(Record), sizeof(FrameMeta)};
 
 std::uint64_t items_of_page(std::uint32_t item_bytes) {
-  return kTablePageBytes / item_bytes - (item_bytes < 64 ? 64 / item_bytes : 1);
+  return kTablePageBytes / item_bytes - header_items(item_bytes);
 }
 
 // Of one shard: see Arena::Table.

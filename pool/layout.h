@@ -92,7 +92,8 @@ struct ShardState {
   std::uint32_t tick, stores_in_tick;
   std::uint32_t age_cursor;  // where oldest() goes on looking: a page of the record table, of ours
   Replacing replacing;
-  std::uint32_t age_count[kAges];  // objects with bytes, by age
+  std::uint32_t age_count[kAges];        // objects with bytes, by age
+  std::uint32_t unsettled_count[kAges];  // of these, those that are not settled
 };
 inline constexpr std::uint64_t kShardStateBytes =
     (sizeof(ShardState) + kTablePageBytes - 1) / kTablePageBytes * kTablePageBytes;

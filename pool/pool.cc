@@ -142,7 +142,7 @@ void Pool::unref(ObjectId id) {
   const Surplus surplus = shard.unref(id);
   // Down to half of what may be kept, so that a punch gives back several frames where it can.
   if (surplus.frames) {
-    release_frames(shard, kKeepEmptyBytes / 2 / layout_.geometry().frame_bytes);
+    release_frames(shard, (keep_frames() + 1) / 2);
   }
   if (surplus.pages) release_pages(shard, Shard::kKeepPages / 2);
 }
@@ -297,7 +297,7 @@ std::uint64_t Pool::tidy(std::uint64_t most_bytes) {
                                              std::min(kBytesPerHold, most_bytes - moved), moved)) {
     }
     if (moved != before) {
-      release_frames(*shard, kKeepEmptyBytes / 2 / layout_.geometry().frame_bytes);
+      release_frames(*shard, (keep_frames() + 1) / 2);
     }
   }
   return moved;

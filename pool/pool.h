@@ -52,7 +52,7 @@ struct Loaded {
 
 class Pool {
  public:
-  // Empty frames beyond this go back to the system by themselves.
+  // Empty frames beyond this (and beyond a 128th of all) go back to the system by themselves.
   static constexpr std::uint64_t kKeepEmptyBytes = 512 * kKiB;
 
   // `os` outlives the pool.
@@ -125,6 +125,9 @@ class Pool {
   [[nodiscard]] Outcome grow(Shard& shard);
   [[nodiscard]] Outcome grow_reserved(Shard& shard);
   [[nodiscard]] Outcome add_page(Shard& shard, Shard::Table table);
+  [[nodiscard]] std::uint64_t keep_frames() const {
+    return budget_.empty_to_keep(kKeepEmptyBytes / layout_.geometry().frame_bytes);
+  }
   std::uint64_t release_frames(Shard& shard, std::uint64_t keep_frames);
   std::uint64_t release_pages(Shard& shard, std::uint32_t keep_pages);
   [[nodiscard]] bool punch_run(Shard& shard, std::span<const std::uint32_t> run);

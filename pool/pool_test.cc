@@ -281,7 +281,7 @@ TEST_F(PoolPlainTest, FullTableIsAnErrorAndOtherShardsHelp) {
     }
     ids.push_back(*id);
   }
-  EXPECT_EQ(ids.size(), 4 * (256U - 4));
+  EXPECT_EQ(ids.size(), 4 * (256U - 3));
   EXPECT_EQ(pool->store_pattern(1).error().code, ENOSPC);
   EXPECT_TRUE(valid(*pool));
   pool->unref(ids.back());

@@ -35,6 +35,7 @@ void Shard::count(const ObjectMeta& meta, Location where, std::uint64_t by) {
   state_.objects += by;
   state_.compressed_bytes += by * meta.length;
   state_.age_count[where.age] += static_cast<std::uint32_t>(by);
+  if (!where.settled) state_.unsettled_count[where.age] += static_cast<std::uint32_t>(by);
   if (meta.codec == Codec::raw && meta.length == kObjectBytesMax) state_.incompressible += by;
 }
 
@@ -81,6 +82,7 @@ Shard::Stored Shard::replace(ObjectId id, const NewObject& object) {
   Location to = found->where();
   if (old.codec == Codec::pattern || to.tier != Tier::frame) return Stored::done;
   if (object.data.empty()) {
+    if (!to.settled) --state_.unsettled_count[to.age];
     to.settled = true;
     found->set(to);
     return Stored::done;
@@ -104,12 +106,13 @@ Shard::Stored Shard::replace(ObjectId id, const NewObject& object) {
 }
 
 // How many ticks old an object must be to be among so many oldest.
-std::uint32_t Shard::oldest_age(std::size_t wanted) const {
+std::uint32_t Shard::oldest_age(std::size_t wanted, bool unsettled) const {
+  const auto& count = unsettled ? state_.unsettled_count : state_.age_count;
   std::size_t found = 0;
   std::uint32_t age = kAges;
   while (age > 0 && found < wanted) {
     --age;
-    found += state_.age_count[(state_.tick + kAges - age) % kAges];
+    found += count[(state_.tick + kAges - age) % kAges];
   }
   return age;
 }
@@ -117,7 +120,7 @@ std::uint32_t Shard::oldest_age(std::size_t wanted) const {
 void Shard::oldest(std::size_t wanted, std::uint32_t pages, bool unsettled, Sweep& sweep,
                    std::vector<ObjectId>& out) {
   const Lock lock(mutex_);
-  const std::uint32_t least = oldest_age(wanted);
+  const std::uint32_t least = oldest_age(wanted, unsettled);
   if (!sweep.begun) sweep = {true, false, false, state_.age_cursor, state_.age_cursor};
   const auto look = [&](std::uint32_t item) FS_REQUIRES(mutex_) {
     const Record& object = record(ObjectId{item});
@@ -199,7 +202,8 @@ Surplus Shard::unref(ObjectId id) {
   if (where.tier == Tier::frame) frames_.remove(where, meta.length);
   records_.give(static_cast<std::uint32_t>(id));
   count(meta, where, ~std::uint64_t{0});
-  return {.frames = state_.empty_frames > 0 && budget_.empty_frames() > keep_frames_,
+  return {.frames = state_.empty_frames > 0 &&
+                    budget_.empty_frames() > budget_.empty_to_keep(keep_frames_),
           .pages = records_.empty_pages() > kKeepPages};
 }
 

@@ -129,7 +129,8 @@ class Shard {
   [[nodiscard]] Record* find(ObjectId id) FS_REQUIRES(mutex_);
   void count(const ObjectMeta& meta, Location where, std::uint64_t by) FS_REQUIRES(mutex_);
   [[nodiscard]] std::uint32_t next_age() FS_REQUIRES(mutex_);
-  [[nodiscard]] std::uint32_t oldest_age(std::size_t wanted) const FS_REQUIRES(mutex_);
+  [[nodiscard]] std::uint32_t oldest_age(std::size_t wanted, bool unsettled) const
+      FS_REQUIRES(mutex_);
   [[nodiscard]] const char* validate_counts(std::uint64_t in_frames) FS_REQUIRES(mutex_);
 
   RankedMutex<LockRank::pool_shard> mutex_;

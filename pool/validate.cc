@@ -125,8 +125,9 @@ const char* FrameTable::validate(std::uint64_t& places, std::uint64_t& objects) 
 const char* Shard::validate_counts(std::uint64_t in_frames) {
   std::uint64_t objects = 0, patterns = 0, incompressible = 0, bytes = 0;
   const char* wrong = nullptr;
-  std::uint64_t ages = 0;
+  std::uint64_t ages = 0, unsettled = 0, unsettled_ages = 0;
   for (const std::uint32_t at_age : state_.age_count) ages += at_age;
+  for (const std::uint32_t at_age : state_.unsettled_count) unsettled_ages += at_age;
   const auto* const entries = reinterpret_cast<const Record*>(records_.at(0));
   records_.for_each_live([&](std::uint32_t item) {
     const ObjectMeta what = entries[item].what();
@@ -136,12 +137,14 @@ const char* Shard::validate_counts(std::uint64_t in_frames) {
       return;
     }
     ++objects;
+    unsettled += entries[item].where().settled ? 0 : 1;
     bytes += what.length;
     if (what.codec == Codec::raw && what.length == kObjectBytesMax) ++incompressible;
   });
   if (wrong != nullptr) return wrong;
   if (objects != in_frames) return "records with bytes and places in frames differ";
-  if (ages != objects) return "counts of ages are not what the records add up to";
+  if (ages != objects || unsettled_ages != unsettled)
+    return "counts of ages are not what the records add up to";
   if (state_.replacing.id != 0) return "a replacement was left half-way";
   if (objects != state_.objects || patterns != state_.patterns ||
       incompressible != state_.incompressible || bytes != state_.compressed_bytes) {
