@@ -19,6 +19,7 @@ from test_torture import Disturber
 # A batch is 64 to 512 pages, and room for two pages each is set aside before it is taken out. So a full
 # pool is one that is short of its limit by less than the batches that are tried.
 BATCH_MOST = 512 * 8192
+TOO_SLOW = 6  # an eater's status
 KINDS = ("mixed", "sizes", "mixed", "random", "sizes", "heap")
 
 
@@ -26,7 +27,7 @@ class StormOrders(Disturber):
     """Orders to one eater or to all of them. Never to set pool.limit: see Gauge."""
 
     def order(self):
-        one = str(self.random.choice(self.test.eaters).pid)
+        one = str(self.random.choice(tuple(self.test.eaters)).pid)
         client = self.random.choice((one, one, one, "eater"))
         pick = self.random.randrange(100)
         if pick < 20:
@@ -51,7 +52,7 @@ class Gauge(threading.Thread):
     def __init__(self, test, limit, seed, change_every):
         super().__init__(daemon=True)
         self.test = test
-        self.limit = self.ceiling = limit
+        self.ceiling = limit
         self.limits = (limit, limit * 3 // 4, limit * 5 // 4)
         self.random = random.Random(seed)
         self.change_every = change_every
@@ -84,7 +85,6 @@ class Gauge(threading.Thread):
 
     def set_limit(self, limit):
         self.ceiling = max(self.ceiling, limit)
-        self.limit = limit
         self.test.cli_ok("set", "pool.limit", str(limit))
 
     def run(self):
@@ -182,6 +182,20 @@ class Storm(E2E):
             self.assertLessEqual(gauge.nearest, BATCH_MOST, "the pool was never full")
         self.assertGreater(stats["evict"]["pages"], least, "nothing to speak of was evicted")
         self.assertGreater(stats["faults"]["total"], least, "nothing to speak of was faulted in")
+
+    def test_watchdog(self):
+        """An eater whose faults nobody answers says so and ends, whatever of it is out."""
+        self.started, self.eaters = 0, []
+        self.start_eater(60, 1_000)
+        eater = self.eaters[0]
+        eater.expect("filled", 120)
+        self.daemon.popen.send_signal(signal.SIGSTOP)
+        try:
+            self.assertEqual(eater.wait(60), TOO_SLOW)
+        finally:
+            self.daemon.popen.send_signal(signal.SIGCONT)
+        self.assertIn(b"TOO SLOW: thread", eater.stderr())
+        self.finish_daemon()
 
     def test_one_minute(self):
         """A busy machine starves the daemon for half a second and more; what takes over a second is
