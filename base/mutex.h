@@ -30,13 +30,34 @@ namespace foldswap {
 enum class LockRank : std::uint8_t { layout = 0, client = 1, pool_shard = 2, leaf = 3 };
 
 namespace rank_check {
-// Called by the lock types. No-ops unless FOLDSWAP_DEBUG_CHECKS.
-void acquired(LockRank rank);
-void released(LockRank rank);
-// Locks the calling thread holds now; always 0 without FOLDSWAP_DEBUG_CHECKS.
-[[nodiscard]] unsigned held_now();
-// The most data-path locks any thread has held at once since start (debug builds; else 0).
-[[nodiscard]] unsigned held_max();
+inline constinit thread_local unsigned t_held = 0;  // ranked locks that this thread holds
+inline constinit std::atomic<unsigned> g_held_max{0};
+
+void check_order(LockRank rank);  // debug builds; notes the rank as held
+void forget_rank(LockRank rank);  // likewise, as let go
+void raise_held_max(unsigned held);
+
+// Called by the lock types. A lock counts from the moment that its thread asks for it.
+inline void acquired([[maybe_unused]] LockRank rank) {
+#if defined(FOLDSWAP_DEBUG_CHECKS)
+  check_order(rank);
+#endif
+  if (++t_held > g_held_max.load(std::memory_order_relaxed)) raise_held_max(t_held);
+}
+inline void released([[maybe_unused]] LockRank rank) {
+#if defined(FOLDSWAP_DEBUG_CHECKS)
+  forget_rank(rank);
+#endif
+  --t_held;
+}
+// Locks the calling thread holds now.
+[[nodiscard]] inline unsigned held_now() {
+  return t_held;
+}
+// The most that any thread of this process has held at once since start.
+[[nodiscard]] inline unsigned held_max() {
+  return g_held_max.load(std::memory_order_relaxed);
+}
 }  // namespace rank_check
 
 template <LockRank kRank>
@@ -47,16 +68,12 @@ class FS_CAPABILITY("mutex") RankedMutex {
   RankedMutex& operator=(const RankedMutex&) = delete;
 
   void lock() FS_ACQUIRE() {
-#if defined(FOLDSWAP_DEBUG_CHECKS)
     rank_check::acquired(kRank);  // before blocking: an inversion is reported, not deadlocked on
-#endif
     mutex_.lock();
   }
   void unlock() FS_RELEASE() {
     mutex_.unlock();
-#if defined(FOLDSWAP_DEBUG_CHECKS)
     rank_check::released(kRank);
-#endif
   }
 
  private:
@@ -78,7 +95,8 @@ class FS_SCOPED_CAPABILITY RankedLock {
   RankedMutex<kRank>& mutex_;
 };
 
-// For a lock that is no RankedMutex (the layout word): takes part in the rank check only.
+// For a lock that is no RankedMutex (the layout word): takes part in the rank check and the
+// count only.
 class RankScope {
  public:
   explicit RankScope(LockRank rank) : rank_(rank) { rank_check::acquired(rank_); }

@@ -77,8 +77,8 @@ json stats_json(Os& os, State& state, Registry& registry, Pool& pool, std::uint6
   std::uint64_t same_pages = 0, quarantined = 0, maps = state.resident_bytes();
   for (const auto& client : clients) {
     same_pages += value(client->record.same_filled_pages);
-    maps += client->map->resident_bytes();
     const RankedLock lock(client->mutex);
+    maps += client->map->resident_bytes();
     quarantined += client->quarantine.pages();
   }
   const Counters& c = state.counters();

@@ -66,7 +66,7 @@ class PageMap {
   [[nodiscard]] std::vector<std::uint32_t> unlink_empty_leaves();
   void punch_leaves(const std::vector<std::uint32_t>& leaves);
   void recycle_leaves(const std::vector<std::uint32_t>& leaves);
-  [[nodiscard]] std::uint64_t resident_bytes() const;
+  [[nodiscard]] std::uint64_t resident_bytes() const;  // caller holds the client's mutex
   [[nodiscard]] int fd() const { return fd_.get(); }
 
   static constexpr std::uint32_t kMagic = 0x504d5346, kVersion = 2;  // "FSMP"

@@ -84,7 +84,7 @@ void State::wipe_record(ClientRecord* record) {
 
 std::uint64_t State::resident_bytes() const {
   std::uint64_t records = 0;
-  for (const auto used : header().record_in_use) records += used != 0 ? kRecordBytes : 0;
+  for (const auto& used : header().record_in_use) records += used != 0 ? kRecordBytes : 0;
   return kClientsOffset + records;
 }
 

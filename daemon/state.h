@@ -90,7 +90,7 @@ struct StateHeader {
   std::uint32_t incarnation;  // of the daemon that runs: 1, 2, ... part of the layout lock words
   std::atomic<std::uint64_t> next_client_id;
   Counters counters;
-  std::uint8_t record_in_use[kMostClients];
+  std::atomic<std::uint8_t> record_in_use[kMostClients];  // counted while others claim
 };
 
 class State {

@@ -84,7 +84,7 @@ else
   check release
   check asan -L '^(unit|e2e_san)$'
   # ThreadSanitizer: what runs the pool, the core and both daemon threads against each other.
-  check tsan -R '^(pool|daemon|e2e_program_fork_tree|e2e_reclaim_bytes|e2e_drain_.*|hazard_01_.*|hazard_04_.*|hazard_13_.*|torture_sanitized)$'
+  check tsan -R '^(base|pool|daemon|e2e_program_fork_tree|e2e_reclaim_bytes|e2e_drain_.*|hazard_01_.*|hazard_04_.*|hazard_13_.*|torture_sanitized|storm_sanitized)$'
   if build clang; then record clang 0 "builds with thread-safety analysis"; fi
   check_format
 fi

@@ -45,6 +45,12 @@ void make_page(Page& out, std::uint64_t key, Kind kind) {
     kind = draw < 5 ? Kind::random : Kind::heap;
   }
   if (kind == Kind::same) return out.fill(random.below(4) == 0 ? 0 : random.next());
+  if (kind == Kind::sizes) {
+    const std::size_t noise = random.below(kWords + 1);
+    make_heap(out, random);
+    for (std::size_t i = 0; i < noise; ++i) out[i] = random.next();
+    return;
+  }
   if (kind == Kind::heap) return make_heap(out, random);
   for (auto& word : out) word = random.next();
 }
@@ -74,6 +80,7 @@ Kind parse_kind(const std::string& text) {
   if (text == "random") return Kind::random;
   if (text == "mixed") return Kind::mixed;
   if (text == "same") return Kind::same;
+  if (text == "sizes") return Kind::sizes;
   errno = EINVAL;
   broken("--kind");
 }

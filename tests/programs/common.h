@@ -36,8 +36,9 @@ class Random {
 };
 
 // What pages look like. mixed: mostly heap, some random, a few zero and same-filled ones.
-// same: each is filled with one word, some with zeros.
-enum class Kind { heap, random, mixed, same };
+// same: each is filled with one word, some with zeros. sizes: compress to anything from nothing to
+// a whole page: some random, the rest heap.
+enum class Kind { heap, random, mixed, same, sizes };
 
 Kind parse_kind(const std::string& text);
 void fill_page(std::byte* page, std::uint64_t key, Kind kind);
