@@ -261,7 +261,7 @@ TEST_F(PoolDeathTest, DropUnderEveryLock) {
       },
       "allocation under a lock");
 #else
-  EXPECT_EQ(rank_check::held_max(), 0U) << "ranks are checked in debug builds only";
+  GTEST_SKIP() << "the order of locks is checked in debug builds";
 #endif
 }
 

@@ -39,7 +39,9 @@ class StormOrders(Disturber):
         if pick < 80:
             return ("limit", "--client", client, self.random.choice(self.test.BUDGETS))
         if pick < 90:
-            return ("set", "pool.codec", self.random.choice(("lz4", "zstd:1", "raw")))
+            return self.random.choice(
+                (("set", "pool.codec", self.random.choice(("lz4", "zstd:1", "raw"))),
+                 ("set", "pool.cold_codec", self.random.choice(("none", "zstd:3")))))
         return ("set", "fault.readahead_max", self.random.choice(("1", "8", "64")))
 
 

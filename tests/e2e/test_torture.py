@@ -9,7 +9,8 @@ import time
 import harness
 from harness import E2E, MIB, Place, descriptor_count, wait_until
 
-SETTINGS = {"pool.codec": ("lz4", "zstd:1", "none"), "fault.readahead_max": ("1", "8", "64"),
+SETTINGS = {"pool.codec": ("lz4", "zstd:1", "raw"), "pool.cold_codec": ("none", "zstd:3"),
+            "pool.waste_max": ("1", "3", "30"), "fault.readahead_max": ("1", "8", "64"),
             "evict.quarantine_s": ("0", "0", "1"), "fault.spin_us": ("0", "20")}
 
 
