@@ -107,8 +107,26 @@ std::uint32_t FrameTable::sparsest() const {
   return kNoFrame;
 }
 
+// The best fit, unless its room is in pieces and another frame nearly as full has it in one: making
+// it one means to read and to move what lies between. Frames with more and more room are looked at,
+// a few only, and no empty one.
+std::uint32_t FrameTable::easy_fit(std::uint32_t chunks) const {
+  constexpr std::uint32_t kSteps[] = {0, 8, 24, 56, 120, 248};
+  const std::uint32_t best = best_fit(chunks);
+  if (best == kNoFrame) return kNoFrame;
+  for (const std::uint32_t more : kSteps) {
+    if (chunks + more >= kClassEmpty) break;
+    const std::uint32_t frame = best_fit(chunks + more);
+    if (frame == kNoFrame) break;
+    const FrameMeta& m = meta(frame);
+    if (m.list == kClassEmpty) break;
+    if (m.gap_chunks >= chunks || geometry_.frame_chunks() - m.tail >= chunks) return frame;
+  }
+  return best;
+}
+
 bool FrameTable::place(ObjectId id, std::uint32_t bytes, Location& where) {
-  const std::uint32_t frame = best_fit(geometry_.chunks_for(bytes));
+  const std::uint32_t frame = easy_fit(geometry_.chunks_for(bytes));
   if (frame == kNoFrame) return false;
   FrameMeta& m = meta(frame);
   const std::int64_t places = places_of(m);

@@ -117,6 +117,7 @@ class FrameTable {
   void relist(std::uint32_t frame);
 
   [[nodiscard]] std::uint32_t best_fit(std::uint32_t chunks) const;
+  [[nodiscard]] std::uint32_t easy_fit(std::uint32_t chunks) const;
   [[nodiscard]] std::uint32_t sparsest() const;
   [[nodiscard]] Location enter(std::uint32_t frame, ObjectId id, std::uint32_t bytes);
   [[nodiscard]] std::uint32_t carve(std::uint32_t frame, std::uint32_t chunks);
