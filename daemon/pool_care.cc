@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <utility>
@@ -10,42 +11,56 @@ namespace foldswap {
 namespace {
 
 using std::chrono::milliseconds;
-constexpr milliseconds kBetweenSteps{10}, kIdle{200};
+constexpr milliseconds kLeastPause{10}, kIdle{200};
+constexpr int kShare = 20;  // of one CPU: a twentieth
+
+// What is that old is cold: a tick is some 1/256 of what the pool holds (Shard::next_age()).
+constexpr std::uint32_t kColdTicks = 8;
 
 }  // namespace
 
-PoolCare::PoolCare(Pool& pool, const Tunables& tunables, std::unique_ptr<PageCodec> codec)
-    : pool_(pool), tunables_(tunables), codec_(std::move(codec)) {}
+PoolCare::PoolCare(Pool& pool, const Tunables& tunables, std::unique_ptr<PageCodec> codec,
+                   Clock::duration quiet)
+    : pool_(pool), tunables_(tunables), codec_(std::move(codec)), quiet_(quiet) {}
 
 bool PoolCare::step() {
   const bool moved = pool_.tidy(kMoveBytes) != 0;
   const CodecSpec spec = tunables_.cold_codec_spec();
   if (spec.codec == Codec::raw) return moved;
-  const auto cold = pool_.oldest(kRepacked, true);
-  for (const ObjectId id : cold) repack(id, spec);
-  return moved || cold.size() == kRepacked;
+  // Ticks are made by stores. When there are none for a while, everything is cold.
+  const std::uint64_t ticks = pool_.ticks();
+  const auto now = Clock::now();
+  if (ticks != ticks_seen_) {
+    ticks_seen_ = ticks;
+    tick_at_ = now;
+  }
+  const std::uint32_t least_age = now - tick_at_ < quiet_ ? kColdTicks : 0;
+  const auto cold = pool_.oldest(kRepacked, {.unsettled = true, .least_age = least_age});
+  bool any = moved;
+  for (const ObjectId id : cold) any = repack(id, spec) || any;
+  return any;
 }
 
 // The reference keeps the id from being given to another page meanwhile. What hardly shrinks is
-// left alone, and settled like the rest: each object is tried once.
-void PoolCare::repack(ObjectId id, CodecSpec spec) {
-  if (!pool_.ref(id)) return;
-  std::array<std::byte, kCodecMaxInput> packed, page, again;
+// left alone, and settled like the rest: each object is tried once. True: it is dealt with.
+bool PoolCare::repack(ObjectId id, CodecSpec spec) {
+  if (!pool_.try_ref(id)) return true;
+  std::array<std::byte, kCodecMaxInput> packed, page, again, check;
   const auto loaded = pool_.load(id, packed);
-  bool replaced = false;
+  Replaced replaced = Replaced::gone;
   if (loaded && loaded->codec != Codec::pattern &&
       codec_->decompress(loaded->codec, std::span(packed).first(loaded->length), page)) {
     const Compressed smaller = codec_->compress(spec, page, again);
     // A page that another codec would not give back is worse than one that takes more room.
-    std::array<std::byte, kCodecMaxInput> check;
     if (smaller.length * 20 <= loaded->length * 19 &&
         codec_->decompress(smaller.codec, std::span(again).first(smaller.length), check) &&
         check == page) {
       replaced = pool_.replace(id, std::span(again).first(smaller.length), smaller.codec);
     }
   }
-  if (!replaced) pool_.settle(id);
+  if (replaced == Replaced::gone) pool_.settle(id);
   pool_.unref(id);
+  return replaced != Replaced::no_room;
 }
 
 Carer::Carer(std::unique_ptr<PoolCare> care)
@@ -54,9 +69,13 @@ Carer::Carer(std::unique_ptr<PoolCare> care)
 void Carer::run(const std::stop_token& stop) {
   ::pthread_setname_np(::pthread_self(), "fs-care");
   while (!stop.stop_requested()) {
+    const auto begun = PoolCare::Clock::now();
     const bool more = care_->step();
+    const auto pause = kShare * (PoolCare::Clock::now() - begun);
     std::unique_lock lock(mutex_);
-    wake_.wait_for(lock, stop, more ? kBetweenSteps : kIdle, [] { return false; });
+    wake_.wait_for(lock, stop,
+                   std::max<PoolCare::Clock::duration>(pause, more ? kLeastPause : kIdle),
+                   [] { return false; });
   }
 }
 

@@ -2,13 +2,14 @@
 // frames, and pages that stay out are compressed again, denser.
 //
 // Both only move bytes inside the pool and know of no client: whoever refers to an object sees the
-// same page before and after. The daemon's own thread for it (Carer) runs steps with pauses, so
-// that it takes a few percent of a CPU at most.
+// same page before and after. The daemon's own thread for it (Carer) pauses twenty times as
+// long as a step took, so that it takes a twentieth of a CPU at most.
 //
 // Thread safety: PoolCare for one thread; Carer starts that thread and ends it.
 // Errors: none; an object that cannot be read or finds no room stays as it is.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -24,13 +25,17 @@ namespace foldswap {
 
 class PoolCare {
  public:
-  PoolCare(Pool& pool, const Tunables& tunables, std::unique_ptr<PageCodec> codec);
+  using Clock = std::chrono::steady_clock;
+
+  // quiet: when nothing was stored for so long, everything in the pool is cold.
+  PoolCare(Pool& pool, const Tunables& tunables, std::unique_ptr<PageCodec> codec,
+           Clock::duration quiet = std::chrono::seconds(10));
 
   // True: there may be more to do at once.
   bool step();
 
  private:
-  void repack(ObjectId id, CodecSpec spec);
+  bool repack(ObjectId id, CodecSpec spec);
 
   static constexpr std::uint64_t kMoveBytes = 256 * 1024;
   static constexpr std::size_t kRepacked = 32;
@@ -38,6 +43,9 @@ class PoolCare {
   Pool& pool_;
   const Tunables& tunables_;
   const std::unique_ptr<PageCodec> codec_;
+  const Clock::duration quiet_;
+  std::uint64_t ticks_seen_ = 0;
+  Clock::time_point tick_at_ = Clock::now();
 };
 
 class Carer {

@@ -19,7 +19,7 @@ struct PoolCareTest : ::testing::Test {
   Tunables tunables;
   std::unique_ptr<Pool> pool = Pool::create(real_os(), PoolConfig{}).value();
   std::unique_ptr<PageCodec> codec = PageCodec::make().value();
-  PoolCare care{*pool, tunables, PageCodec::make().value()};
+  PoolCare care{*pool, tunables, PageCodec::make().value(), PoolCare::Clock::duration::zero()};
 
   static PageBytes page_of(std::uint64_t seed) {
     PageBytes page{};
@@ -57,14 +57,30 @@ TEST_F(PoolCareTest, ColdPagesArePackedAgainOnce) {
   int steps = 0;
   while (care.step()) ASSERT_LT(++steps, 1000) << "it never ends";
   EXPECT_LT(pool->stats().compressed_bytes, before * 9 / 10);
+  EXPECT_LT(pool->stats().unused_bytes, 4 * 64 * kKiB);
+  EXPECT_LE(pool->stats().empty_frame_bytes, 64 * kKiB) << "what was emptied went back";
   for (std::uint64_t i = 0; i < ids.size(); ++i) {
     expect_page(ids[i], i);
     EXPECT_TRUE(pool->info(ids[i]).settled);
     EXPECT_EQ(pool->info(ids[i]).codec, Codec::zstd);
     EXPECT_EQ(pool->refs(ids[i]), 1U);
   }
-  EXPECT_TRUE(pool->oldest(1, true).empty());
+  EXPECT_TRUE(pool->oldest(1, {.unsettled = true, .least_age = 0}).empty());
   EXPECT_TRUE(pool->validate().has_value());
+}
+
+TEST_F(PoolCareTest, WhatWasJustStoredIsNotCold) {
+  PoolCare patient(*pool, tunables, PageCodec::make().value());
+  tunables.cold_codec = static_cast<std::uint32_t>(Codec::zstd);
+  tunables.cold_level = 3;
+  std::vector<ObjectId> ids;
+  for (std::uint64_t i = 0; i < 100; ++i) ids.push_back(store(i, {Codec::lz4, 1}));
+  (void)patient.step();
+  for (const ObjectId id : ids) EXPECT_FALSE(pool->info(id).settled);
+  // A pool that turns over: what stays meanwhile has become cold.
+  for (std::uint64_t i = 0; i < 6'000; ++i) pool->unref(store(1'000 + i, {Codec::lz4, 1}));
+  for (int i = 0; i < 50; ++i) (void)patient.step();
+  for (const ObjectId id : ids) EXPECT_TRUE(pool->info(id).settled);
 }
 
 TEST_F(PoolCareTest, WhatDoesNotShrinkIsTriedOnce) {

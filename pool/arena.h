@@ -1,4 +1,4 @@
-// Arena: hands out fixed-size items (records, frame descriptors, slot blocks) by number from a
+// Arena: hands out fixed-size items (records, frame descriptors) by number from a
 // table in a memory file, page by page, and tells which pages of the table nothing lives in any
 // more.
 //

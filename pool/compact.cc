@@ -14,22 +14,33 @@
 
 namespace foldswap {
 
-// Whatever the marks say, it stays within the frame and comes to an end.
-std::size_t FrameTable::gather(std::uint32_t frame) {
+// Only an id whose record says that it lies here is believed, and only if all of them together are
+// what the frame is known to hold.
+bool FrameTable::gather(std::uint32_t frame, std::size_t& count) {
   const FrameMeta& m = meta(frame);
+  count = 0;
   if (m.sole != kNoItem) {
-    order_[0] = {0, geometry_.frame_chunks(), m.sole};
-    return 1;
+    order_[count++] = {0, geometry_.frame_chunks(), m.sole};
+    return true;
   }
-  std::size_t count = 0;
-  for (std::uint32_t chunk = 0; chunk < m.tail && count < order_.size();) {
+  std::uint32_t chunk = 0;
+  while (chunk < m.tail) {
     const Mark at = mark(frame, chunk);
-    const std::uint32_t chunks =
-        at.id == 0 ? at.hole : geometry_.chunks_for(record(ObjectId{at.id}).what().length);
-    if (at.id != 0) order_[count++] = {chunk, chunks, at.id};
-    chunk += std::max(chunks, 1U);
+    std::uint32_t chunks = at.hole;
+    if (at.id != 0) {
+      if (count == order_.size() || !records_.live(at.id)) break;
+      const Record& object = record(ObjectId{at.id});
+      const Location where = object.where();
+      if (where.tier != Tier::frame || where.frame != frame || where.chunk != chunk) break;
+      chunks = geometry_.chunks_for(object.what().length);
+      order_[count++] = {chunk, chunks, at.id};
+    }
+    if (chunks == 0 || chunks > m.tail - chunk) break;
+    chunk += chunks;
   }
-  return count;
+  if (chunk == m.tail && count == m.objects) return true;
+  set_damaged(frame);
+  return false;
 }
 
 // Hole i lies before object i; hole `count` is the room behind the last object. Window: holes
@@ -59,9 +70,10 @@ FrameTable::Window FrameTable::cheapest_window(std::size_t count, std::uint32_t 
 }
 
 // Afterwards the gap or the room behind the tail is at least `need` chunks; the frame has that
-// much.
-void FrameTable::compact(std::uint32_t frame, std::uint32_t need) {
-  const std::size_t count = gather(frame);
+// much. False: it is damaged.
+bool FrameTable::compact(std::uint32_t frame, std::uint32_t need) {
+  std::size_t count = 0;
+  if (!gather(frame, count)) return false;
   const Window window = cheapest_window(count, need);
   std::uint32_t to = window.first == 0 ? 0 : order_[window.first - 1].end();
   for (std::size_t i = window.first; i < window.last; ++i) {
@@ -75,6 +87,7 @@ void FrameTable::compact(std::uint32_t frame, std::uint32_t need) {
   m.gap_chunks = static_cast<std::uint16_t>(at_end ? 0 : order_[window.last].chunk - to);
   m.tail = static_cast<std::uint16_t>(at_end ? to : order_[count - 1].end());
   ++state_.compactions;
+  return true;
 }
 
 // Header and bytes together.

@@ -21,7 +21,7 @@ FrameTable::FrameTable(const PoolLayout& layout, std::uint32_t shard, Arena& rec
 
 std::uint32_t FrameTable::class_of(const FrameMeta& m) const {
   if (m.objects == 0) return kClassEmpty;
-  if (m.objects >= geometry_.buddies) return kClassFull;
+  if (m.objects >= geometry_.buddies || m.damaged != 0) return kClassFull;
   if (m.free_chunks <= kObjectChunksMax) return m.free_chunks;
   return kObjectChunksMax +
          (m.free_chunks - kObjectChunksMax + kObjectChunksMax - 1) / kObjectChunksMax;
@@ -29,6 +29,7 @@ std::uint32_t FrameTable::class_of(const FrameMeta& m) const {
 
 std::int64_t FrameTable::places_of(const FrameMeta& m) const {
   if (m.objects == 0) return geometry_.frame_room();
+  if (m.damaged != 0) return 0;
   return std::min(geometry_.buddies - m.objects, m.free_chunks / kObjectChunksMax);
 }
 
@@ -120,13 +121,15 @@ std::uint32_t FrameTable::easy_fit(std::uint32_t chunks) const {
     if (frame == kNoFrame) break;
     const FrameMeta& m = meta(frame);
     if (m.list == kClassEmpty) break;
-    if (m.gap_chunks >= chunks || geometry_.frame_chunks() - m.tail >= chunks) return frame;
+    if (in_one_piece(m, chunks)) return frame;
   }
   return best;
 }
 
 bool FrameTable::place(ObjectId id, std::uint32_t bytes, Location& where) {
-  const std::uint32_t frame = easy_fit(geometry_.chunks_for(bytes));
+  const std::uint32_t chunks = geometry_.chunks_for(bytes);
+  std::uint32_t frame = easy_fit(chunks);
+  while (frame != kNoFrame && !make_room(frame, chunks)) frame = easy_fit(chunks);
   if (frame == kNoFrame) return false;
   FrameMeta& m = meta(frame);
   const std::int64_t places = places_of(m);
@@ -136,7 +139,23 @@ bool FrameTable::place(ObjectId id, std::uint32_t bytes, Location& where) {
   return true;
 }
 
-// The frame has that much room. It is for the caller to relist it, and to tell the budget.
+bool FrameTable::make_room(std::uint32_t frame, std::uint32_t chunks) {
+  return in_one_piece(meta(frame), chunks) || compact(frame, chunks);
+}
+
+// Its objects can still be loaded and freed: their records say where they are.
+void FrameTable::set_damaged(std::uint32_t frame) {
+  FrameMeta& m = meta(frame);
+  if (m.damaged != 0) return;
+  const std::int64_t places = places_of(m);
+  m.damaged = 1;
+  ++state_.damages;
+  if (m.list != kDetached) relist(frame);
+  budget_.room_changed(places_of(m) - places);
+}
+
+// The frame has that much room in one piece. It is for the caller to relist it, and to tell the
+// budget.
 Location FrameTable::enter(std::uint32_t frame, ObjectId id, std::uint32_t bytes) {
   FrameMeta& m = meta(frame);
   const std::uint32_t chunk = carve(frame, geometry_.chunks_for(bytes));
@@ -163,11 +182,10 @@ void FrameTable::mark_hole(std::uint32_t frame, std::uint32_t chunk, std::uint32
   if (chunks != 0) mark(frame, chunk) = {0, chunks};
 }
 
-// Takes `chunks` out of the frame's room and says where; the frame has that much.
+// Takes `chunks` out of the frame's room and says where; the frame has that much in one piece.
 std::uint32_t FrameTable::carve(std::uint32_t frame, std::uint32_t chunks) {
   FrameMeta& m = meta(frame);
-  assert(m.free_chunks >= chunks);
-  if (m.gap_chunks < chunks && geometry_.frame_chunks() - m.tail < chunks) compact(frame, chunks);
+  assert(m.free_chunks >= chunks && in_one_piece(m, chunks));
   const bool in_gap = m.gap_chunks >= chunks;
   const auto taken = static_cast<std::uint16_t>(chunks);
   m.free_chunks = static_cast<std::uint16_t>(m.free_chunks - taken);
@@ -194,7 +212,7 @@ void FrameTable::uncarve(std::uint32_t frame, std::uint32_t chunk, std::uint32_t
     end = std::max(end, gap_end);
   }
   if (m.objects == 0) {
-    m.tail = m.gap = m.gap_chunks = 0;
+    m.tail = m.gap = m.gap_chunks = m.damaged = 0;
   } else if (end == m.tail) {
     m.tail = static_cast<std::uint16_t>(start);
     if (joins) m.gap_chunks = 0;  // swallowed

@@ -50,11 +50,11 @@ class FrameTable {
   enum class Tidied : std::uint8_t {
     moved,      // there may be more to do
     blocked,    // every place left is reserved
-    exhausted,  // the objects of the sparsest frame fit nowhere else
+    exhausted,  // no sparse frame can be emptied into others
   };
-  // Moves objects out of the frame with the most room, until `most_bytes` are moved (added to
-  // `moved`) or it is empty.
-  [[nodiscard]] Tidied tidy_step(std::uint64_t most_bytes, std::uint64_t& moved);
+  // Moves objects out of a sparse frame until it is empty, or as much work is done as moving
+  // `most_cost` bytes is. Adds the bytes moved to `moved`.
+  [[nodiscard]] Tidied tidy_step(std::uint64_t most_cost, std::uint64_t& moved);
   // Chunks that frames in use do not use, of so many.
   [[nodiscard]] std::uint64_t wasted_chunks() const {
     return std::uint64_t{state_.used_frames} * geometry_.frame_chunks() - state_.used_chunks;
@@ -124,12 +124,22 @@ class FrameTable {
   void uncarve(std::uint32_t frame, std::uint32_t chunk, std::uint32_t chunks);
   void mark_hole(std::uint32_t frame, std::uint32_t chunk, std::uint32_t chunks) const;
 
-  // Fills order_ with the frame's objects by position; returns how many. Reads nothing but marks
-  // and records.
-  [[nodiscard]] std::size_t gather(std::uint32_t frame);
+  // Fills order_ with the frame's objects by position. False: the frame's marks and the records do
+  // not say the same (a stray write, a flipped bit): it must not be moved in, and is marked
+  // damaged.
+  [[nodiscard]] bool gather(std::uint32_t frame, std::size_t& count);
+  // Makes the frame, which has that much room, have it in one piece. False: it is damaged.
+  [[nodiscard]] bool make_room(std::uint32_t frame, std::uint32_t chunks);
+  [[nodiscard]] bool in_one_piece(const FrameMeta& m, std::uint32_t chunks) const {
+    return m.gap_chunks >= chunks || geometry_.frame_chunks() - m.tail >= chunks;
+  }
+  void set_damaged(std::uint32_t frame);
+  [[nodiscard]] std::uint32_t source_for(std::uint32_t target) const;
+  [[nodiscard]] Tidied empty_into(std::uint32_t source, std::uint32_t only_target,
+                                  std::uint64_t most_cost, std::uint64_t& moved);
   [[nodiscard]] bool relocate(const Extent& object, std::uint32_t from, std::uint32_t to);
   [[nodiscard]] Window cheapest_window(std::size_t count, std::uint32_t need) const;
-  void compact(std::uint32_t frame, std::uint32_t need);
+  [[nodiscard]] bool compact(std::uint32_t frame, std::uint32_t need);
   void move(Record& object, std::uint32_t to_chunk);
 
   [[nodiscard]] const char* validate_lists(Sums& sums, std::uint64_t& places) const;

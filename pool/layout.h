@@ -1,6 +1,6 @@
 // PoolLayout: where everything of a pool lies in its three memory files, and the mappings of them.
 //
-//   frames   frame f at f * frame_bytes. Nothing but objects' bytes.
+//   frames   frame f at f * frame_bytes: objects behind their ids, and holes (pool/frame_table.h).
 //   records  header page, then the table of Records: object id i at 4096 + i * 16.
 //   meta     header page; state pages of each shard; bitmaps of the two tables; table of FrameMeta.
 // The tables are cut into pages that belong to shards in turn (pool/arena.h), so a shard's lock
@@ -62,7 +62,9 @@ struct FrameMeta {
       gap_chunks;         // the largest known hole below the tail; gap_chunks == 0: none known
   std::uint16_t list;     // class, or kDetached
   std::uint16_t counted;  // of it in ShardState::used_chunks
-  std::uint16_t reserved[3];
+  std::uint16_t
+      damaged;  // 1: its marks are not what its records say; nothing goes in until it is empty
+  std::uint16_t reserved[2];
 };
 static_assert(sizeof(FrameMeta) == 32);
 inline constexpr std::uint32_t kNoFrame = 0;
@@ -88,7 +90,8 @@ struct ShardState {
   std::uint64_t objects, patterns, incompressible;
   std::uint64_t compressed_bytes;
   std::uint64_t compactions, compacted_bytes, moved_bytes;
-  std::uint64_t misuses;
+  std::uint64_t misuses, damages;
+  std::uint64_t ticks;  // that have passed; `tick` is this, modulo kAges
   std::uint32_t tick, stores_in_tick;
   std::uint32_t age_cursor;  // where oldest() goes on looking: a page of the record table, of ours
   Replacing replacing;

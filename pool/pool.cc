@@ -1,6 +1,7 @@
 #include "pool/pool.h"
 
 #include <algorithm>
+#include <chrono>
 #include <string>
 #include <thread>
 
@@ -134,16 +135,21 @@ Result<Loaded> Pool::load(ObjectId id, std::span<std::byte, 4096> out) {
 }
 
 bool Pool::ref(ObjectId id) {
-  return shard_of(id).ref(id);
+  return shard_of(id).ref(id, false);
+}
+
+bool Pool::try_ref(ObjectId id) {
+  return shard_of(id).ref(id, true);
 }
 
 void Pool::unref(ObjectId id) {
   Shard& shard = shard_of(id);
-  const Surplus surplus = shard.unref(id);
-  // Down to half of what may be kept, so that a punch gives back several frames where it can.
-  if (surplus.frames) {
-    release_frames(shard, (keep_frames() + 1) / 2);
-  }
+  give_back(shard, shard.unref(id));
+}
+
+// Down to half of what may be kept, so that a punch gives back several frames where it can.
+void Pool::give_back(Shard& shard, Surplus surplus) {
+  if (surplus.frames) release_frames(shard, (keep_frames() + 1) / 2);
   if (surplus.pages) release_pages(shard, Shard::kKeepPages / 2);
 }
 
@@ -262,43 +268,56 @@ std::uint64_t Pool::release_pages(Shard& shard, std::uint32_t keep_pages) {
   return released;
 }
 
-bool Pool::replace(ObjectId id, std::span<const std::byte> data, Codec codec) {
-  if (data.empty() || data.size() > kObjectBytesMax || codec > Codec::zstd) return false;
-  return shard_of(id).replace(id, {data, codec, checksum28(data)}) == Shard::Stored::done;
+Replaced Pool::replace(ObjectId id, std::span<const std::byte> data, Codec codec) {
+  if (data.empty() || data.size() > kObjectBytesMax || codec > Codec::zstd) return Replaced::gone;
+  Shard& shard = shard_of(id);
+  const Replaced replaced = shard.replace(id, {data, codec, checksum28(data)});
+  if (replaced == Replaced::done) give_back(shard, shard.surplus());
+  return replaced;
 }
 
 void Pool::settle(ObjectId id) {
-  (void)shard_of(id).replace(id, {});
+  shard_of(id).settle(id);
 }
 
 // Some pages of each shard's table, so that no lock is held for long; what a call does not find a
-// later one will.
-std::vector<ObjectId> Pool::oldest(std::size_t most, bool unsettled) {
+// later one will. Each shard has its share, and another is the first each time.
+std::vector<ObjectId> Pool::oldest(std::size_t most, const AgeQuery& query) {
   constexpr std::uint32_t kPagesPerHold = 8, kHolds = 32;
   std::vector<ObjectId> found;
   found.reserve(most);
   const std::size_t share = (most + shards_.size() - 1) / shards_.size();
-  for (const auto& shard : shards_) {
+  const std::uint32_t turn = oldest_turn_.fetch_add(1, std::memory_order_relaxed);
+  for (std::size_t i = 0; i < shards_.size(); ++i) {
+    Shard& shard = *shards_[(turn + i) % shards_.size()];
     const std::size_t end = std::min(found.size() + share, most);
     Shard::Sweep sweep;
     for (std::uint32_t hold = 0; hold < kHolds && found.size() < end && !sweep.done; ++hold) {
-      shard->oldest(share, kPagesPerHold, unsettled, sweep, found);
+      shard.oldest({end - found.size(), query.least_age, query.unsettled}, kPagesPerHold, sweep,
+                   found);
     }
   }
   return found;
 }
 
+std::uint64_t Pool::ticks() {
+  std::uint64_t ticks = 0;
+  for (const auto& shard : shards_) ticks += shard->ticks();
+  return ticks;
+}
+
+// Between two holds of a lock whoever waits for it has it first: a lock taken again at once would
+// not let anybody in.
 std::uint64_t Pool::tidy(std::uint64_t most_bytes) {
-  constexpr std::uint64_t kBytesPerHold = 16 * kKiB;
+  constexpr std::uint64_t kCostPerHold = 16 * kKiB;
+  constexpr std::chrono::microseconds kPause{20};
   std::uint64_t moved = 0;
   for (const auto& shard : shards_) {
-    const std::uint64_t before = moved;
     while (moved < most_bytes && shard->tidy(waste_percent_.load(std::memory_order_relaxed),
-                                             std::min(kBytesPerHold, most_bytes - moved), moved)) {
+                                             std::min(kCostPerHold, most_bytes - moved), moved)) {
+      std::this_thread::sleep_for(kPause);
     }
-    if (moved != before) {
-      release_frames(*shard, (keep_frames() + 1) / 2);
-    }
+    give_back(*shard, shard->surplus());
   }
   return moved;
 }

@@ -2,7 +2,8 @@
 //
 // z3fold's idea without its limit: many objects share a frame; a new one takes the frame that it
 // fits best; a frame whose room is in pieces is compacted in place; emptied frames go back to the
-// system in batches. All metadata lives outside the frames. The pool knows no processes, no
+// system in batches. Metadata lives outside the
+// frames, but for an object's id before its bytes. The pool knows no processes, no
 // userfaultfd, no disk and no policy, and it never calls out: what is cold, and what to do about
 // it, others decide.
 //
@@ -21,7 +22,8 @@
 //   trim and reserve may make system calls, so DESIGN's rule keeps callers from holding one.
 // Invariants: frames held <= the limit, always (but see set_limit). A stored object never moves to
 // another
-//   id, and its record's meta word never changes but for the reference count.
+//   id, and its record's meta word changes by the reference count, and when it is given other
+//   bytes.
 // Errors: ENOSPC the limit is reached or the tables are full; ENOMEM the system has no memory;
 //   EINVAL the object has a size or codec that cannot be; ENOENT no object has this id; EIO the
 //   checksum does not hold. The pool is whole after any of them.
@@ -87,16 +89,25 @@ class Pool {
   // Rounds down to whole frames. A limit below what is held stops growth and reservations; nothing
   // is dropped. Error: more than PoolConfig::frame_bytes_max.
   [[nodiscard]] Status set_limit(std::uint64_t bytes);
+  // As ref(), for an id that may have been freed since (oldest()).
+  [[nodiscard]] bool try_ref(ObjectId id);
   // Gives an object that the caller holds a reference to other bytes for the same page (packed by
-  // another codec), and settles it. False: no object, or no room for them (it stays as it was).
-  [[nodiscard]] bool replace(ObjectId id, std::span<const std::byte> data, Codec codec);
+  // another codec), and settles it.
+  [[nodiscard]] Replaced replace(ObjectId id, std::span<const std::byte> data, Codec codec);
   // It was tried, and is not worth another try.
   void settle(ObjectId id);
-  // Up to `most` objects with bytes in frames that are among the oldest, in no order; those that
-  // are not settled only, if `unsettled`. By the time of the answer they may have been freed. Age
-  // is coarse (shard.cc) and counted by stores, not by loads: what is loaded is freed. A call looks
-  // at a bounded part of the pool; an empty answer does not mean that there are none.
-  [[nodiscard]] std::vector<ObjectId> oldest(std::size_t most, bool unsettled = false);
+  // Up to `most` objects with bytes in frames that are among the oldest, in no order. By the time
+  // of the answer they may have been freed. Age is coarse, and counted by stores (shard.cc), not by
+  // loads: what is loaded is freed. A call looks at a bounded part of the pool; an empty answer
+  // does not mean that there are none.
+  struct AgeQuery {
+    bool unsettled = false;       // those only that are not settled
+    std::uint32_t least_age = 0;  // ticks
+  };
+  [[nodiscard]] std::vector<ObjectId> oldest(std::size_t most, const AgeQuery& query);
+  [[nodiscard]] std::vector<ObjectId> oldest(std::size_t most) { return oldest(most, AgeQuery{}); }
+  // Ticks of the clock of age that have passed, of all shards together.
+  [[nodiscard]] std::uint64_t ticks();
   // Moves objects out of sparse frames, about `most_bytes` of them, while more than the wanted part
   // of the frames in use is unused, and gives emptied frames back. Returns the bytes moved; 0:
   // there is nothing worth moving, or no room to move it to.
@@ -128,6 +139,7 @@ class Pool {
   [[nodiscard]] std::uint64_t keep_frames() const {
     return budget_.empty_to_keep(kKeepEmptyBytes / layout_.geometry().frame_bytes);
   }
+  void give_back(Shard& shard, Surplus surplus);
   std::uint64_t release_frames(Shard& shard, std::uint64_t keep_frames);
   std::uint64_t release_pages(Shard& shard, std::uint32_t keep_pages);
   [[nodiscard]] bool punch_run(Shard& shard, std::span<const std::uint32_t> run);
@@ -140,6 +152,7 @@ class Pool {
   std::vector<std::unique_ptr<Shard>> shards_;
   std::atomic<std::uint64_t> ticket_{0};
   std::atomic<std::uint32_t> waste_percent_;
+  std::atomic<std::uint32_t> oldest_turn_{0};
 };
 
 }  // namespace foldswap

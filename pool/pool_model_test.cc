@@ -154,7 +154,12 @@ class Machine {
   void reserve(const Step& step) {
     const std::uint64_t pages = 1 + step.a % 40;
     if (!pool_->reserve(pages * 4096)) return;
-    for (std::uint64_t i = 0; i < pages; ++i) RC_ASSERT(put(step.b % 2 != 0 ? 4096 : 3000));
+    for (std::uint64_t i = 0; i < pages; ++i) {
+      // What is reserved can be stored, whatever else happens meanwhile.
+      if (step.b % 5 == 0) replace(pick(step.b + static_cast<std::uint32_t>(i) * 7), step);
+      if (step.b % 7 == 0) (void)pool_->tidy(5'000);
+      RC_ASSERT(put(step.b % 2 != 0 ? 4096 : 3000));
+    }
     pool_->release_reservation(pages * 4096);
   }
   void load(Model::iterator at) {
@@ -184,14 +189,17 @@ class Machine {
   void replace(Model::iterator at, const Step& step) {
     if (at == model_.end() || at->second.pattern) return;
     const std::size_t bytes = size_of({0, step.b, step.a * 37});
-    if (!pool_->replace(ObjectId{at->first}, content(++seed_, bytes), Codec::lz4)) return;
+    const Replaced replaced =
+        pool_->replace(ObjectId{at->first}, content(++seed_, bytes), Codec::lz4);
+    RC_ASSERT(replaced != Replaced::gone);
+    if (replaced == Replaced::no_room) return;
     at->second.seed = seed_;
     at->second.bytes = bytes;
     RC_ASSERT(pool_->info(ObjectId{at->first}).settled);
   }
   void oldest(const Step& step) {
     const std::size_t most = 1 + step.a % 20;
-    const auto ids = pool_->oldest(most, step.b % 2 != 0);
+    const auto ids = pool_->oldest(most, {.unsettled = step.b % 2 != 0, .least_age = 0});
     RC_ASSERT(ids.size() <= most);
     for (const ObjectId id : ids) {
       const auto at = model_.find(static_cast<std::uint64_t>(id));

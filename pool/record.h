@@ -8,9 +8,12 @@
 //   14..0   chunk within the frame
 // The location word of a Codec::pattern object is the pattern itself, all 64 bits of it.
 //
-// Invariant: compaction (and, with a disk tier, writeback) changes the location word and nothing
-// else, with one atomic store, after the bytes are where the word will point: whoever looks at a
-// record after a crash at any instruction finds the object. Publish order: bytes in the frame,
+// Invariant: a move (and, with a disk tier, writeback) changes the location word and nothing else,
+// with one atomic store, after the bytes are where the word will point: whoever looks at a record
+// after a crash at any instruction finds the object. Only replacing an object's bytes changes both
+// words; it is noted before (Replacing in layout.h). Whoever recovers finishes that first, moves
+// objects out of the scratch frames, and counts references anew from the page maps: one may be held
+// by whoever died while replacing. Publish order: bytes in the frame,
 // location word, meta word (release); only then is the id returned. Thread safety: words are
 // atomic; they change under the shard's lock only. Lives in a memory file that outlives a process:
 // positions by number, never by pointer.

@@ -17,10 +17,10 @@ Arena& Shard::arena(Table table) {
   return table == Table::frames ? frames_.frames() : records_;
 }
 
-Record* Shard::find(ObjectId id) {
+Record* Shard::find(ObjectId id, bool quiet) {
   if (static_cast<std::uint64_t>(id) > ~std::uint32_t{0} ||
       !records_.live(static_cast<std::uint32_t>(id))) {
-    ++state_.misuses;
+    if (!quiet) ++state_.misuses;
     return nullptr;
   }
   return &record(id);
@@ -46,6 +46,7 @@ std::uint32_t Shard::next_age() {
   if (++state_.stores_in_tick > 64 + state_.objects / 256) {
     state_.stores_in_tick = 0;
     state_.tick = (state_.tick + 1) % kAges;
+    ++state_.ticks;
   }
   return state_.tick;
 }
@@ -74,38 +75,53 @@ Shard::Stored Shard::store(const NewObject& object, ObjectId& id) {
 
 // Both words change, which is more than one store: noted first, so that whoever finds a dead
 // owner's shard can finish it. The new bytes are in place before, the old ones are given up after.
-Shard::Stored Shard::replace(ObjectId id, const NewObject& object) {
+// For that moment it has two places, and as another object may come to lie in the room of the old
+// bytes only, it takes up a place until then.
+Replaced Shard::replace(ObjectId id, const NewObject& object) {
   const Lock lock(mutex_);
-  Record* const found = find(id);
-  if (found == nullptr) return Stored::done;
+  Record* const found = find(id, true);
+  if (found == nullptr) return Replaced::gone;
   const ObjectMeta old = found->what();
-  Location to = found->where();
-  if (old.codec == Codec::pattern || to.tier != Tier::frame) return Stored::done;
-  if (object.data.empty()) {
-    if (!to.settled) --state_.unsettled_count[to.age];
-    to.settled = true;
-    found->set(to);
-    return Stored::done;
-  }
+  if (old.codec == Codec::pattern || found->where().tier != Tier::frame) return Replaced::gone;
+  if (!budget_.spend(1)) return Replaced::no_room;
   const auto bytes = static_cast<std::uint32_t>(object.data.size());
-  if (!frames_.place(id, bytes, to)) return Stored::no_frame;
-  const Location from = found->where();  // now: to make room, the frame may have been compacted
-  to.age = from.age;
-  to.settled = true;
-  std::memcpy(frames_.data(to, bytes), object.data.data(), bytes);
-  const ObjectMeta meta{old.refs, bytes, object.codec, object.checksum};
-  state_.replacing = {0, to.pack(), meta.pack()};
-  std::atomic_ref(state_.replacing.id).store(static_cast<std::uint64_t>(id));
-  found->set(to);
-  found->set(meta);
-  std::atomic_ref(state_.replacing.id).store(0);
-  frames_.remove(from, old.length);
-  count(old, from, ~std::uint64_t{0});
-  count(meta, to, 1);
-  return Stored::done;
+  Location to;
+  const bool placed = frames_.place(id, bytes, to);
+  if (placed) {
+    const Location from = found->where();  // now: to make room, its frame may have been compacted
+    to.age = from.age;
+    to.settled = true;
+    std::memcpy(frames_.data(to, bytes), object.data.data(), bytes);
+    const ObjectMeta meta{old.refs, bytes, object.codec, object.checksum};
+    state_.replacing = {0, to.pack(), meta.pack()};
+    std::atomic_ref(state_.replacing.id).store(static_cast<std::uint64_t>(id));
+    found->set(to);
+    found->set(meta);
+    std::atomic_ref(state_.replacing.id).store(0);
+    frames_.remove(from, old.length);
+    count(old, from, ~std::uint64_t{0});
+    count(meta, to, 1);
+  }
+  budget_.room_changed(1);
+  return placed ? Replaced::done : Replaced::no_room;
 }
 
-// How many ticks old an object must be to be among so many oldest.
+void Shard::settle(ObjectId id) {
+  const Lock lock(mutex_);
+  Record* const found = find(id, true);
+  if (found == nullptr || found->what().codec == Codec::pattern) return;
+  Location where = found->where();
+  if (!where.settled && where.tier == Tier::frame) --state_.unsettled_count[where.age];
+  where.settled = true;
+  found->set(where);
+}
+
+std::uint64_t Shard::ticks() {
+  const Lock lock(mutex_);
+  return state_.ticks;
+}
+
+// How many ticks old an object must be to be among so many oldest; kAges: there is none.
 std::uint32_t Shard::oldest_age(std::size_t wanted, bool unsettled) const {
   const auto& count = unsettled ? state_.unsettled_count : state_.age_count;
   std::size_t found = 0;
@@ -114,23 +130,26 @@ std::uint32_t Shard::oldest_age(std::size_t wanted, bool unsettled) const {
     --age;
     found += count[(state_.tick + kAges - age) % kAges];
   }
-  return age;
+  return found == 0 ? kAges : age;
 }
 
-void Shard::oldest(std::size_t wanted, std::uint32_t pages, bool unsettled, Sweep& sweep,
-                   std::vector<ObjectId>& out) {
+void Shard::oldest(Search search, std::uint32_t pages, Sweep& sweep, std::vector<ObjectId>& out) {
   const Lock lock(mutex_);
-  const std::uint32_t least = oldest_age(wanted, unsettled);
+  const std::uint32_t least =
+      std::max(oldest_age(search.wanted, search.unsettled), search.least_age);
+  const std::size_t most = std::min(out.size() + search.wanted, out.capacity());
   if (!sweep.begun) sweep = {true, false, false, state_.age_cursor, state_.age_cursor};
-  const auto look = [&](std::uint32_t item) FS_REQUIRES(mutex_) {
-    const Record& object = record(ObjectId{item});
+  const auto* const entries = reinterpret_cast<const Record*>(records_.at(0));
+  const std::uint32_t tick = state_.tick;
+  const auto look = [&](std::uint32_t item) {
+    const Record& object = entries[item];
     if (object.what().codec == Codec::pattern) return;
     const Location where = object.where();
-    if (where.tier != Tier::frame || (unsettled && where.settled)) return;
-    if ((state_.tick + kAges - where.age) % kAges < least) return;
-    if (out.size() < out.capacity()) out.push_back(ObjectId{item});
+    if (where.tier != Tier::frame || (search.unsettled && where.settled)) return;
+    if ((tick + kAges - where.age) % kAges < least) return;
+    if (out.size() < most) out.push_back(ObjectId{item});
   };
-  for (; pages > 0 && !sweep.done && out.size() < out.capacity(); --pages) {
+  for (; pages > 0 && !sweep.done && out.size() < most; --pages) {
     const std::uint32_t end = sweep.wrapped ? sweep.start : records_.pages_end();
     sweep.at = records_.for_each_live_of_next_page(sweep.at, end, look);
     if (sweep.at < end) continue;
@@ -176,9 +195,9 @@ std::optional<RawLoad> Shard::load(ObjectId id, std::span<std::byte, 4096> out) 
   return RawLoad{meta, 0};
 }
 
-bool Shard::ref(ObjectId id) {
+bool Shard::ref(ObjectId id, bool quiet) {
   const Lock lock(mutex_);
-  Record* const found = find(id);
+  Record* const found = find(id, quiet);
   if (found == nullptr) return false;
   ObjectMeta meta = found->what();
   if (meta.refs == kRefsMax) return false;
@@ -202,6 +221,15 @@ Surplus Shard::unref(ObjectId id) {
   if (where.tier == Tier::frame) frames_.remove(where, meta.length);
   records_.give(static_cast<std::uint32_t>(id));
   count(meta, where, ~std::uint64_t{0});
+  return surplus_locked();
+}
+
+Surplus Shard::surplus() {
+  const Lock lock(mutex_);
+  return surplus_locked();
+}
+
+Surplus Shard::surplus_locked() {
   return {.frames = state_.empty_frames > 0 &&
                     budget_.empty_frames() > budget_.empty_to_keep(keep_frames_),
           .pages = records_.empty_pages() > kKeepPages};
@@ -272,6 +300,7 @@ void Shard::add_stats(PoolStats& stats) {
   stats.compactions += state_.compactions;
   stats.compacted_bytes += state_.compacted_bytes;
   stats.misuses += state_.misuses;
+  stats.damages += state_.damages;
   stats.moved_bytes += state_.moved_bytes;
   stats.unused_bytes += frames_.wasted_chunks() * kChunkBytes;
   const std::uint64_t pages = std::uint64_t{records_.held_pages()} + frames_.frames().held_pages();

@@ -35,7 +35,8 @@ struct PoolStats {
   std::uint64_t reserved_bytes = 0;
   std::uint64_t compactions = 0, compacted_bytes = 0;  // within frames, since create()
   std::uint64_t moved_bytes = 0;                       // between frames, since create()
-  std::uint64_t unused_bytes = 0;  // of frames with objects: free, or rounded up
+  std::uint64_t unused_bytes = 0;                      // of frames with objects: free room
+  std::uint64_t damages = 0;  // frames whose contents were not what they should be, since create()
   std::uint64_t misuses = 0;  // calls with an id that names no object; 0 unless a caller is wrong
 };
 
@@ -67,6 +68,9 @@ struct Surplus {
   bool pages = false;
 };
 
+// gone: no object with bytes in a frame has this id. no_room: it stayed as it was.
+enum class Replaced : std::uint8_t { done, gone, no_room };
+
 class Shard {
  public:
   using Table = PoolLayout::Table;
@@ -79,21 +83,29 @@ class Shard {
   [[nodiscard]] Stored store_pattern(std::uint64_t pattern, ObjectId& id);
   // Empty when the id names no object.
   [[nodiscard]] std::optional<RawLoad> load(ObjectId id, std::span<std::byte, 4096> out);
-  [[nodiscard]] bool ref(ObjectId id);
+  // quiet: an id that names no object (any more) is no misuse.
+  [[nodiscard]] bool ref(ObjectId id, bool quiet);
   Surplus unref(ObjectId id);
+  [[nodiscard]] Surplus surplus();
   [[nodiscard]] std::optional<ObjectInfo> info(ObjectId id);
-  // Other bytes for an object that somebody holds a reference to. no_frame: there is no room for
-  // them. With no data: nothing changes but that it is settled.
-  [[nodiscard]] Stored replace(ObjectId id, const NewObject& object);
+  // Other bytes for an object that somebody holds a reference to.
+  [[nodiscard]] Replaced replace(ObjectId id, const NewObject& object);
+  void settle(ObjectId id);
   // One round over the table of records, in several calls, from where the last round was left.
   struct Sweep {
     bool begun = false, wrapped = false, done = false;
     std::uint32_t start = 0, at = 0;
   };
-  // Appends objects with bytes that are among the `wanted` oldest of this shard (and not settled,
-  // if `unsettled`), from the next `pages` pages of the table, and never beyond out.capacity().
-  void oldest(std::size_t wanted, std::uint32_t pages, bool unsettled, Sweep& sweep,
-              std::vector<ObjectId>& out);
+  // Appends objects with bytes that are among the `wanted` oldest of this shard, and at least so
+  // many ticks old, from the next `pages` pages of the table; no more than `wanted`, and never
+  // beyond out.capacity().
+  struct Search {
+    std::size_t wanted;
+    std::uint32_t least_age;
+    bool unsettled;  // those only that are not settled
+  };
+  void oldest(Search search, std::uint32_t pages, Sweep& sweep, std::vector<ObjectId>& out);
+  [[nodiscard]] std::uint64_t ticks();  // that have passed
   // False: no more than `waste_percent` of the frames in use is unused, or nothing can be done
   // about it now.
   [[nodiscard]] bool tidy(std::uint32_t waste_percent, std::uint64_t most_bytes,
@@ -125,8 +137,9 @@ class Shard {
   [[nodiscard]] Record& record(ObjectId id) FS_REQUIRES(mutex_) {
     return *reinterpret_cast<Record*>(records_.at(static_cast<std::uint32_t>(id)));
   }
-  // Null (and counted as misuse) when the id names no object.
-  [[nodiscard]] Record* find(ObjectId id) FS_REQUIRES(mutex_);
+  // Null (and counted as misuse, unless quiet) when the id names no object.
+  [[nodiscard]] Record* find(ObjectId id, bool quiet = false) FS_REQUIRES(mutex_);
+  [[nodiscard]] Surplus surplus_locked() FS_REQUIRES(mutex_);
   void count(const ObjectMeta& meta, Location where, std::uint64_t by) FS_REQUIRES(mutex_);
   [[nodiscard]] std::uint32_t next_age() FS_REQUIRES(mutex_);
   [[nodiscard]] std::uint32_t oldest_age(std::size_t wanted, bool unsettled) const

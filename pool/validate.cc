@@ -81,8 +81,10 @@ const char* FrameTable::validate_frame(std::uint32_t frame) {
   if (objects == 0 && (m.sole != kNoItem || m.tail != 0 || m.gap_chunks != 0)) {
     return "empty frame is not as new";
   }
+  if (m.damaged != 0) return "frame is marked as damaged";
   std::uint32_t end = 0;
-  const std::size_t count = gather(frame);
+  std::size_t count = 0;
+  if (!gather(frame, count)) return "frame is damaged";
   for (std::size_t i = 0; i < count; ++i) {
     const Extent& object = order_[i];
     if (object.chunk < end) return "two objects overlap";
