@@ -144,7 +144,10 @@ class EveryMethod(StressNg):
             with self.subTest(method=method):
                 if self.daemon not in self.daemons:
                     self.daemon = self.start_daemon(self.SETTINGS, name=method)
-                self.stress("vm", "--vm-bytes", "16M", "--vm-method", method, seconds=4)
+                # A pass of these goes to another page with every byte: in 16 MiB it has no end.
+                jumps = method in ("cache-lines", "prime-incdec")
+                self.stress("vm", "--vm-bytes", "256K" if jumps else "16M", "--vm-method", method,
+                            seconds=10 if jumps else 4)
 
 
 if __name__ == "__main__":
