@@ -157,8 +157,8 @@ int stand(const Options& options) {
   // stack: what may be taken out of that is locked. (Nor may the dynamic linker have work left,
   // whose memory may be taken out: LD_BIND_NOW.)
   grow_stack();
-  auto* const here = reinterpret_cast<std::byte*>(
-      reinterpret_cast<std::uintptr_t>(byte.data()) / kPage * kPage);
+  auto* const here =
+      reinterpret_cast<std::byte*>(reinterpret_cast<std::uintptr_t>(byte.data()) / kPage * kPage);
   must(mlock(here - kPage, 2 * kPage), "mlock");
   start_readers(options, region, &gate);
   say("ready");
