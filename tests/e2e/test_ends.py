@@ -139,6 +139,7 @@ class Ends(Ending):
             if taken >= 1024:
                 break
         self.assertGreaterEqual(taken, 1000)
+        time.sleep(0.3)  # what they need to wait at the gate (stacks, libc's data) comes back
         os.kill(self.daemon.pid, signal.SIGSTOP)
         self.addCleanup(kill_quietly, self.daemon.pid, signal.SIGCONT)
         wait_until("the daemon to stand still",

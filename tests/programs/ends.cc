@@ -143,25 +143,14 @@ int leave(const Options& options) {
   });
 }
 
-// So that there is something mapped below.
-[[gnu::noinline]] void grow_stack() {
-  std::array<volatile char, 3 * kPage> room;
-  for (std::size_t i = 0; i < room.size(); i += kPage) room[i] = 0;
-}
-
 int stand(const Options& options) {
   static Region region = make_region(options);
   int gate = 0;
   std::array<char, 8> byte{};
-  // Only the stack and the thread's control block from here, and the gate, which lies on this
-  // stack: what may be taken out of that is locked. (Nor may the dynamic linker have work left,
-  // whose memory may be taken out: LD_BIND_NOW.)
-  grow_stack();
-  auto* const here =
-      reinterpret_cast<std::byte*>(reinterpret_cast<std::uintptr_t>(byte.data()) / kPage * kPage);
-  must(mlock(here - kPage, 2 * kPage), "mlock");
   start_readers(options, region, &gate);
   say("ready");
+  // Only the stack and the thread's control block from here: neither is ever taken out. (Nor may
+  // the dynamic linker have work left, whose memory may be: LD_BIND_NOW.)
   must(read(STDIN_FILENO, byte.data(), 1), "read");  // the daemon stands still now
   __atomic_store_n(&gate, 1, __ATOMIC_SEQ_CST);
   must(read(STDIN_FILENO, byte.data(), 1), "read");
