@@ -2,7 +2,7 @@
 # Builds and tests everything: test.sh [--quick]
 #   --quick   release build, unit tests and the quick end-to-end tests
 #   (none)    release build with all tests; asan and tsan builds with the tests that suit them;
-#             clang build with thread-safety analysis as errors; formatting
+#             clang build with thread-safety analysis as errors; the pool fuzzed; formatting
 # The output ends with one line for each step. Exit status 0: every step passed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -62,6 +62,16 @@ check() {
     "$(grep -E '^[0-9]+% tests passed|^No tests' "$log" | tail -n 1 || true)"
 }
 
+# The pool under libFuzzer, for a little while; a crash leaves its input in the log.
+check_fuzz() {
+  local status=0 log=$logs/fuzz
+  echo "== fuzz: pool_fuzz"
+  build-clang/bin/pool_fuzz -max_total_time=20 -max_len=2000 -artifact_prefix="$logs/" \
+    >"$log" 2>&1 || status=$?
+  if ((status != 0)); then tail -n 60 "$log"; fi
+  record fuzz "$status" "$(grep -E '^Done [0-9]+ runs' "$log" | tail -n 1 || true)"
+}
+
 sources() {
   git ls-files -co --exclude-standard -- '*.cc' '*.h' 2>/dev/null ||
     find . -path './build*' -prune -o \( -name '*.cc' -o -name '*.h' \) -print
@@ -85,7 +95,10 @@ else
   check asan -L '^(unit|e2e_san)$'
   # ThreadSanitizer: what runs the pool, the core and both daemon threads against each other.
   check tsan -R '^(base|pool|daemon|e2e_program_fork_tree|e2e_reclaim_bytes|e2e_drain_.*|hazard_01_.*|hazard_04_.*|hazard_13_.*|torture_sanitized|storm_sanitized)$'
-  if build clang; then record clang 0 "builds with thread-safety analysis"; fi
+  if build clang; then
+    record clang 0 "builds with thread-safety analysis"
+    check_fuzz
+  fi
   check_format
 fi
 
