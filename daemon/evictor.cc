@@ -12,6 +12,8 @@ namespace {
 constexpr std::uint64_t kWorstObjectBytes =
     2 * kPage;  // a raw page and the room it may leave unused in its frame
 
+constexpr std::uint32_t kLeastBatch = 16;  // pages
+
 // So many batches in a row of which less than a sixteenth could leave, and it is no use to hold
 // faults until there is room, nor to try at full speed.
 constexpr unsigned kPoorBatches = 8, kPoorPart = 16;
@@ -142,6 +144,10 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
     if (client.batches.load() != 0) return false;
     end_turn(client, now_us);
     if (client.reclaim_stuck || now_us < client.blocked_until_us) return false;
+  }
+  // Less, when there is not room for so many: the last part of a pool is good for something, too.
+  while (wanted > kLeastBatch && !store_.pool().can_reserve(wanted * kWorstObjectBytes)) {
+    wanted /= 2;
   }
   const std::uint64_t reserve = wanted * kWorstObjectBytes;
   if (!store_.pool().reserve(reserve)) {

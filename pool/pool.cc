@@ -165,6 +165,10 @@ bool Pool::reserve(std::uint64_t bytes_worst_case) {
   return budget_.reserve(places_for(bytes_worst_case));
 }
 
+bool Pool::can_reserve(std::uint64_t bytes_worst_case) const {
+  return budget_.spare_places() >= static_cast<std::int64_t>(places_for(bytes_worst_case));
+}
+
 void Pool::release_reservation(std::uint64_t bytes_worst_case) {
   budget_.release(places_for(bytes_worst_case));
 }

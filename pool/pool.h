@@ -85,6 +85,8 @@ class Pool {
   // the batch is stored, all at once or page by page; the sum must match.
   [[nodiscard]] bool reserve(std::uint64_t bytes_worst_case);
   void release_reservation(std::uint64_t bytes_worst_case);
+  // Whether reserve() would do it now; another thread may be faster.
+  [[nodiscard]] bool can_reserve(std::uint64_t bytes_worst_case) const;
 
   // Rounds down to whole frames. A limit below what is held stops growth and reservations; nothing
   // is dropped. Error: more than PoolConfig::frame_bytes_max.
