@@ -225,6 +225,7 @@ class Executor {
     if (sys::load(box_.layout_busy) != 0) return wire::kAbortBusy;
     if (sys::load(box_.threads_created) != threads_) return wire::kAbortThreads;
     if (staging_locked(c_, half_)) return wire::kAbortLocked;
+    if (mutated(Mutation::h21_announce)) sys::sleep_us(1'000);  // or it would strike too rarely
     return empty_half() ? wire::kAbortNone : wire::kAbortOther;
   }
 

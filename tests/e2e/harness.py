@@ -454,11 +454,17 @@ class E2E(unittest.TestCase):
 
     def reclaim(self, client, *how):
         """The number that `reclaim` prints. 1 is an answer too: not all that was asked for was
-        possible."""
-        result = self.cli("reclaim", "--client", str(client), *(how or ("--everything",)))
-        self.assertIn(result.returncode, (0, 1), result.stderr)
-        self.assertRegex(result.stdout.strip(), r"^\d+$", f"reclaim printed: {result.stderr}")
-        return int(result.stdout)
+        possible. Of everything, on a machine where others work as well, that may be because for two
+        seconds nothing moved; so what still moves is asked for again."""
+        pages = 0
+        for _ in range(1 if how else 4):
+            result = self.cli("reclaim", "--client", str(client), *(how or ("--everything",)))
+            self.assertIn(result.returncode, (0, 1), result.stderr)
+            self.assertRegex(result.stdout.strip(), r"^\d+$", f"reclaim printed: {result.stderr}")
+            pages += int(result.stdout)
+            if result.returncode == 0 or int(result.stdout) == 0:
+                break
+        return pages
 
     def restore(self, client):
         self.cli_ok("restore", "--client", str(client))
