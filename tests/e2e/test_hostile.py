@@ -205,5 +205,19 @@ class Hostile(E2E):
         self.scribble("transfer")
 
 
+class Hazard(Hostile):
+    """The row of the list of hazards that is about descriptors, by its number."""
+
+    def test_08_hostile_descriptors(self):
+        for mode in ("fd_pipe", "fd_device", "many_fds"):
+            with self.subTest(mode):
+                self.attack_and_look(mode, REFUSED[mode])
+        with self.subTest("truncate_memfds"):
+            self.attack_and_look("truncate_memfds", None)
+        with self.subTest("clear_nonblock"):
+            self.hold_and_look("clear_nonblock")
+        self.finish()
+
+
 if __name__ == "__main__":
     harness.main()
