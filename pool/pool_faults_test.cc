@@ -158,6 +158,7 @@ bool is_whole(const PoolLayout& layout, const Mapping& records, ObjectId id, con
 // child compacts while we single-step it, and after every instruction each object must be whole
 // where its record says, in the files that both map.
 TEST_F(PoolFaultsTest, Hazard19_WholeAtEveryInstructionOfACompaction) {
+  if (test::kUnderTsan) GTEST_SKIP() << "not instruction by instruction under ThreadSanitizer";
   PoolConfig config = test::config_of({16384, 64}, 16384);
   config.shards = 1;
   const auto pool = test::make_pool(os, config);

@@ -357,6 +357,7 @@ TEST_F(PoolMovesTest, TheOldestAreFoundFirst) {
 // them while we single-step it; after every instruction each object must be whole where its record
 // says, or where the noted replacement says.
 TEST_F(PoolMovesTest, Hazard19_WholeAtEveryInstruction) {
+  if (test::kUnderTsan) GTEST_SKIP() << "not instruction by instruction under ThreadSanitizer";
   PoolConfig config = test::config_of({16384, 64}, 64 * kKiB);
   config.shards = 1;
   config.waste_percent = 0;

@@ -18,6 +18,13 @@ namespace foldswap::test {
 using Bytes = std::vector<std::byte>;
 using Page = std::array<std::byte, 4096>;
 
+// Stepping through ThreadSanitizer's own code takes minutes and shows nothing more.
+#if defined(__SANITIZE_THREAD__)
+inline constexpr bool kUnderTsan = true;
+#else
+inline constexpr bool kUnderTsan = false;
+#endif
+
 // The kernel's memory files; everything that the pool does not use aborts. Failures are switched on
 // and off.
 class FaultyOs final : public Os {
