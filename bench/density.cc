@@ -180,13 +180,12 @@ void table(const Verdict& r) {
   });
   std::printf(
       "  fixed metadata %llu KiB; %llu objects stored, %llu verified; moved %llu KiB in the churn, "
-      "%llu KiB tidying%s\n\n",
+      "%llu KiB tidying\n\n",
       static_cast<unsigned long long>(r.ours.fixed_metadata_bytes / kKiB),
       static_cast<unsigned long long>(r.ours.stored),
       static_cast<unsigned long long>(r.ours.verified),
       static_cast<unsigned long long>(r.ours.churn_moved_bytes / kKiB),
-      static_cast<unsigned long long>(r.ours.tidied_bytes / kKiB),
-      pool_can_tidy() ? "" : " (this pool cannot)");
+      static_cast<unsigned long long>(r.ours.tidied_bytes / kKiB));
 }
 
 // -- all of them
@@ -228,7 +227,7 @@ void goals(const Results& results) {
               results.size() >= kFilesGoal ? "PASS" : "below-goal", kFilesGoal, results.size());
   for (std::size_t p = 0; p < kPhases; ++p) {
     const auto phase = static_cast<Phase>(p);
-    if (phase == Phase::halved || (phase == Phase::tidied && !pool_can_tidy())) continue;
+    if (phase == Phase::halved) continue;
     const std::string name = std::string(kPhaseNames[p]) + ": ";
     goal(name + "frames alone >= 0.95 x the codec's ratio", results, kFramesGoal, 1,
          [phase](const Verdict& r) {

@@ -1,7 +1,6 @@
 #include "bench/density_churn.h"
 
 #include <algorithm>
-#include <concepts>
 #include <cstring>
 #include <random>
 
@@ -13,22 +12,12 @@ constexpr std::size_t kTurnover = 10;     // objects stored in the churn, by tho
 constexpr std::size_t kVerifyShare = 16;  // one object in so many is verified after each phase
 constexpr std::uint64_t kTidyStep = 64 * kKiB;
 
-template <typename P>
-concept Tidies = requires(P& pool, std::uint64_t bytes) {
-  { pool.tidy(bytes) } -> std::same_as<std::uint64_t>;
-};
-
 // Tidies until there is nothing worth moving; the bytes moved.
-template <typename P>
-Result<std::uint64_t> tidy(P& pool, [[maybe_unused]] std::uint64_t frame_bytes) {
+Result<std::uint64_t> tidy(Pool& pool, std::uint64_t frame_bytes) {
   std::uint64_t moved = 0;
-  if constexpr (Tidies<P>) {
-    for (;;) {
-      const std::uint64_t step = pool.tidy(kTidyStep);
-      if (step == 0) break;
-      moved += step;
-      if (moved > 16 * frame_bytes) return fail("tidy finds no end");
-    }
+  while (const std::uint64_t step = pool.tidy(kTidyStep)) {
+    moved += step;
+    if (moved > 16 * frame_bytes) return fail("tidy finds no end");
   }
   return moved;
 }
@@ -86,9 +75,7 @@ class Population {
   }
 
   // As the daemon does all the time, in the background.
-  void tidy_a_little() {
-    if constexpr (Tidies<Pool>) moved_ += pool_.tidy(kTidyStep * 4);
-  }
+  void tidy_a_little() { moved_ += pool_.tidy(kTidyStep * 4); }
 
   // Looks at the pool, and whether it can be believed.
   [[nodiscard]] Result<Moment> measure() {
@@ -172,10 +159,6 @@ Result<Moment> run_phase(Phase phase, Pool& pool, Population& population, const 
 }
 
 }  // namespace
-
-bool pool_can_tidy() {
-  return Tidies<Pool>;
-}
 
 Result<Life> live(PoolGeometry geometry, const PageSet& set, const Outputs& outputs) {
   PoolConfig config;

@@ -57,9 +57,6 @@ struct Life {
   }
 };
 
-// Whether this tree's Pool can tidy up; else the last phase gives back empty frames only.
-[[nodiscard]] bool pool_can_tidy();
-
 // Error: the pool failed, does not agree with itself, or gave back something else than was stored.
 [[nodiscard]] Result<Life> live(PoolGeometry geometry, const PageSet& set, const Outputs& outputs);
 

@@ -1,6 +1,7 @@
 #include "pool/frame_table.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cassert>
 
@@ -47,8 +48,6 @@ void FrameTable::link(std::uint32_t frame, std::uint32_t list) {
     budget_.empty_frames_changed(1);
   } else {
     ++state_.used_frames;
-    state_.used_chunks += geometry_.frame_chunks() - m.free_chunks;
-    m.counted = static_cast<std::uint16_t>(geometry_.frame_chunks() - m.free_chunks);
   }
 }
 
@@ -66,21 +65,13 @@ void FrameTable::unlink(std::uint32_t frame) {
     budget_.empty_frames_changed(-1);
   } else {
     --state_.used_frames;
-    state_.used_chunks -= m.counted;
   }
   m.list = kDetached;
 }
 
 void FrameTable::relist(std::uint32_t frame) {
-  FrameMeta& m = meta(frame);
-  const std::uint32_t want = class_of(m);
-  if (want == m.list) {
-    if (want == kClassEmpty) return;
-    const auto used = static_cast<std::uint16_t>(geometry_.frame_chunks() - m.free_chunks);
-    state_.used_chunks += used - std::uint64_t{m.counted};
-    m.counted = used;
-    return;
-  }
+  const std::uint32_t want = class_of(meta(frame));
+  if (want == meta(frame).list) return;
   unlink(frame);
   link(frame, want);
 }
@@ -112,16 +103,13 @@ std::uint32_t FrameTable::sparsest() const {
 // it one means to read and to move what lies between. Frames with more and more room are looked at,
 // a few only, and no empty one.
 std::uint32_t FrameTable::easy_fit(std::uint32_t chunks) const {
-  constexpr std::uint32_t kSteps[] = {0, 8, 24, 56, 120, 248};
+  constexpr std::array<std::uint32_t, 5> kMore{8, 24, 56, 120, 248};
   const std::uint32_t best = best_fit(chunks);
-  if (best == kNoFrame) return kNoFrame;
-  for (const std::uint32_t more : kSteps) {
-    if (chunks + more >= kClassEmpty) break;
-    const std::uint32_t frame = best_fit(chunks + more);
-    if (frame == kNoFrame) break;
-    const FrameMeta& m = meta(frame);
-    if (m.list == kClassEmpty) break;
-    if (in_one_piece(m, chunks)) return frame;
+  std::uint32_t frame = best;
+  for (std::size_t i = 0; frame != kNoFrame && meta(frame).list != kClassEmpty; ++i) {
+    if (in_one_piece(meta(frame), chunks)) return frame;
+    if (i == kMore.size()) break;
+    frame = best_fit(chunks + kMore[i]);
   }
   return best;
 }
@@ -189,6 +177,7 @@ std::uint32_t FrameTable::carve(std::uint32_t frame, std::uint32_t chunks) {
   const bool in_gap = m.gap_chunks >= chunks;
   const auto taken = static_cast<std::uint16_t>(chunks);
   m.free_chunks = static_cast<std::uint16_t>(m.free_chunks - taken);
+  state_.used_chunks += taken;
   std::uint16_t& at = in_gap ? m.gap : m.tail;
   const std::uint32_t chunk = at;
   at = static_cast<std::uint16_t>(at + taken);
@@ -204,6 +193,7 @@ std::uint32_t FrameTable::carve(std::uint32_t frame, std::uint32_t chunks) {
 void FrameTable::uncarve(std::uint32_t frame, std::uint32_t chunk, std::uint32_t chunks) {
   FrameMeta& m = meta(frame);
   m.free_chunks = static_cast<std::uint16_t>(m.free_chunks + chunks);
+  state_.used_chunks -= chunks;
   std::uint32_t start = chunk, end = chunk + chunks;
   const std::uint32_t gap_end = m.gap + std::uint32_t{m.gap_chunks};
   const bool joins = m.gap_chunks != 0 && (gap_end == start || end == m.gap);

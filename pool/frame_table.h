@@ -13,7 +13,7 @@
 //
 // Invariants: every frame that is not detached hangs on the list of its class, class_of(frame). An
 //   empty frame has tail 0 and no gap. The places of all listed frames are what the budget was told
-//   (pool/budget.h). used_chunks is the sum over listed frames of what is not free.
+//   (pool/budget.h). used_chunks is the sum over all frames of what is not free.
 // Thread safety: none; every call needs the lock of the shard. No call allocates or makes a system
 // call.
 #pragma once

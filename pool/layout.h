@@ -59,12 +59,11 @@ struct FrameMeta {
   std::uint16_t free_chunks;  // all of the room, wherever it lies
   std::uint16_t tail;         // from here to the end nothing lies
   std::uint16_t gap,
-      gap_chunks;         // the largest known hole below the tail; gap_chunks == 0: none known
-  std::uint16_t list;     // class, or kDetached
-  std::uint16_t counted;  // of it in ShardState::used_chunks
+      gap_chunks;      // the largest known hole below the tail; gap_chunks == 0: none known
+  std::uint16_t list;  // class, or kDetached
   std::uint16_t
       damaged;  // 1: its marks are not what its records say; nothing goes in until it is empty
-  std::uint16_t reserved[2];
+  std::uint16_t reserved[3];
 };
 static_assert(sizeof(FrameMeta) == 32);
 inline constexpr std::uint32_t kNoFrame = 0;
@@ -91,8 +90,8 @@ struct ShardState {
   std::uint64_t compressed_bytes;
   std::uint64_t compactions, compacted_bytes, moved_bytes;
   std::uint64_t misuses, damages;
-  std::uint64_t ticks;  // that have passed; `tick` is this, modulo kAges
-  std::uint32_t tick, stores_in_tick;
+  std::uint64_t ticks;  // that have passed: the clock of age, which records know modulo kAges
+  std::uint32_t stores_in_tick;
   std::uint32_t age_cursor;  // where oldest() goes on looking: a page of the record table, of ours
   Replacing replacing;
   std::uint32_t age_count[kAges];        // objects with bytes, by age

@@ -1,10 +1,6 @@
 // What the system may answer, and what may happen to memory: injected, one at a time.
 #include <gtest/gtest.h>
-#include <signal.h>
 #include <sys/mman.h>
-#include <sys/ptrace.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -178,29 +174,12 @@ TEST_F(PoolFaultsTest, Hazard19_WholeAtEveryInstructionOfACompaction) {
   ASSERT_EQ(pool->stats().compactions, 0U);
   const auto records = Mapping::shared(pool->layout().records_fd(), kMiB).value();
 
-  const pid_t child = ::fork();
-  ASSERT_GE(child, 0);
-  if (child == 0) {
-    if (::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) ::_exit(3);
-    ::raise(SIGSTOP);
-    ::_exit(pool->store(large, Codec::lz4) ? 0 : 1);
-  }
-  int status = 0;
-  std::uint64_t steps = 0, torn = 0;
-  ASSERT_EQ(::waitpid(child, &status, 0), child);
-  while (WIFSTOPPED(status) && torn == 0) {
-    for (const auto& [id, want] : kept) torn += is_whole(pool->layout(), records, id, want) ? 0 : 1;
-    ++steps;
-    ASSERT_EQ(::ptrace(PTRACE_SINGLESTEP, child, nullptr, nullptr), 0);
-    ASSERT_EQ(::waitpid(child, &status, 0), child);
-  }
-  if (WIFSTOPPED(status)) {
-    ::kill(child, SIGKILL);
-    ::waitpid(child, &status, 0);
-  }
-  EXPECT_EQ(torn, 0U) << "at step " << steps;
-  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
-  EXPECT_GT(steps, 1000U);
+  test::single_step([&] { return pool->store(large, Codec::lz4).has_value(); },
+                    [&] {
+                      return std::ranges::count_if(kept, [&](const auto& object) {
+                        return !is_whole(pool->layout(), records, object.first, object.second);
+                      });
+                    });
   EXPECT_EQ(pool->stats().compactions, 1U) << "the child's, counted in the shared file";
   EXPECT_GT(pool->stats().compacted_bytes, 4000U);
 }

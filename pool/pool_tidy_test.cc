@@ -1,13 +1,8 @@
 // Objects that move between frames, that change their bytes, and that are found by age.
 #include <gtest/gtest.h>
-#include <sys/ptrace.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <csignal>
 #include <cstring>
-#include <functional>
 #include <set>
 #include <thread>
 
@@ -393,31 +388,14 @@ TEST_F(PoolMovesTest, Hazard19_WholeAtEveryInstruction) {
            checksum28(want) == what.checksum;
   };
 
-  const pid_t child = ::fork();
-  ASSERT_GE(child, 0);
-  if (child == 0) {
-    if (::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) ::_exit(3);
-    ::raise(SIGSTOP);
-    const bool moved = pool->tidy(3'000) != 0;
-    const bool done = pool->replace(replaced, changed, Codec::zstd) == Replaced::done;
-    ::_exit(moved && done ? 0 : 1);
-  }
-  int status = 0;
-  std::uint64_t steps = 0, torn = 0;
-  ASSERT_EQ(::waitpid(child, &status, 0), child);
-  while (WIFSTOPPED(status) && torn == 0) {
-    for (const Kept& object : kept) torn += is_whole(object) ? 0 : 1;
-    ++steps;
-    ASSERT_EQ(::ptrace(PTRACE_SINGLESTEP, child, nullptr, nullptr), 0);
-    ASSERT_EQ(::waitpid(child, &status, 0), child);
-  }
-  if (WIFSTOPPED(status)) {
-    ::kill(child, SIGKILL);
-    ::waitpid(child, &status, 0);
-  }
-  EXPECT_EQ(torn, 0U) << "at step " << steps;
-  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
-  EXPECT_GT(steps, 1000U);
+  test::single_step(
+      [&] {
+        const bool moved = pool->tidy(3'000) != 0;
+        return pool->replace(replaced, changed, Codec::zstd) == Replaced::done && moved;
+      },
+      [&] {
+        return std::ranges::count_if(kept, [&](const Kept& object) { return !is_whole(object); });
+      });
   EXPECT_GE(pool->stats().moved_bytes, 3'000U) << "the child's, counted in the shared file";
 }
 

@@ -83,7 +83,11 @@ struct Record {
   [[nodiscard]] ObjectMeta what() const {
     return ObjectMeta::unpack(meta.load(std::memory_order_acquire));
   }
-  void set(Location to) { location.store(to.pack(), std::memory_order_release); }
+  // What is stored later may overwrite the old place: the compiler must not let it come before.
+  void set(Location to) {
+    location.store(to.pack(), std::memory_order_release);
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+  }
   void set(ObjectMeta to) { meta.store(to.pack(), std::memory_order_release); }
 };
 static_assert(sizeof(Record) == 16 && std::atomic<std::uint64_t>::is_always_lock_free);

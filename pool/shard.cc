@@ -45,10 +45,9 @@ void Shard::count(const ObjectMeta& meta, Location where, std::uint64_t by) {
 std::uint32_t Shard::next_age() {
   if (++state_.stores_in_tick > 64 + state_.objects / 256) {
     state_.stores_in_tick = 0;
-    state_.tick = (state_.tick + 1) % kAges;
     ++state_.ticks;
   }
-  return state_.tick;
+  return static_cast<std::uint32_t>(state_.ticks % kAges);
 }
 
 // Publish order: bytes, location, meta; the id leaves with the lock.
@@ -128,7 +127,7 @@ std::uint32_t Shard::oldest_age(std::size_t wanted, bool unsettled) const {
   std::uint32_t age = kAges;
   while (age > 0 && found < wanted) {
     --age;
-    found += count[(state_.tick + kAges - age) % kAges];
+    found += count[(state_.ticks + kAges - age) % kAges];
   }
   return found == 0 ? kAges : age;
 }
@@ -140,13 +139,13 @@ void Shard::oldest(Search search, std::uint32_t pages, Sweep& sweep, std::vector
   const std::size_t most = std::min(out.size() + search.wanted, out.capacity());
   if (!sweep.begun) sweep = {true, false, false, state_.age_cursor, state_.age_cursor};
   const auto* const entries = reinterpret_cast<const Record*>(records_.at(0));
-  const std::uint32_t tick = state_.tick;
+  const std::uint64_t ticks = state_.ticks;
   const auto look = [&](std::uint32_t item) {
     const Record& object = entries[item];
     if (object.what().codec == Codec::pattern) return;
     const Location where = object.where();
     if (where.tier != Tier::frame || (search.unsettled && where.settled)) return;
-    if ((tick + kAges - where.age) % kAges < least) return;
+    if ((ticks + kAges - where.age) % kAges < least) return;
     if (out.size() < most) out.push_back(ObjectId{item});
   };
   for (; pages > 0 && !sweep.done && out.size() < most; --pages) {

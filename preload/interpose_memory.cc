@@ -37,8 +37,8 @@ bool page_locked(std::uint64_t page) {
 // A range that is about to be moved or resized, brought into one state (HAZARDS 13) for as long as
 // this lives. Growing locked memory is a trap: mremap fills the new part before it tells of the
 // move, and while it has not told nothing can be filled. So what is locked and grows is brought
-// back and unregistered. It may become locked while we wait for the daemon; so mlock waits for
-// growth to end, and we look again.
+// back and unregistered. It may become locked while we wait for the daemon; so we look after that,
+// and mlock waits for growth to end.
 class Resizing {
  public:
   Resizing(Control& control, std::uint64_t start, std::size_t old_bytes, std::size_t new_bytes)
@@ -53,10 +53,8 @@ class Resizing {
 
   // False: nobody answers.
   [[nodiscard]] bool prepare(LayoutSection& section) {
-    const bool careful = may_be_locked();
-    const auto first = careful ? wire::RequestOp::release : wire::RequestOp::unify;
-    if (!section.prepare(first, start_, bytes_)) return false;
-    return careful || !may_be_locked() || section.prepare(wire::RequestOp::release, start_, bytes_);
+    if (!section.prepare(wire::RequestOp::unify, start_, bytes_)) return false;
+    return !may_be_locked() || section.prepare(wire::RequestOp::release, start_, bytes_);
   }
 
  private:
