@@ -22,6 +22,7 @@ enum class Mutation {
   h12_release_first,        // advice without an event is given before pages are brought back
   h12_guards,               // windows run over guards
   h12_fresh_mappings,       // a plan may rest on mappings seen before such advice
+  h12_follow_moves,         // memory that children must not see moves unnoticed
   h13_unify_first,          // mremap over what is registered in part
   h16_quarantine,           // what is being discarded may be evicted
   h21_locked_staging,       // evict although staging is locked

@@ -234,8 +234,9 @@ struct Mailbox {
       registered;  // (shared) 0: nothing but staging is registered. Changed under the layout lock
   std::uint32_t
       threads_created;    // (shared) bumped by interposed pthread_create, before the thread is made
-  std::uint32_t advised;  // (shared) bumped by interposed madvise, after advice that raises
-                          // no event: what was seen of the mappings before is void
+  std::uint32_t advised;  // (shared) bumped by interposed madvise, after advice that raises no
+                          // event, and by mremap of such memory: what was seen of the mappings
+                          // before is void
   std::uint32_t fork_seq;         // (shared) odd while fork() is under way: bumped before and after
   std::uint32_t agent_tid;        // (shared) kernel thread id of the agent, once it runs
   std::uint32_t exclusion_count;  // (shared) number of valid exclusions; > kExclusions: too many,

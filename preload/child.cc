@@ -8,6 +8,7 @@
 #include "preload/enlist.h"
 #include "preload/exclusions.h"
 #include "preload/handshake.h"
+#include "preload/hidden.h"
 #include "preload/mover.h"
 
 namespace foldswap::preload {
@@ -45,8 +46,8 @@ void empty_staging(const Control& control) {
   sys::call(SYS_madvise, control.staging, wire::kStagingBytes, uapi::kMadvDontneedLocked);
 }
 
-// From here the interposed functions use the mailbox. Calls that began before are waited for, and a
-// plan that was made while they ran is void.
+// From here the interposed functions use the mailbox. Calls that began before are waited for, and
+// what was seen and planned while they ran is void.
 void go_live(Control& control, wire::Mailbox& box, std::uint64_t client_id) {
   publish_exclusions(box);
   library.client_id = client_id;
@@ -54,7 +55,7 @@ void go_live(Control& control, wire::Mailbox& box, std::uint64_t client_id) {
   sys::store(*library.alive, static_cast<std::uint32_t>(Presence::live));
   while (sys::load(library.quiet_calls) != 0) sys::sleep_us(50);
   publish_exclusions(box);
-  sys::add(box.threads_created, 1);
+  look_anew(control);
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 
 #include "base/mutation.h"
 #include "base/uapi.h"
+#include "preload/hidden.h"
 #include "preload/next.h"
 #include "preload/remap_fallback.h"
 #include "preload/request.h"
@@ -89,13 +90,21 @@ int lock_memory(Call call) {
   return result;
 }
 
+// As the program asked.
+void* remap_asked(Control* control, const RemapCall& call, void* target) {
+  void* const moved = next_mremap(call.address, call.old_bytes, call.new_bytes, call.flags, target);
+  if (moved != MAP_FAILED) {
+    follow_hidden(control, reinterpret_cast<std::uint64_t>(call.address), call.old_bytes,
+                  reinterpret_cast<std::uint64_t>(moved), call.new_bytes);
+  }
+  return moved;
+}
+
 // By copying where the kernel would fail half-way, else as the program asked.
-void* remap_orphan(const RemapCall& call, void* target) {
+void* remap_orphan(Control* control, const RemapCall& call, void* target) {
   void* moved = nullptr;
   int error = 0;
-  if (!remap_by_copy(call, target, moved, error)) {
-    return next_mremap(call.address, call.old_bytes, call.new_bytes, call.flags, target);
-  }
+  if (!remap_by_copy(call, target, moved, error)) return remap_asked(control, call, target);
   if (error != 0) errno = error;
   return moved;
 }
@@ -117,20 +126,15 @@ auto as_client(With with, Without without) {
 }
 
 void* remap_plain(const RemapCall& call, void* target) {
-  return orphaned() ? remap_orphan(call, target)
-                    : next_mremap(call.address, call.old_bytes, call.new_bytes, call.flags, target);
+  return orphaned() ? remap_orphan(nullptr, call, target) : remap_asked(nullptr, call, target);
 }
 
 void* remap_client(Control& control, const RemapCall& call, void* target) {
   LayoutSection section(control);
-  if (mutated(Mutation::h13_unify_first)) {
-    return next_mremap(call.address, call.old_bytes, call.new_bytes, call.flags, target);
-  }
+  if (mutated(Mutation::h13_unify_first)) return remap_asked(&control, call, target);
   const auto start = reinterpret_cast<std::uint64_t>(call.address);
   Resizing resizing(control, start, call.old_bytes, call.new_bytes);
-  if (!resizing.prepare(section)) {
-    return remap_orphan(call, target);
-  }
+  if (!resizing.prepare(section)) return remap_orphan(&control, call, target);
   // Since 6.17 several mappings can be moved as they are with one call, but not registered ones: of
   // those the first would move, and then the call fails.
   const bool plain_move = (call.flags & MREMAP_FIXED) != 0 && call.old_bytes == call.new_bytes;
@@ -138,7 +142,7 @@ void* remap_client(Control& control, const RemapCall& call, void* target) {
       several_vmas(start, call.old_bytes)) {
     (void)section.prepare(wire::RequestOp::release, start, call.old_bytes);
   }
-  return next_mremap(call.address, call.old_bytes, call.new_bytes, call.flags, target);
+  return remap_asked(&control, call, target);
 }
 
 // glibc's malloc chunk: two words before the pointer, {previous size, size | flags}. A chunk that
@@ -164,33 +168,53 @@ void* realloc_by_copy(void* pointer, std::size_t bytes) {
   return moved;
 }
 
-void* realloc_orphan(void* pointer, std::size_t bytes, std::uint64_t start, std::size_t total) {
+// A chunk that was mapped by itself: the whole of it.
+wire::Range mapping_of(const void* pointer) {
+  const Chunk& chunk = chunk_of(pointer);
+  return {reinterpret_cast<std::uint64_t>(&chunk) - chunk.previous,
+          chunk.previous + (chunk.size & ~kChunkFlags)};
+}
+
+// As the program asked.
+void* realloc_asked(Control* control, void* pointer, std::size_t bytes) {
+  const wire::Range before = mapping_of(pointer);
+  void* const moved = next_realloc(pointer, bytes);
+  if (moved != nullptr && (chunk_of(moved).size & kChunkMapped) != 0) {
+    const wire::Range after = mapping_of(moved);
+    follow_hidden(control, before.start, before.bytes, after.start, after.bytes);
+  }
+  return moved;
+}
+
+void* realloc_orphan(Control* control, void* pointer, std::size_t bytes) {
+  const wire::Range chunk = mapping_of(pointer);
   int protection = 0;
-  return spans_vmas(start, total, protection) ? realloc_by_copy(pointer, bytes)
-                                              : next_realloc(pointer, bytes);
+  return spans_vmas(chunk.start, chunk.bytes, protection) ? realloc_by_copy(pointer, bytes)
+                                                          : realloc_asked(control, pointer, bytes);
 }
 
 void* realloc_mapped(void* pointer, std::size_t bytes) {
-  const Chunk& chunk = chunk_of(pointer);
-  const std::uint64_t start = reinterpret_cast<std::uint64_t>(&chunk) - chunk.previous;
-  const std::size_t total = chunk.previous + (chunk.size & ~kChunkFlags);
+  const wire::Range chunk = mapping_of(pointer);
   return as_client(
       [&](Control& control) {
         LayoutSection section(control);
-        Resizing resizing(control, start, total, bytes + sizeof(Chunk));
-        return resizing.prepare(section) ? next_realloc(pointer, bytes)
-                                         : realloc_orphan(pointer, bytes, start, total);
+        Resizing resizing(control, chunk.start, chunk.bytes, bytes + sizeof(Chunk));
+        return resizing.prepare(section) ? realloc_asked(&control, pointer, bytes)
+                                         : realloc_orphan(&control, pointer, bytes);
       },
       [&] {
-        return orphaned() ? realloc_orphan(pointer, bytes, start, total)
-                          : next_realloc(pointer, bytes);
+        return orphaned() ? realloc_orphan(nullptr, pointer, bytes)
+                          : realloc_asked(nullptr, pointer, bytes);
       });
+}
+
+bool hides(int advice) {
+  return advice == MADV_DONTFORK || advice == MADV_WIPEONFORK;
 }
 
 // Advice that takes pages away, or hides them from us, without an event.
 bool silent_advice(int advice) {
-  return advice == MADV_DONTFORK || advice == MADV_WIPEONFORK ||
-         advice == uapi::kMadvGuardInstall || advice == uapi::kMadvGuardRemove;
+  return hides(advice) || advice == uapi::kMadvGuardInstall || advice == uapi::kMadvGuardRemove;
 }
 
 // Where nobody serves a request any more, faults are still served: read everything in first.
@@ -213,15 +237,7 @@ int advise_silently(void* address, std::size_t bytes, int advice) {
           populate(start, bytes);
         }
         const int result = next_madvise(address, bytes, advice);
-        const bool hides = advice == MADV_DONTFORK || advice == MADV_WIPEONFORK;
-        // HAZARDS 12: the daemon's look at the mappings may be a second old, and a plan made from
-        // it may be on its way. Evicted from a mapping that is wiped on fork, a page would reach
-        // the child. The next plan looks anew, one already made is void by the count of threads, in
-        // this order.
-        if (hides && !mutated(Mutation::h12_fresh_mappings)) {
-          sys::add(control.mailbox->advised, 1);
-          sys::add(control.mailbox->threads_created, 1);
-        }
+        if (hides(advice) && !mutated(Mutation::h12_fresh_mappings)) look_anew(control);
         return result;
       },
       [&] {
@@ -288,6 +304,7 @@ FOLDSWAP_EXPORT int mlockall(int flags) noexcept {
 }
 
 FOLDSWAP_EXPORT int madvise(void* address, size_t bytes, int advice) noexcept {
+  if (hides(advice)) note_hidden(reinterpret_cast<std::uint64_t>(address), bytes);
   if (library.alive == nullptr || !silent_advice(advice)) {
     return next_madvise(address, bytes, advice);
   }

@@ -115,6 +115,26 @@ TEST_F(InterposeTest, Hazard12SilentAdviceBringsBackFirst) {
   EXPECT_EQ(client->requests().size(), 3U);
 }
 
+// Moved, such memory may come to where something ordinary was seen; what was never hidden moves
+// without more ado.
+TEST_F(InterposeTest, Hazard12MovesOfHiddenMemoryAreTold) {
+  start();
+  const unsigned long ordinary = filled(96), hidden = filled(96);
+  EXPECT_EQ(probe->number(args("madvise", hidden, 96 * kPage, MADV_WIPEONFORK)), 0);
+  std::uint32_t advised = client->box().advised;
+  const std::uint32_t threads = client->box().threads_created;
+  EXPECT_EQ(advised, 1U);
+  (void)probe->address(args("mremap", ordinary, 96 * kPage, 6000 * kPage));
+  EXPECT_EQ(client->box().advised, advised);
+  const unsigned long moved = probe->address(args("mremap", hidden, 96 * kPage, 6000 * kPage));
+  ASSERT_NE(moved, hidden);
+  EXPECT_EQ(client->box().advised, ++advised);
+  EXPECT_GT(client->box().threads_created, threads);
+  // Wherever it has gone since.
+  (void)probe->address(args("mremap", moved, 6000 * kPage, 9000 * kPage));
+  EXPECT_EQ(client->box().advised, ++advised);
+}
+
 TEST_F(InterposeTest, Hazard9RobustMutexesAreExcluded) {
   start();
   const unsigned long mutex = probe->address("robust");

@@ -113,6 +113,7 @@ struct Library {
   bool nothing_registered;  // in a process that is no longer live: no userfaultfd range can be left
   bool glibc_realloc;       // the next realloc is glibc's: chunk headers can be read
   wire::Range own_data;     // the library's own, never to be evicted
+  std::uint64_t hidden_from = ~0ULL, hidden_to = 0;  // (atomic) see hidden.h
   Exclusions exclusions;
   wire::Hello identity;  // what the process said when it registered, for its children to repeat
   char socket_path[108];

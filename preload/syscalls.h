@@ -59,8 +59,9 @@ void store(T& value, T wanted) {
 inline std::uint32_t add(std::uint32_t& value, std::uint32_t amount) {
   return __atomic_add_fetch(&value, amount, __ATOMIC_SEQ_CST);
 }
-[[nodiscard]] inline bool exchange_if(std::uint32_t& value, std::uint32_t expected,
-                                      std::uint32_t wanted) {
+template <typename T>
+[[nodiscard]] bool exchange_if(T& value, std::type_identity_t<T> expected,
+                               std::type_identity_t<T> wanted) {
   return __atomic_compare_exchange_n(&value, &expected, wanted, false, __ATOMIC_SEQ_CST,
                                      __ATOMIC_SEQ_CST);
 }

@@ -34,6 +34,7 @@ CAUGHT_BY = {
     "h12_release_first": ("hazard_12_discards_without_event", 3),
     "h12_guards": ("daemon", 1),
     "h12_fresh_mappings": ("space_wipeonfork", 4),
+    "h12_follow_moves": ("space_wipeonfork_moved", 3),
     "h13_unify_first": ("hazard_13_split_mremap", 3),
     "h16_quarantine": ("hazard_16_quarantine_time", 2),
     "h21_locked_staging": ("MoverTest.Hazard21MlockallKeepsEverything", 2),

@@ -13,6 +13,7 @@ import ctypes
 import json
 import os
 import random
+import re
 import select
 import shutil
 import signal
@@ -28,6 +29,7 @@ SKIP = 77  # the exit status that CTest counts as "skipped"; the reason is print
 MIB = 1 << 20
 SANITIZER_MARKS = ("ERROR: AddressSanitizer", "ERROR: LeakSanitizer", "WARNING: ThreadSanitizer",
                    "runtime error:", "terminate called", "FATAL: ThreadSanitizer")
+LOG_NOISE = re.compile(r" info foldswapd: \S+ is now ")  # orders that a test gave itself
 FAULT_KINDS = ("zero", "same_filled", "pool", "disk", "rescued", "poisoned")
 PRCTL = ctypes.CDLL(None).prctl
 PR_SET_PDEATHSIG = 1
@@ -139,7 +141,7 @@ class Proc:
 
     def _describe(self):
         return (f"{' '.join(self.command[-6:])} (pid {self.pid}, status {self.code}): "
-                f"stderr {self.stderr().decode(errors='replace')!r}")
+                f"stderr:\n{self.stderr().decode(errors='replace')}")
 
     def read_some(self, end):
         """More output into the buffer; False at its end."""
@@ -384,7 +386,8 @@ class E2E(unittest.TestCase):
         for daemon in self.daemons:
             daemon.kill()
             print(f"--- log of {daemon.dir} (status {daemon.popen.returncode}) ---")
-            print(f"{daemon.log()[-20000:]}---")
+            lines = [line for line in daemon.log().splitlines() if not LOG_NOISE.search(line)]
+            print("\n".join(lines[-(400 if Place.sanitized else 60):]) + "\n---")
 
     def start_daemon(self, settings=None, name="run", **more):
         directory = os.path.join(self.tmp, name)

@@ -1,7 +1,8 @@
 // Operations that change how memory is kept and not what is in it: locks, populating, ageing,
 // guards, what a fork inherits. Each against pages in every state (space.h). --op=NAME, --seed,
 // --flight_ms.
-//   Not of the matrix: wipe_unseen: wipe-on-fork set between two of the daemon's looks at the
+//   Not of the matrix: wipe_moved: wipe-on-fork memory that mremap takes to where something
+//   ordinary has been; wipe_unseen: wipe-on-fork set between two of the daemon's looks at the
 //   mappings; lock_again: mlockall while pages leave, again and again, for --ms; grow_locked.
 #include <sys/mman.h>
 #include <unistd.h>
@@ -198,6 +199,33 @@ void wipe_unseen(const Options&, std::uint64_t seed) {
   }
 }
 
+// Likewise when such a mapping moves to where the daemon has just taken pages of an ordinary one.
+void wipe_moved(const Options&, std::uint64_t seed) {
+  constexpr std::size_t kPages = 2048, kBytes = kPages * kPage;
+  ask("limit 1M");
+  for (std::uint64_t round = 0; round < 8; ++round) {
+    Region hidden(map_aligned(kBytes), kPages, seed + round, Kind::mixed);
+    hidden.write_all();
+    must(madvise(hidden.base(), kBytes, MADV_WIPEONFORK), "madvise");
+    hidden.write_all();
+    std::byte* const place = map_aligned(kBytes);
+    Region ordinary(place, kPages, seed, Kind::mixed);
+    ordinary.write_all();
+    for (int n = 0; n < 300 && present_pages(place, kPages) > kPages / 2; ++n) sleep_ms(10);
+    if (round % 2 == 0) must(munmap(place, kBytes), "munmap");
+    if (mremap(hidden.base(), kBytes, kBytes, MREMAP_MAYMOVE | MREMAP_FIXED, place) != place) {
+      broken("mremap");
+    }
+    hidden.moved_to(place);
+    for (int n = 0; n < 30 && present_pages(place, kPages) == kPages; ++n) sleep_ms(10);
+    in_child([&] {
+      for (std::size_t i = 0; i < kPages; ++i) check_zero(hidden.page(i));
+    });
+    hidden.check_all();
+    must(munmap(place, kBytes), "munmap");
+  }
+}
+
 // What is locked is there, however the lock and an eviction meet.
 void lock_again(const Options& options, std::uint64_t seed) {
   constexpr std::size_t kPages = 2048;
@@ -252,8 +280,10 @@ void grow_locked(const Options&, std::uint64_t seed) {
   other.check_all();
 }
 
-constexpr std::array<Work, 3> kWork{
-    {{"wipe_unseen", wipe_unseen}, {"lock_again", lock_again}, {"grow_locked", grow_locked}}};
+constexpr std::array<Work, 4> kWork{{{"wipe_unseen", wipe_unseen},
+                                     {"wipe_moved", wipe_moved},
+                                     {"lock_again", lock_again},
+                                     {"grow_locked", grow_locked}}};
 
 }  // namespace
 
