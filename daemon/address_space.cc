@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <optional>
 #include <ranges>
 #include <utility>
 
@@ -18,6 +19,21 @@ constexpr bool overlap(std::uint64_t a, std::uint64_t a_bytes, std::uint64_t b,
 
 constexpr std::uint64_t kMostPages = 16'384;
 constexpr std::uint64_t kMostFullUs = 5'000'000;
+constexpr std::uint64_t kMostTakingOverUs = 10'000'000;
+constexpr unsigned kMostReads = 16;  // of a child's events, per step
+
+// Where a page that was there before these events has gone; nullopt: it is no more.
+std::optional<std::uint64_t> place_after(std::span<const uffd_msg> events, std::uint64_t page) {
+  for (const uffd_msg& m : events) {
+    if (m.event == UFFD_EVENT_UNMAP && page >= m.arg.remove.start && page < m.arg.remove.end) {
+      return std::nullopt;
+    }
+    if (m.event == UFFD_EVENT_REMAP && page - m.arg.remap.from < m.arg.remap.len) {
+      page = m.arg.remap.to + (page - m.arg.remap.from);
+    }
+  }
+  return page;
+}
 
 }  // namespace
 
@@ -27,6 +43,7 @@ void AddressSpace::forget_events(Client& client) {
       host_.doom(UniqueFd(static_cast<int>(message.arg.fork.ufd)));
   }
   client.record.inbox_count = 0;
+  if (client.child != nullptr) end_taking_over(client, "its parent cannot be asked any more");
 }
 
 bool AddressSpace::registered(const Client& client, std::uint64_t page) {
@@ -51,7 +68,7 @@ bool AddressSpace::clear_some(Client& client, std::uint64_t start, std::uint64_t
 bool AddressSpace::apply_early_removes(Client& client, std::uint64_t now_us) {
   ClientRecord& record = client.record;
   std::uint32_t kept = 0;
-  bool fork = false, all = true;
+  bool fork = client.child != nullptr, all = true;
   for (std::uint32_t i = 0; i < record.inbox_count; ++i) {
     const uffd_msg message = record.inbox[i];
     fork = fork || (message.event == UFFD_EVENT_FORK && !mutated(Mutation::h01_fork_before_frees));
@@ -107,13 +124,7 @@ bool AddressSpace::apply(Client& client, std::uint64_t now_us) {
   if (needs_rest && client.batches.load() != 0) return false;
 
   std::vector<Move> moves = moves_of({record.inbox, record.inbox_count});
-  for (uffd_msg& message : std::span(record.inbox, record.inbox_count)) {
-    if (message.event != UFFD_EVENT_FORK) continue;
-    UniqueFd uffd(static_cast<int>(message.arg.fork.ufd));
-    const auto fork_seq = static_cast<std::uint32_t>(message.arg.reserved.reserved2);
-    message.event = 0;  // the descriptor is taken
-    apply_fork(client, std::move(uffd), fork_seq, moves);
-  }
+  if (!apply_forks(client, moves, now_us)) return false;
   if (probe == Probe::gone) {
     record.inbox_count = 0;  // only its children still needed anything of it (HAZARDS 4)
     return true;
@@ -165,25 +176,44 @@ void AddressSpace::apply_remove(Client& client, const uffd_msg& message, std::ui
   client.quarantine.add(message.arg.remove.start, message.arg.remove.end, now_us);
 }
 
-void AddressSpace::apply_fork(Client& parent, UniqueFd uffd, std::uint32_t fork_seq,
-                              std::span<const Move> moves) {
-  const auto child = host_.adopt_child(parent, std::move(uffd), fork_seq);
-  if (child == nullptr) return;  // the host holds its descriptor: it waits, and is ended
-  if (!clone_pages(parent, *child, {parent.record.inbox, parent.record.inbox_count}, moves)) {
-    child->kill("not every page of its parent could be taken over");
+bool AddressSpace::apply_forks(Client& parent, std::span<const Move> moves, std::uint64_t now_us) {
+  const std::span inbox(parent.record.inbox, parent.record.inbox_count);
+  for (uffd_msg& message : inbox) {
+    if (parent.child == nullptr) {
+      if (message.event != UFFD_EVENT_FORK) continue;
+      const auto fork_seq = static_cast<std::uint32_t>(message.arg.reserved.reserved2);
+      message.event = 0;  // the descriptor is taken
+      parent.child =
+          host_.adopt_child(parent, UniqueFd(static_cast<int>(message.arg.fork.ufd)), fork_seq);
+      parent.child_since_us = now_us;
+      if (parent.child == nullptr)
+        continue;  // the host holds its descriptor: it waits, and is ended
+    }
+    const Cloned cloned = clone_pages(parent, *parent.child, inbox, moves);
+    if (cloned == Cloned::not_yet && now_us - parent.child_since_us < kMostTakingOverUs) {
+      return false;
+    }
+    end_taking_over(parent, cloned == Cloned::all
+                                ? nullptr
+                                : "not every page of its parent could be taken over");
   }
-  host_.child_ready(child);
+  return true;
+}
+
+void AddressSpace::end_taking_over(Client& parent, const char* failure) {
+  if (failure != nullptr) parent.child->kill(failure);
+  host_.child_ready(std::exchange(parent.child, nullptr));
 }
 
 // Only what is registered in the child is the child's: DONTFORK ranges are not, nor what was
 // unmapped first. Without moves and unmaps in the set one probe speaks for the pages of an extent
 // when its first and last page out are both there.
-// The child may be running: its fork() ended when the event was read. What it has done since waits
-// as events of its own, which come after the fork, and until they are read PROBE says nothing. Then
-// it has what its parent has here, but for the places that this set changes, before the fork or
-// after it: those cannot be told.
-bool AddressSpace::clone_pages(Client& parent, Client& child, std::span<const uffd_msg> inbox,
-                               std::span<const Move> moves) {
+// The child may be running: its fork() ended when the event was read. While it changes its memory,
+// PROBE says nothing. Then it has what its parent has here, but for the places that this set
+// changes, before the fork or after it: those wait. May be called again for what waited.
+AddressSpace::Cloned AddressSpace::clone_pages(Client& parent, Client& child,
+                                               std::span<const uffd_msg> inbox,
+                                               std::span<const Move> moves) {
   const auto changes = [](const uffd_msg& m) {
     return m.event == UFFD_EVENT_UNMAP || m.event == UFFD_EVENT_REMAP;
   };
@@ -199,10 +229,15 @@ bool AddressSpace::clone_pages(Client& parent, Client& child, std::span<const uf
   };
   bool mute = false;
   const auto in_child = [&](std::uint64_t page) {
-    if (mute) return false;
-    const Probe probe = os_.uffd_probe(child.uffd.get(), page);
-    mute = probe == Probe::changing && !mutated(Mutation::fork_running_child);
-    return probe == Probe::registered;
+    for (unsigned reads = 0; !mute; ++reads) {
+      const auto place = place_after({child.record.inbox, child.record.inbox_count}, page);
+      if (!place) return false;
+      const Probe probe = os_.uffd_probe(child.uffd.get(), *place);
+      if (probe != Probe::changing) return probe == Probe::registered;
+      if (mutated(Mutation::fork_running_child)) return false;
+      mute = reads == kMostReads || !read_more_(child);
+    }
+    return false;
   };
   const auto moved_here = [&](std::uint64_t page) {
     // The page's place at the fork, when a move of the same set has brought or will bring something
@@ -211,7 +246,7 @@ bool AddressSpace::clone_pages(Client& parent, Client& child, std::span<const uf
       return page - m.to < m.bytes && !in_child(m.from + (page - m.to));
     });
   };
-  bool whole = true;
+  Cloned result = Cloned::all;
   std::uint64_t at = parent.map->next_out(0, kAddressEnd);
   while (at < kAddressEnd) {
     const std::uint64_t end = extent_floor(at) + wire::kExtentBytes;
@@ -229,16 +264,18 @@ bool AddressSpace::clone_pages(Client& parent, Client& child, std::span<const uf
       if (mute && !all_in) {
         target = p;
         in = !in_doubt(p);
-        whole = whole && in;
+        if (!in) result = Cloned::not_yet;
       }
+      if (!in || child.map->load(target).state() != PageState::none) continue;
       const Entry entry = parent.map->load(p);
       // What is still in flight cannot be given to the child (its parent died under the batch).
-      if (in && (entry.state() == PageState::out || !store_.share(child, target, entry)))
-        whole = false;
+      if (entry.state() == PageState::out || !store_.share(child, target, entry)) {
+        return Cloned::never;
+      }
     }
     at = parent.map->next_out(end, kAddressEnd);
   }
-  return whole;
+  return result;
 }
 
 // Whether the places that moves vacated and occupied end as they would if the moves came in the

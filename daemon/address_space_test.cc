@@ -276,23 +276,108 @@ TEST_F(AddressSpaceTest, AChildThatRunsAlreadyGetsEverythingAndThenWhatItDid) {
   expect_range(*client, kS, 1);
 }
 
-TEST_F(AddressSpaceTest, AChildThatCannotBeAskedAboutAPlaceInDoubtIsDoomed) {
-  // Another thread of the parent unmaps S, before the fork or after it. The child would know.
-  evict_range(kS, 1);
-  evict_range(kT, 50);
-  const int child_fd = ::dup(0);
-  os.spaces[child_fd].registered = space().registered;
-  client->batches = 1;
-  os.fork_event(fd(), child_fd);
-  step();
-  os.drop_range(fd(), kS, 8);
-  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+// Another thread of the parent unmaps S, before the fork or after it. Only the child can say, which
+// is busy with its own changes.
+struct PlaceInDoubt : AddressSpaceTest {
+  void begin(bool child_has_it) {
+    evict_range(kS, 1);
+    evict_range(kT, 50);
+    child_fd = ::dup(0);
+    client->batches = 1;
+    os.fork_event(fd(), child_fd);
+    if (child_has_it) os.spaces[child_fd].registered = space().registered;
+    step();
+    os.drop_range(fd(), kS, 8);
+    os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+    if (!child_has_it) os.spaces[child_fd].registered = space().registered;
+    client->batches = 0;
+  }
+  Client& child() { return *children.at(0); }
+  int child_fd = -1;
+};
+
+TEST_F(PlaceInDoubt, IsTheChildsThoughItChangesItsMemory) {
+  begin(true);
   os.range_event(child_fd, UFFD_EVENT_REMOVE, kT, kT + kPage);
-  client->batches = 0;
+  os.fault(child_fd, kS, false);
   step();
-  ASSERT_EQ(children.size(), 1U);
-  EXPECT_TRUE(children[0]->doomed());
+  EXPECT_EQ(children_ready, 1);
+  EXPECT_FALSE(child().doomed());
+  (void)service->step(child());
+  expect_range(child(), kS, 1);
+  expect_reads(child(), kT, kZeros);
   expect_range(*client, kT, 50);
+}
+
+TEST_F(PlaceInDoubt, IsNotTheChildsThoughItChangesItsMemory) {
+  begin(false);
+  os.range_event(child_fd, UFFD_EVENT_REMOVE, kT, kT + kPage);
+  step();
+  EXPECT_EQ(children_ready, 1);
+  EXPECT_FALSE(child().doomed());
+  (void)service->step(child());
+  EXPECT_EQ(child().map->out_total(), 7U) << "old bytes wait for whatever it maps at S";
+  expect_conserved(child());
+}
+
+TEST_F(PlaceInDoubt, IsLookedForWhereTheChildHasMovedIt) {
+  begin(true);
+  // It moves S to D, then T to where S was, and unmaps half of what was S.
+  os.drop_range(child_fd, kT, 8);
+  os.add_range(child_fd, kD, 8);
+  os.drop_range(child_fd, kD + 4 * kPage, 4);
+  os.remap(child_fd, kS, kD, kBytes);
+  os.remap(child_fd, kT, kS, kBytes);
+  os.range_event(child_fd, UFFD_EVENT_UNMAP, kD + 4 * kPage, kD + kBytes);
+  step();
+  EXPECT_EQ(children_ready, 1);
+  EXPECT_FALSE(child().doomed());
+  (void)service->step(child());
+  EXPECT_EQ(child().map->out_total(), 12U);
+  expect_range(child(), kS, 50);
+  for (std::uint64_t i = 0; i < 4; ++i) expect_reads(child(), kD + i * kPage, bytes_of(1 + i));
+}
+
+TEST_F(PlaceInDoubt, WaitsForAChildThatHasNotComeBack) {
+  begin(true);
+  os.spaces[child_fd].changing = 1;
+  for (int i = 0; i < 5; ++i) step();
+  EXPECT_EQ(children_ready, 0);
+  EXPECT_TRUE(client->unapplied.load());
+  os.range_event(fd(), UFFD_EVENT_REMOVE, kT, kT + kPage);  // after the fork: the child has it
+  step();
+  os.spaces[child_fd].changing = 0;
+  step();
+  step();
+  EXPECT_EQ(children.size(), 1U);
+  EXPECT_EQ(children_ready, 1);
+  EXPECT_FALSE(child().doomed());
+  (void)service->step(child());
+  expect_range(child(), kS, 1);
+  expect_range(child(), kT, 50);
+  expect_reads(*client, kT, kZeros);
+}
+
+TEST_F(PlaceInDoubt, DoomsAChildThatCanNeverBeAsked) {
+  begin(true);
+  os.spaces[child_fd].changing = 1;
+  step();
+  os.clock_ns += 60'000'000'000;
+  step();
+  EXPECT_EQ(children_ready, 1);
+  EXPECT_TRUE(child().doomed());
+  expect_range(*client, kT, 50);
+}
+
+TEST_F(PlaceInDoubt, DoomsAChildWhoseParentIsEnded) {
+  begin(true);
+  os.spaces[child_fd].changing = 1;
+  step();
+  client->kill("a test");
+  step();
+  EXPECT_EQ(children_ready, 1);
+  EXPECT_TRUE(child().doomed());
+  EXPECT_EQ(client->child, nullptr);
 }
 
 TEST_F(AddressSpaceTest, ForkIsClonedBeforeTheSetFreesAnything) {
