@@ -10,6 +10,7 @@ enum class Mutation {
   none,
   h01_order_of_moves,       // moves are applied as they arrive
   h01_fork_before_frees,    // a REMOVE is applied although a FORK is kept
+  h01_fork_order,           // a child gets what was discarded between an earlier fork and its own
   h02_probe_unregister,     // nobody looks for a change under way after UNREGISTER
   h03_register_in_hold,     // the agent moves without REGISTER in the same lock hold
   h04_copy_in_hold,         // the agent lets go of the lock before it has copied out

@@ -20,7 +20,8 @@ constexpr bool overlap(std::uint64_t a, std::uint64_t a_bytes, std::uint64_t b,
 constexpr std::uint64_t kMostPages = 16'384;
 constexpr std::uint64_t kMostFullUs = 5'000'000;
 constexpr std::uint64_t kMostTakingOverUs = 10'000'000;
-constexpr unsigned kMostReads = 16;  // of a child's events, per step
+constexpr unsigned kMostReads = 16;    // of a child's events, per step
+constexpr std::uint32_t kTaken = ~0U;  // the descriptor of a FORK whose child is being taken over
 
 // Where a page that was there before these events has gone; nullopt: it is no more.
 std::optional<std::uint64_t> place_after(std::span<const uffd_msg> events, std::uint64_t page) {
@@ -39,7 +40,7 @@ std::optional<std::uint64_t> place_after(std::span<const uffd_msg> events, std::
 
 void AddressSpace::forget_events(Client& client) {
   for (const uffd_msg& message : std::span(client.record.inbox, client.record.inbox_count)) {
-    if (message.event == UFFD_EVENT_FORK)
+    if (message.event == UFFD_EVENT_FORK && message.arg.fork.ufd != kTaken)
       host_.doom(UniqueFd(static_cast<int>(message.arg.fork.ufd)));
   }
   client.record.inbox_count = 0;
@@ -68,7 +69,7 @@ bool AddressSpace::clear_some(Client& client, std::uint64_t start, std::uint64_t
 bool AddressSpace::apply_early_removes(Client& client, std::uint64_t now_us) {
   ClientRecord& record = client.record;
   std::uint32_t kept = 0;
-  bool fork = client.child != nullptr, all = true;
+  bool fork = false, all = true;
   for (std::uint32_t i = 0; i < record.inbox_count; ++i) {
     const uffd_msg message = record.inbox[i];
     fork = fork || (message.event == UFFD_EVENT_FORK && !mutated(Mutation::h01_fork_before_frees));
@@ -178,24 +179,25 @@ void AddressSpace::apply_remove(Client& client, const uffd_msg& message, std::ui
 
 bool AddressSpace::apply_forks(Client& parent, std::span<const Move> moves, std::uint64_t now_us) {
   const std::span inbox(parent.record.inbox, parent.record.inbox_count);
-  for (uffd_msg& message : inbox) {
+  for (std::size_t i = 0; i < inbox.size(); ++i) {
+    if (inbox[i].event != UFFD_EVENT_FORK) continue;
     if (parent.child == nullptr) {
-      if (message.event != UFFD_EVENT_FORK) continue;
-      const auto fork_seq = static_cast<std::uint32_t>(message.arg.reserved.reserved2);
-      message.event = 0;  // the descriptor is taken
-      parent.child =
-          host_.adopt_child(parent, UniqueFd(static_cast<int>(message.arg.fork.ufd)), fork_seq);
+      const auto fork_seq = static_cast<std::uint32_t>(inbox[i].arg.reserved.reserved2);
+      UniqueFd uffd(static_cast<int>(inbox[i].arg.fork.ufd));
+      inbox[i].arg.fork.ufd = kTaken;
+      parent.child = host_.adopt_child(parent, std::move(uffd), fork_seq);
       parent.child_since_us = now_us;
-      if (parent.child == nullptr)
-        continue;  // the host holds its descriptor: it waits, and is ended
     }
-    const Cloned cloned = clone_pages(parent, *parent.child, inbox, moves);
-    if (cloned == Cloned::not_yet && now_us - parent.child_since_us < kMostTakingOverUs) {
-      return false;
+    if (parent.child != nullptr) {  // else the host holds its descriptor: it waits, and is ended
+      const Cloned cloned = clone_pages(parent, *parent.child, i, moves);
+      if (cloned == Cloned::not_yet && now_us - parent.child_since_us < kMostTakingOverUs) {
+        return false;
+      }
+      end_taking_over(parent, cloned == Cloned::all
+                                  ? nullptr
+                                  : "not every page of its parent could be taken over");
     }
-    end_taking_over(parent, cloned == Cloned::all
-                                ? nullptr
-                                : "not every page of its parent could be taken over");
+    inbox[i].event = 0;
   }
   return true;
 }
@@ -210,10 +212,11 @@ void AddressSpace::end_taking_over(Client& parent, const char* failure) {
 // when its first and last page out are both there.
 // The child may be running: its fork() ended when the event was read. While it changes its memory,
 // PROBE says nothing. Then it has what its parent has here, but for the places that this set
-// changes, before the fork or after it: those wait. May be called again for what waited.
-AddressSpace::Cloned AddressSpace::clone_pages(Client& parent, Client& child,
-                                               std::span<const uffd_msg> inbox,
+// changes, before the fork or after it: those wait. May be called again for what waited. `fork`:
+// its index in the inbox.
+AddressSpace::Cloned AddressSpace::clone_pages(Client& parent, Client& child, std::size_t fork,
                                                std::span<const Move> moves) {
+  const std::span<const uffd_msg> inbox(parent.record.inbox, parent.record.inbox_count);
   const auto changes = [](const uffd_msg& m) {
     return m.event == UFFD_EVENT_UNMAP || m.event == UFFD_EVENT_REMAP;
   };
@@ -226,6 +229,17 @@ AddressSpace::Cloned AddressSpace::clone_pages(Client& parent, Client& child,
              return m.event == UFFD_EVENT_UNMAP && page >= m.arg.remove.start &&
                     page < m.arg.remove.end;
            });
+  };
+  // What was discarded before the fork, or at the same time.
+  const auto discarded = [&](std::uint64_t page) {
+    for (std::size_t i = 0; i < fork; ++i) {
+      if (inbox[i].event != UFFD_EVENT_REMOVE) continue;
+      const auto place = place_after(inbox.first(i), page);
+      if (place && *place >= inbox[i].arg.remove.start && *place < inbox[i].arg.remove.end) {
+        return !mutated(Mutation::h01_fork_order);
+      }
+    }
+    return false;
   };
   bool mute = false;
   const auto in_child = [&](std::uint64_t page) {
@@ -266,7 +280,7 @@ AddressSpace::Cloned AddressSpace::clone_pages(Client& parent, Client& child,
         in = !in_doubt(p);
         if (!in) result = Cloned::not_yet;
       }
-      if (!in || child.map->load(target).state() != PageState::none) continue;
+      if (!in || discarded(p) || child.map->load(target).state() != PageState::none) continue;
       const Entry entry = parent.map->load(p);
       // What is still in flight cannot be given to the child (its parent died under the batch).
       if (entry.state() == PageState::out || !store_.share(child, target, entry)) {

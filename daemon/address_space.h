@@ -3,9 +3,10 @@
 // Events are not read in the order of the changes: a thread that has changed the address space may
 // be overtaken before it queues its event. So UNMAP, REMAP and FORK are kept (in the client's
 // inbox, where read(2) put them) until PROBE says that no change is under way, and then applied
-// together: children first, then moves (a move that vacates a range before one that occupies it),
-// then what was unmapped and is not registered again. REMOVE comes before its change and is applied
-// at once, unless a move that is still kept touches its range, or a FORK is kept.
+// together: children first (each without what was discarded before its own fork), then moves (a
+// move that vacates a range before one that occupies it), then what was unmapped and is not
+// registered again. REMOVE comes before its change and is applied at once, unless a move that is
+// still kept touches its range, or a FORK is kept.
 //
 // Threads that change the address space without a pause let PROBE never come to rest, and the inbox
 // fills. Nothing of it can be applied ahead: a FORK may have come before any of it, and not be read
@@ -76,7 +77,7 @@ class AddressSpace {
   [[nodiscard]] bool apply_forks(Client& parent, std::span<const Move> moves, std::uint64_t now_us);
   void end_taking_over(Client& parent, const char* failure);
   enum class Cloned : std::uint8_t { all, not_yet, never };
-  [[nodiscard]] Cloned clone_pages(Client& parent, Client& child, std::span<const uffd_msg> inbox,
+  [[nodiscard]] Cloned clone_pages(Client& parent, Client& child, std::size_t fork,
                                    std::span<const Move> moves);
   [[nodiscard]] static std::vector<Move> moves_of(std::span<const uffd_msg> inbox);
   [[nodiscard]] bool arrival_order_fits(const Client& client, std::span<const uffd_msg> inbox,

@@ -412,6 +412,37 @@ TEST_F(AddressSpaceTest, Hazard18WhatAParentDiscardsAfterForkStaysItsChilds) {
   EXPECT_TRUE(client->quarantine.contains(kS));
 }
 
+TEST_F(AddressSpaceTest, Hazard18WhatIsDiscardedBetweenTwoForksIsTheFirstChildsOnly) {
+  evict_range(kS, 1);
+  evict_range(kT, 50);
+  const int first = ::dup(0), second = ::dup(0);
+  os.spaces[first].registered = space().registered;
+  client->batches = 1;
+  os.fork_event(fd(), first);
+  step();
+  os.range_event(fd(), UFFD_EVENT_REMOVE, kS, kS + kBytes);
+  step();
+  // Moved, then half discarded where it is now.
+  os.drop_range(fd(), kT, 8);
+  os.add_range(fd(), kD, 8);
+  os.remap(fd(), kT, kD, kBytes);
+  os.range_event(fd(), UFFD_EVENT_REMOVE, kD, kD + kBytes / 2);
+  os.spaces[second].registered = space().registered;
+  step();
+  os.fork_event(fd(), second);
+  step();
+  client->batches = 0;
+  step();
+  ASSERT_EQ(children.size(), 2U);
+  expect_range(*children[0], kS, 1);
+  expect_range(*children[0], kT, 50);
+  EXPECT_EQ(children[1]->map->out_total(), 4U);
+  for (std::uint64_t i = 4; i < 8; ++i)
+    expect_reads(*children[1], kD + i * kPage, bytes_of(50 + i));
+  EXPECT_EQ(client->map->out_total(), 4U);
+  expect_reads(*client, kS, kZeros);
+}
+
 TEST_F(AddressSpaceTest, Hazard04AChildOutlivesAParentThatDiedBeforeItsForkWasApplied) {
   evict_range(kS, 1);
   const int child_fd = ::dup(0);

@@ -22,6 +22,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CAUGHT_BY = {
     "h01_order_of_moves": ("daemon", 1),
     "h01_fork_before_frees": ("daemon", 1),
+    "h01_fork_order": ("daemon", 1),
     "h02_probe_unregister": ("daemon", 1),
     "h03_register_in_hold": ("hazard_03_move_unregistered", 4),
     "h04_copy_in_hold": ("hazard_04_staging_only_copy", 6),
