@@ -65,7 +65,7 @@ TEST_F(PoolFaultsTest, NoMemoryLeavesTheReservationWhole) {
   EXPECT_TRUE(valid(*pool));
 }
 
-TEST_F(PoolFaultsTest, PunchThatFailsLosesNoRoom) {
+TEST_F(PoolFaultsTest, Z3fold_PageRelistedAfterAFailure) {
   const auto pool = test::make_pool(os, test::config_of({}));
   std::vector<ObjectId> ids;
   for (std::size_t i = 0; i < 1000; ++i) {
@@ -212,7 +212,7 @@ using PoolDeathTest = PoolFaultsTest;
 
 // Z3FOLD_BUGS "last put under the lock it takes": dropping an object under a shard's lock must be
 // caught.
-TEST_F(PoolDeathTest, DropUnderEveryLock) {
+TEST_F(PoolDeathTest, Z3fold_LastPutUnderTheLockItTakes) {
 #if defined(FOLDSWAP_DEBUG_CHECKS)
   ::testing::FLAGS_gtest_death_test_style = "threadsafe";
   const auto pool = test::make_pool(os, test::config_of({}));

@@ -85,7 +85,7 @@ TEST_P(PoolLimitTest, ReservedStoresNeverFail_FourThreads) {
 }
 
 // Z3FOLD_BUGS "hysteresis missing", the pool's half: at its limit it neither spins nor grows.
-TEST_P(PoolLimitTest, AtItsLimitForLong) {
+TEST_P(PoolLimitTest, Z3fold_Hysteresis) {
   const auto pool = make(kMiB);
   std::vector<ObjectId> ids;
   std::uint64_t refused = 0;

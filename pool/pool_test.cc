@@ -26,7 +26,7 @@ struct PoolTest : ::testing::TestWithParam<test::NamedGeometry> {
   }
 };
 
-TEST_P(PoolTest, Sizes_0_1_4095_4096_4097) {
+TEST_P(PoolTest, Z3fold_Sizes_0_1_4095_4096_4097) {
   for (const std::size_t bytes : std::initializer_list<std::size_t>{1, 7, 8, 9, 2048, 4095, 4096}) {
     const Bytes data = content(bytes, bytes);
     const ObjectId id = store(data);
@@ -124,7 +124,7 @@ TEST_P(PoolTest, TrimKeepsWhatItIsAskedToKeep) {
 
 // Z3FOLD_BUGS "headless page header touched", "headless double free": whole-page objects go the
 // same way.
-TEST_P(PoolTest, IncompressibleOnly) {
+TEST_P(PoolTest, Z3fold_HeadlessPages) {
   std::vector<ObjectId> ids;
   for (std::size_t i = 0; i < 400; ++i) ids.push_back(store(content(i, 4096), Codec::raw));
   EXPECT_EQ(pool->stats().incompressible, 400U);
@@ -140,7 +140,7 @@ TEST_P(PoolTest, IncompressibleOnly) {
 }
 
 // Z3FOLD_BUGS "list heads copied with a page": the whole pool is walked after every move.
-TEST_P(PoolTest, RelocationInvariants) {
+TEST_P(PoolTest, Z3fold_ListHeadsCopiedWithAPage) {
   std::vector<std::pair<ObjectId, std::size_t>> live;
   std::mt19937 rng(11);
   for (std::size_t step = 0; step < 400; ++step) {
@@ -182,7 +182,7 @@ TEST_F(PoolPlainTest, ReferenceCountStopsAtItsLimit) {
 }
 
 // Z3FOLD_BUGS "handle slots used after free", "freed by two owners", "count underflow".
-TEST_F(PoolPlainTest, IdsThatNameNoObjectAreRefusedAndCounted) {
+TEST_F(PoolPlainTest, Z3fold_HandlesUsedAfterFree) {
   const auto pool = test::make_pool(os, test::config_of({}));
   const ObjectId id = pool->store(content(1, 600), Codec::lz4).value();
   const ObjectId kept = pool->store(content(2, 600), Codec::lz4).value();
@@ -237,7 +237,7 @@ TEST_F(PoolPlainTest, RoomInPiecesIsCompacted) {
 }
 
 // Z3FOLD_BUGS "per-CPU leak": clean-up paths are run.
-TEST_F(PoolPlainTest, CreateDestroyLoops) {
+TEST_F(PoolPlainTest, Z3fold_CleanUpPathsRun) {
   for (std::uint32_t i = 0; i < 30; ++i) {
     PoolConfig config = test::config_of(test::kGeometries[i % 7].geometry);
     config.shards = 1 + i % 5;

@@ -68,7 +68,7 @@ TEST_P(PoolTidyTest, WasteIsBroughtBelowItsTarget) {
 }
 
 // Z3FOLD_BUGS "list heads copied with a page": the whole pool is walked after every move.
-TEST_P(PoolTidyTest, WholeAfterEveryMove) {
+TEST_P(PoolTidyTest, Z3fold_ListHeadsCopiedWithAPage) {
   const auto kept = sparse(400, 50);
   int moves = 0;
   for (; moves < 300 && pool->tidy(1) != 0; ++moves) ASSERT_TRUE(valid(*pool));
@@ -95,7 +95,7 @@ TEST_P(PoolTidyTest, ATidyPoolIsLeftAlone) {
 
 // Z3FOLD_BUGS "migrate versus map": load during moves between frames; and frees, replacements and
 // searches by age of the same objects.
-TEST_P(PoolTidyTest, StormOfEverything) {
+TEST_P(PoolTidyTest, Z3fold_MigrateVersusMap) {
   const auto kept = sparse(3'000, 60);
   std::atomic<bool> done{false};
   std::atomic<std::uint64_t> wrong{0}, loads{0}, replaced{0};
