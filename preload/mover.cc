@@ -137,8 +137,11 @@ class Executor {
       reason = chunk([this](std::uint32_t limit) { return move_runs(limit); });
       give_way();
     }
-    if (reason == wire::kAbortNone && nbusy_ != 0 && renew_busy()) {
-      reason = chunk([this](std::uint32_t) { return move_renewed(); });
+    if (reason == wire::kAbortNone && nbusy_ != 0) {
+      if (mutated(Mutation::renew_under_lock)) (void)renew_busy();
+      reason = chunk([this](std::uint32_t) {
+        return renewing_ || renew_busy() ? move_renewed() : wire::kAbortNone;
+      });
     }
     // A lock that came in between is told even when everything moved: the daemon then brings it
     // back.
@@ -381,9 +384,11 @@ class Executor {
 
   // After a fork a page stays EBUSY, even when no relative maps it any more, until it is written.
   // Writing is what MADV_POPULATE_WRITE does; never to a page that is still mapped elsewhere,
-  // because that would copy it. Without the layout lock, since it may fault: so the page is looked
-  // at just before, and should the program have replaced it in between, populating the new one
-  // changes no byte. True: there is something that MOVE may take now.
+  // because that would copy it. And never to one that may be missing: the daemon, which would have
+  // to bring it, may be waiting for the end of this command. So it is looked at and written to
+  // within one hold of the layout lock. What discards or moves a page is an event that nobody reads
+  // meanwhile, or an announced call; what is mapped anew in its place is not registered, and
+  // populating that changes no byte. True: there is something that MOVE may take now.
   bool renew_busy() {
     if (mutated(Mutation::renew_shared)) return false;
     renewing_ = true;
@@ -415,6 +420,8 @@ class Executor {
         ++i;
         continue;
       }
+      if (mutated(Mutation::renew_under_lock))
+        sys::sleep_us(2'000);  // or it would strike too rarely
       if (sys::call(SYS_madvise, start + i * wire::kPageBytes, pages * wire::kPageBytes,
                     uapi::kMadvPopulateWrite) == 0) {
         mark(busy.slot + first + i, PageResult::renewed, pages);
