@@ -35,7 +35,6 @@ enum class Mutation {
   fork_serialised,          // forks of several threads at once
   fork_running_child,       // a child that already changes its memory gets none of the pages out
   renew_shared,             // what a fork had shared stays busy for ever
-  renew_under_lock,         // what is renewed may be discarded meanwhile
   renew_only_ones_own,      // what a relative still has is written to, and so copied
   prove_address_space,      // whoever offers an agent is believed
   inheriting_mutexes,       // mutexes with priority inheritance are evicted

@@ -238,7 +238,7 @@ struct Mailbox {
                           // event, and by mremap of such memory: what was seen of the mappings
                           // before is void
   std::uint32_t fork_seq;         // (shared) odd while fork() is under way: bumped before and after
-  std::uint32_t agent_tid;        // (shared) kernel thread id of the agent, once it runs
+  std::uint32_t agent_tid;        // (shared) kernel thread id of the agent, once it takes commands
   std::uint32_t exclusion_count;  // (shared) number of valid exclusions; > kExclusions: too many,
                                   // evict nothing
   std::uint64_t exclusions[kExclusions];  // (shared) pages that hold robust mutexes (HAZARDS 9)

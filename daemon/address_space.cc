@@ -3,7 +3,6 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <optional>
 #include <ranges>
 #include <utility>
 
@@ -20,21 +19,7 @@ constexpr bool overlap(std::uint64_t a, std::uint64_t a_bytes, std::uint64_t b,
 constexpr std::uint64_t kMostPages = 16'384;
 constexpr std::uint64_t kMostFullUs = 5'000'000;
 constexpr std::uint64_t kMostTakingOverUs = 10'000'000;
-constexpr unsigned kMostReads = 16;    // of a child's events, per step
 constexpr std::uint32_t kTaken = ~0U;  // the descriptor of a FORK whose child is being taken over
-
-// Where a page that was there before these events has gone; nullopt: it is no more.
-std::optional<std::uint64_t> place_after(std::span<const uffd_msg> events, std::uint64_t page) {
-  for (const uffd_msg& m : events) {
-    if (m.event == UFFD_EVENT_UNMAP && page >= m.arg.remove.start && page < m.arg.remove.end) {
-      return std::nullopt;
-    }
-    if (m.event == UFFD_EVENT_REMAP && page - m.arg.remap.from < m.arg.remap.len) {
-      page = m.arg.remap.to + (page - m.arg.remap.from);
-    }
-  }
-  return page;
-}
 
 }  // namespace
 
@@ -44,7 +29,7 @@ void AddressSpace::forget_events(Client& client) {
       host_.doom(UniqueFd(static_cast<int>(message.arg.fork.ufd)));
   }
   client.record.inbox_count = 0;
-  if (client.child != nullptr) end_taking_over(client, "its parent cannot be asked any more");
+  if (client.child != nullptr) end_taking_over(client, false);
 }
 
 bool AddressSpace::registered(const Client& client, std::uint64_t page) {
@@ -92,7 +77,7 @@ bool AddressSpace::apply_early_removes(Client& client, std::uint64_t now_us) {
   return all;
 }
 
-std::vector<AddressSpace::Move> AddressSpace::moves_of(std::span<const uffd_msg> inbox) {
+std::vector<Move> AddressSpace::moves_of(std::span<const uffd_msg> inbox) {
   std::vector<Move> moves;
   for (const uffd_msg& message : inbox) {
     if (message.event != UFFD_EVENT_REMAP) continue;
@@ -115,6 +100,10 @@ bool AddressSpace::apply(Client& client, std::uint64_t now_us) {
   left_ = kMostPages;
   if (!apply_early_removes(client, now_us)) return false;
   if (record.inbox_count == 0) return true;
+  // A child that cannot be asked must not let its parent's inbox run full.
+  if (client.child != nullptr && record.inbox_count > kInboxMessages / 2) {
+    end_taking_over(client, false);
+  }
   // Any page will do: the kernel looks for changes under way before it looks at the address.
   const Probe probe = os_.uffd_probe(client.uffd.get(), kPage);
   if (probe == Probe::changing) return wait_for_rest(client, now_us);
@@ -187,109 +176,29 @@ bool AddressSpace::apply_forks(Client& parent, std::span<const Move> moves, std:
       inbox[i].arg.fork.ufd = kTaken;
       parent.child = host_.adopt_child(parent, std::move(uffd), fork_seq);
       parent.child_since_us = now_us;
+      parent.child_cursor = 0;
     }
-    if (parent.child != nullptr) {  // else the host holds its descriptor: it waits, and is ended
-      const Cloned cloned = clone_pages(parent, *parent.child, i, moves);
-      if (cloned == Cloned::not_yet && now_us - parent.child_since_us < kMostTakingOverUs) {
-        return false;
-      }
-      end_taking_over(parent, cloned == Cloned::all
-                                  ? nullptr
-                                  : "not every page of its parent could be taken over");
+    if (parent.child == nullptr) {  // the host holds its descriptor: it waits, and is ended
+      inbox[i].event = 0;
+      continue;
     }
-    inbox[i].event = 0;
+    ForkClone clone(os_, store_, read_more_, parent, *parent.child, i, moves, parent.child_cursor);
+    const auto result = clone.run(left_);
+    const bool asked_in_vain = now_us - parent.child_since_us > kMostTakingOverUs;
+    if (result == ForkClone::Result::more || (result == ForkClone::Result::ask && !asked_in_vain)) {
+      return false;
+    }
+    end_taking_over(parent, result == ForkClone::Result::all);
   }
   return true;
 }
 
-void AddressSpace::end_taking_over(Client& parent, const char* failure) {
-  if (failure != nullptr) parent.child->kill(failure);
-  host_.child_ready(std::exchange(parent.child, nullptr));
-}
-
-// Only what is registered in the child is the child's: DONTFORK ranges are not, nor what was
-// unmapped first. Without moves and unmaps in the set one probe speaks for the pages of an extent
-// when its first and last page out are both there.
-// The child may be running: its fork() ended when the event was read. While it changes its memory,
-// PROBE says nothing. Then it has what its parent has here, but for the places that this set
-// changes, before the fork or after it: those wait. May be called again for what waited. `fork`:
-// its index in the inbox.
-AddressSpace::Cloned AddressSpace::clone_pages(Client& parent, Client& child, std::size_t fork,
-                                               std::span<const Move> moves) {
-  const std::span<const uffd_msg> inbox(parent.record.inbox, parent.record.inbox_count);
-  const auto changes = [](const uffd_msg& m) {
-    return m.event == UFFD_EVENT_UNMAP || m.event == UFFD_EVENT_REMAP;
-  };
-  const bool settled_places = std::ranges::none_of(inbox, changes);
-  const auto in_doubt = [&](std::uint64_t page) {
-    return std::ranges::any_of(
-               moves,
-               [&](const Move& m) { return page - m.from < m.bytes || page - m.to < m.bytes; }) ||
-           std::ranges::any_of(inbox, [&](const uffd_msg& m) {
-             return m.event == UFFD_EVENT_UNMAP && page >= m.arg.remove.start &&
-                    page < m.arg.remove.end;
-           });
-  };
-  // What was discarded before the fork, or at the same time.
-  const auto discarded = [&](std::uint64_t page) {
-    for (std::size_t i = 0; i < fork; ++i) {
-      if (inbox[i].event != UFFD_EVENT_REMOVE) continue;
-      const auto place = place_after(inbox.first(i), page);
-      if (place && *place >= inbox[i].arg.remove.start && *place < inbox[i].arg.remove.end) {
-        return !mutated(Mutation::h01_fork_order);
-      }
-    }
-    return false;
-  };
-  bool mute = false;
-  const auto in_child = [&](std::uint64_t page) {
-    for (unsigned reads = 0; !mute; ++reads) {
-      const auto place = place_after({child.record.inbox, child.record.inbox_count}, page);
-      if (!place) return false;
-      const Probe probe = os_.uffd_probe(child.uffd.get(), *place);
-      if (probe != Probe::changing) return probe == Probe::registered;
-      if (mutated(Mutation::fork_running_child)) return false;
-      mute = reads == kMostReads || !read_more_(child);
-    }
-    return false;
-  };
-  const auto moved_here = [&](std::uint64_t page) {
-    // The page's place at the fork, when a move of the same set has brought or will bring something
-    // else there.
-    return std::ranges::any_of(moves, [&](const Move& m) {
-      return page - m.to < m.bytes && !in_child(m.from + (page - m.to));
-    });
-  };
-  Cloned result = Cloned::all;
-  std::uint64_t at = parent.map->next_out(0, kAddressEnd);
-  while (at < kAddressEnd) {
-    const std::uint64_t end = extent_floor(at) + wire::kExtentBytes;
-    std::uint64_t last = at;
-    for (std::uint64_t p = at; p < end; p = parent.map->next_out(p + kPage, end)) last = p;
-    const bool all_in = settled_places && in_child(at) && in_child(last);
-    for (std::uint64_t p = at; p < end; p = parent.map->next_out(p + kPage, end)) {
-      std::uint64_t target = p;
-      bool in = all_in || (in_child(p) && !moved_here(p));
-      for (const Move& m : moves) {  // the fork may have come after a move of the same set
-        if (in || p - m.from >= m.bytes || !in_child(m.to + (p - m.from))) continue;
-        target = m.to + (p - m.from);
-        in = true;
-      }
-      if (mute && !all_in) {
-        target = p;
-        in = !in_doubt(p);
-        if (!in) result = Cloned::not_yet;
-      }
-      if (!in || discarded(p) || child.map->load(target).state() != PageState::none) continue;
-      const Entry entry = parent.map->load(p);
-      // What is still in flight cannot be given to the child (its parent died under the batch).
-      if (entry.state() == PageState::out || !store_.share(child, target, entry)) {
-        return Cloned::never;
-      }
-    }
-    at = parent.map->next_out(end, kAddressEnd);
+void AddressSpace::end_taking_over(Client& parent, bool whole) {
+  for (uffd_msg& message : std::span(parent.record.inbox, parent.record.inbox_count)) {
+    if (message.event == UFFD_EVENT_FORK && message.arg.fork.ufd == kTaken) message.event = 0;
   }
-  return result;
+  if (!whole) parent.child->kill("not every page of its parent could be taken over");
+  host_.child_ready(std::exchange(parent.child, nullptr));
 }
 
 // Whether the places that moves vacated and occupied end as they would if the moves came in the

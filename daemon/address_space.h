@@ -13,22 +13,18 @@
 // yet. So the reader has those threads stopped (HAZARDS 5); a client with which that does not work
 // is killed when its inbox has been full for kMostFullUs.
 //
-// A child runs as soon as its FORK has been read, and may change its own memory before it has got
-// its pages. Its events are read along then, to be applied when it is served, and PROBE is asked
-// about the place where a page lies by now.
-//
 // Thread safety: the reader's alone. It runs with no batch of the client in flight when the set
 // holds a REMAP or FORK. A step lets go of kMostPages pages at most, so that nobody else's faults
 // wait for a large munmap; applying an event again goes on where it stopped. Errors: a set that has
 // no provable order kills the client (DESIGN §10), never guesses.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <span>
 
 #include "base/os.h"
 #include "daemon/client.h"
+#include "daemon/fork_clone.h"
 #include "daemon/page_store.h"
 
 namespace foldswap {
@@ -53,10 +49,7 @@ class ForkHost {
 
 class AddressSpace {
  public:
-  // Reads what waits of a client's messages; false: nothing did.
-  using ReadMore = std::function<bool(Client&)>;
-
-  AddressSpace(Os& os, PageStore& store, ForkHost& host, ReadMore read_more)
+  AddressSpace(Os& os, PageStore& store, ForkHost& host, ForkClone::ReadMore read_more)
       : os_(os), store_(store), host_(host), read_more_(std::move(read_more)) {}
 
   // True when every event of the inbox has been applied (or there was none); false: try again soon.
@@ -66,19 +59,13 @@ class AddressSpace {
   void forget_events(Client& client);
 
  private:
-  struct Move {
-    std::uint64_t from, to, bytes;
-  };
   [[nodiscard]] bool wait_for_rest(Client& client, std::uint64_t now_us);
   // False: there was more to let go than one step may do; call again.
   [[nodiscard]] bool apply_early_removes(Client& client, std::uint64_t now_us);
   void apply_remove(Client& client, const uffd_msg& message, std::uint64_t now_us);
   // False: call again, a child cannot be asked now.
   [[nodiscard]] bool apply_forks(Client& parent, std::span<const Move> moves, std::uint64_t now_us);
-  void end_taking_over(Client& parent, const char* failure);
-  enum class Cloned : std::uint8_t { all, not_yet, never };
-  [[nodiscard]] Cloned clone_pages(Client& parent, Client& child, std::size_t fork,
-                                   std::span<const Move> moves);
+  void end_taking_over(Client& parent, bool whole);
   [[nodiscard]] static std::vector<Move> moves_of(std::span<const uffd_msg> inbox);
   [[nodiscard]] bool arrival_order_fits(const Client& client, std::span<const uffd_msg> inbox,
                                         std::span<const Move> moves);
@@ -97,7 +84,7 @@ class AddressSpace {
   Os& os_;
   PageStore& store_;
   ForkHost& host_;
-  ReadMore read_more_;
+  ForkClone::ReadMore read_more_;
   bool mute_ = false;       // PROBE had no answer, since this was last cleared
   std::uint64_t left_ = 0;  // pages that may still be let go in this step
 };

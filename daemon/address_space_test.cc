@@ -338,6 +338,73 @@ TEST_F(PlaceInDoubt, IsLookedForWhereTheChildHasMovedIt) {
   for (std::uint64_t i = 0; i < 4; ++i) expect_reads(child(), kD + i * kPage, bytes_of(1 + i));
 }
 
+// Before the fork another thread has moved S to D; the child moves T to where S was.
+TEST_F(AddressSpaceTest, AChildThatFillsAVacatedPlaceKeepsWhatWasMoved) {
+  evict_range(kS, 1);
+  evict_range(kT, 50);
+  const int child_fd = ::dup(0);
+  client->batches = 1;
+  os.drop_range(fd(), kS, 8);
+  os.add_range(fd(), kD, 8);
+  os.remap(fd(), kS, kD, kBytes);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  os.spaces[child_fd].registered = space().registered;
+  os.fork_event(fd(), child_fd);
+  step();
+  os.drop_range(child_fd, kT, 8);
+  os.add_range(child_fd, kS, 8);
+  os.remap(child_fd, kT, kS, kBytes);
+  os.range_event(child_fd, UFFD_EVENT_UNMAP, kT, kT + kBytes);
+  client->batches = 0;
+  step();
+  ASSERT_EQ(children_ready, 1);
+  Client& child = *children.at(0);
+  EXPECT_FALSE(child.doomed());
+  (void)service->step(child);
+  expect_range(child, kD, 1);
+  expect_range(child, kS, 50);
+  expect_range(*client, kD, 1);
+}
+
+// After the fork another thread moves S over D, where the child has its own, and the child unmaps
+// S: whether D holds the one or the other in the child nobody can tell any more.
+TEST_F(AddressSpaceTest, AChildThatUnmapsTheEvidenceIsDoomed) {
+  evict_range(kS, 1);
+  evict_range(kD, 90);
+  const int child_fd = ::dup(0);
+  client->batches = 1;
+  os.spaces[child_fd].registered = space().registered;
+  os.fork_event(fd(), child_fd);
+  step();
+  os.drop_range(fd(), kS, 8);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
+  os.remap(fd(), kS, kD, kBytes);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  os.drop_range(child_fd, kS, 8);
+  os.range_event(child_fd, UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  os.range_event(child_fd, UFFD_EVENT_REMOVE, kT, kT + kPage);
+  client->batches = 0;
+  step();
+  // The first look at the child makes its events known; what it finds before that is no guess.
+  ASSERT_EQ(children_ready, 1);
+  EXPECT_TRUE(children.at(0)->doomed());
+  expect_range(*client, kD, 1);
+}
+
+TEST_F(AddressSpaceTest, AChildsManyPagesAreTakenOverInSlices) {
+  constexpr std::uint64_t kMany = 40'000;
+  for (std::uint64_t i = 0; i < kMany; ++i) evict(*client, kS + i * kPage, kZeros);
+  const int child_fd = ::dup(0);
+  os.spaces[child_fd].registered = space().registered;
+  os.fork_event(fd(), child_fd);
+  step();
+  EXPECT_EQ(children_ready, 0);
+  for (int i = 0; i < 5; ++i) step();
+  ASSERT_EQ(children_ready, 1);
+  EXPECT_EQ(children.at(0)->map->out_total(), kMany);
+  expect_conserved(*children.at(0));
+}
+
 TEST_F(PlaceInDoubt, WaitsForAChildThatHasNotComeBack) {
   begin(true);
   os.spaces[child_fd].changing = 1;

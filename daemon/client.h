@@ -215,7 +215,7 @@ class Client {
   // -- reader only
   std::vector<PendingFault> pending;
   std::shared_ptr<Client> child;  // of a FORK in the inbox that is being taken over
-  std::uint64_t child_since_us = 0;
+  std::uint64_t child_since_us = 0, child_cursor = 0;
   std::uint64_t window_next = 0;  // page where the last read-ahead window ended
   std::uint32_t window_pages = 1;
   std::uint64_t restore_cursor = 0;

@@ -147,9 +147,16 @@ Status Daemon::drain(const std::atomic<bool>& stop) {
     auto clients = registry_->all();
     std::erase_if(clients, [](const auto& c) {
       const bool back = c->state() == ClientState::agentless && c->map->out_total() == 0;
-      return c->gone() || c->state() == ClientState::released || back;
+      return (c->gone() && c->reader_done) || c->state() == ClientState::released || back;
     });
     if (clients.empty()) break;
+    // A program that has just ended may still be taking a child with it: until the reader has let
+    // go of it, that child is in no list.
+    if (std::ranges::all_of(clients, [](const auto& c) { return c->gone(); })) {
+      os_.sleep_us(kPollUs);
+      --pass;
+      continue;
+    }
     if (auto ok = fits(clients); !ok) {
       if (pass == 0) draining_ = false;
       return ok;

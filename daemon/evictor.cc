@@ -80,7 +80,8 @@ std::uint64_t Evictor::step(Client& client) {
 
 std::uint32_t Evictor::pages_wanted(Client& client, std::uint64_t now_us) {
   const bool allowed = client.has_agent() && !client.restore_wanted && !client.release_wanted &&
-                       client.pid() > 0 && now_us >= client.blocked_until_us;
+                       client.pid() > 0 && now_us >= client.blocked_until_us &&
+                       load_word(client.mailbox->agent_tid) != 0;
   if (now_us >= client.rss_next_us) {
     const std::uint64_t old_rss = client.rss_bytes;
     const std::uint64_t budget = budgets_.sample(client, now_us);

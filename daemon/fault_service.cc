@@ -18,6 +18,7 @@ namespace foldswap {
 namespace {
 
 constexpr std::uint64_t kRetrySoonUs = 20;      // someone else is a few instructions from done
+constexpr std::uint64_t kRetryChildUs = 200;    // a forked child is being taken over
 constexpr std::uint64_t kRetryStuckUs = 1'000;  // someone else seems to be stopped
 constexpr unsigned kSoonTurns = 50;
 constexpr std::uint64_t kRetryMemoryUs = 5'000;  // ENOMEM, or over the hard line of a budget
@@ -74,11 +75,14 @@ StepResult FaultService::step(Client& client) {
     result.worked = result.worked || read == ReadResult::some;
     if (!address_space_.apply(client, os_.now_us())) {
       note_starved(client);
-      result.retry_us = kRetrySoonUs;
+      result.retry_us = client.child == nullptr ? kRetrySoonUs : kRetryChildUs;
       return result;  // what was read is not applied: nothing may be copied
     }
     client.unapplied = false;
-    if (client.doomed()) return result;
+    if (client.doomed()) {
+      result.again = true;  // what has faulted already gets its SIGBUS
+      return result;
+    }
     if (read != ReadResult::busy) client.barrier_passed = barrier;
     if (answer_faults(client, result)) {
       note_fed(client);

@@ -30,9 +30,9 @@ class Traced {
   void let_go(std::vector<pid_t>& late) {
     look();
     for (const Thread& thread : threads_) {
-      if (thread.stopped) {
-        (void)::ptrace(PTRACE_DETACH, thread.tid, nullptr, static_cast<long>(thread.signal));
-      } else {
+      // One that was killed while it was stopped is to be reaped, or its parent waits for ever.
+      if (!thread.stopped ||
+          ::ptrace(PTRACE_DETACH, thread.tid, nullptr, static_cast<long>(thread.signal)) != 0) {
         late.push_back(thread.tid);
       }
     }

@@ -56,6 +56,9 @@ void go_live(Control& control, wire::Mailbox& box, std::uint64_t client_id) {
   while (sys::load(library.quiet_calls) != 0) sys::sleep_us(50);
   publish_exclusions(box);
   look_anew(control);
+  // From here there are commands: one that was waiting while a quiet call waits for a fault would
+  // keep that fault from being answered.
+  sys::store(box.agent_tid, static_cast<std::uint32_t>(sys::call(SYS_gettid)));
 }
 
 }  // namespace
@@ -95,7 +98,6 @@ bool attach_child(Control& control) {
   empty_staging(control);
   if (arm_staging(control) != 0) return false;
   auto& box = *reinterpret_cast<wire::Mailbox*>(areas.mailbox.start());
-  sys::store(box.agent_tid, static_cast<std::uint32_t>(sys::call(SYS_gettid)));
   if (!library.nothing_registered) sys::store(box.registered, 1U);
   go_live(control, box, ready.client_id);
   (void)uffd.release();

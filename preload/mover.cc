@@ -137,11 +137,8 @@ class Executor {
       reason = chunk([this](std::uint32_t limit) { return move_runs(limit); });
       give_way();
     }
-    if (reason == wire::kAbortNone && nbusy_ != 0) {
-      if (mutated(Mutation::renew_under_lock)) (void)renew_busy();
-      reason = chunk([this](std::uint32_t) {
-        return renewing_ || renew_busy() ? move_renewed() : wire::kAbortNone;
-      });
+    if (reason == wire::kAbortNone && nbusy_ != 0 && renew_busy()) {
+      reason = chunk([this](std::uint32_t) { return move_renewed(); });
     }
     // A lock that came in between is told even when everything moved: the daemon then brings it
     // back.
@@ -382,13 +379,10 @@ class Executor {
     if (nbusy_ < kMostBusy) busy_[nbusy_++] = page;
   }
 
-  // After a fork a page stays EBUSY, even when no relative maps it any more, until it is written.
-  // Writing is what MADV_POPULATE_WRITE does; never to a page that is still mapped elsewhere,
-  // because that would copy it. And never to one that may be missing: the daemon, which would have
-  // to bring it, may be waiting for the end of this command. So it is looked at and written to
-  // within one hold of the layout lock. What discards or moves a page is an event that nobody reads
-  // meanwhile, or an announced call; what is mapped anew in its place is not registered, and
-  // populating that changes no byte. True: there is something that MOVE may take now.
+  // After a fork a page stays EBUSY, even when no relative maps it any more, until it is written
+  // to; but never to a page that is still mapped elsewhere, because that would copy it. Without the
+  // layout lock: should the program have replaced the page since it was looked at, write_nothing()
+  // changes no byte of the new one either. True: there is something that MOVE may take now.
   bool renew_busy() {
     if (mutated(Mutation::renew_shared)) return false;
     renewing_ = true;
@@ -420,16 +414,25 @@ class Executor {
         ++i;
         continue;
       }
-      if (mutated(Mutation::renew_under_lock))
-        sys::sleep_us(2'000);  // or it would strike too rarely
-      if (sys::call(SYS_madvise, start + i * wire::kPageBytes, pages * wire::kPageBytes,
-                    uapi::kMadvPopulateWrite) == 0) {
-        mark(busy.slot + first + i, PageResult::renewed, pages);
+      for (std::uint32_t page = i; page < i + pages; ++page) {
+        if (!write_nothing(start + page * wire::kPageBytes)) continue;
+        mark(busy.slot + first + page, PageResult::renewed, 1);
         any = true;
       }
       i += pages;
     }
     return any;
+  }
+
+  // Writes to a page without changing it, and without ever waiting for it: should it be missing by
+  // now, the daemon that would have to bring it may be waiting for the end of this command. A
+  // futex's operation on its second word (or it with 0) is EFAULT then, where MADV_POPULATE_WRITE
+  // would wait. It wakes whoever waits for the first word, which nobody does, and one who waits for
+  // the second if that holds a certain number, which does no harm.
+  [[nodiscard]] bool write_nothing(std::uint64_t page) const {
+    constexpr int kOrNothing = FUTEX_OP(FUTEX_OP_OR, 0, FUTEX_OP_CMP_EQ, 0x5a5);
+    return sys::call(SYS_futex, &c_.start_errno, FUTEX_WAKE_OP | FUTEX_PRIVATE_FLAG, 0, 0, page,
+                     kOrNothing) >= 0;
   }
 
   static PageResult failure(long error) {

@@ -1,0 +1,157 @@
+#include "daemon/fork_clone.h"
+
+#include <algorithm>
+
+#include "base/mutation.h"
+
+namespace foldswap {
+namespace {
+
+constexpr unsigned kMostReads = 16;  // of a child's events, per page
+
+// What a process's own events did to a place, in their order.
+struct Trail {
+  std::uint64_t place;  // where what was there at first is now
+  bool unmapped = false;
+  bool covered = false;  // something came here, and nothing registered was in its way
+};
+
+Trail follow(std::span<const uffd_msg> events, std::uint64_t page) {
+  Trail trail{page};
+  for (const uffd_msg& m : events) {
+    if (m.event == UFFD_EVENT_UNMAP && trail.place >= m.arg.remove.start &&
+        trail.place < m.arg.remove.end) {
+      trail.unmapped = true;
+      return trail;
+    }
+    if (m.event != UFFD_EVENT_REMAP) continue;
+    if (trail.place - m.arg.remap.from < m.arg.remap.len) {
+      trail.place = m.arg.remap.to + (trail.place - m.arg.remap.from);
+    } else if (trail.place - m.arg.remap.to < m.arg.remap.len) {
+      trail.covered = true;
+      return trail;
+    }
+  }
+  return trail;
+}
+
+}  // namespace
+
+ForkClone::ForkClone(Os& os, PageStore& store, const ReadMore& read_more, Client& parent,
+                     Client& child, std::size_t fork, std::span<const Move> moves,
+                     std::uint64_t& cursor)
+    : os_(os),
+      store_(store),
+      read_more_(read_more),
+      parent_(parent),
+      child_(child),
+      fork_(fork),
+      inbox_(parent.record.inbox, parent.record.inbox_count),
+      moves_(moves),
+      cursor_(cursor) {}
+
+ForkClone::Then ForkClone::look(std::uint64_t page) {
+  for (unsigned reads = 0; !mute_; ++reads) {
+    const Trail trail = follow({child_.record.inbox, child_.record.inbox_count}, page);
+    if (trail.unmapped) return Then::gone;
+    if (trail.covered) return Then::nothing;
+    const Probe probe = os_.uffd_probe(child_.uffd.get(), trail.place);
+    if (probe == Probe::registered) return Then::there;
+    if (probe != Probe::changing || mutated(Mutation::fork_running_child)) return Then::nothing;
+    mute_ = reads == kMostReads || !read_more_(child_);
+  }
+  return Then::unknown;
+}
+
+// Whether the set changes something here.
+bool ForkClone::in_doubt(std::uint64_t page) const {
+  return std::ranges::any_of(
+             moves_,
+             [&](const Move& m) { return page - m.from < m.bytes || page - m.to < m.bytes; }) ||
+         std::ranges::any_of(inbox_, [&](const uffd_msg& m) {
+           return m.event == UFFD_EVENT_UNMAP && page >= m.arg.remove.start &&
+                  page < m.arg.remove.end;
+         });
+}
+
+// Before the fork, or at the same time: read before it, after an earlier FORK that held it up.
+bool ForkClone::discarded(std::uint64_t page) const {
+  for (std::size_t i = 0; i < fork_; ++i) {
+    if (inbox_[i].event != UFFD_EVENT_REMOVE) continue;
+    const Trail trail = follow(inbox_.first(i), page);
+    if (!trail.unmapped && trail.place >= inbox_[i].arg.remove.start &&
+        trail.place < inbox_[i].arg.remove.end) {
+      return !mutated(Mutation::h01_fork_order);
+    }
+  }
+  return false;
+}
+
+// `page` is where the parent's map has it, before the set's moves. The fork came before a move, and
+// the child has the page where it was; or after it, and the child has it where it went.
+ForkClone::Verdict ForkClone::judge(std::uint64_t page, std::uint64_t& target) {
+  target = page;
+  const Then here = look(page);
+  if (here == Then::unknown) return in_doubt(page) ? Verdict::ask : Verdict::share;
+  bool vacated = false, touched = false;
+  for (const Move& m : moves_) {
+    touched = touched || page - m.from < m.bytes;
+    if (page - m.to >= m.bytes) continue;
+    // Something comes here in the set. If the child does not have it where it came from, it has it
+    // here, and not this page.
+    touched = true;
+    switch (look(m.from + (page - m.to))) {
+      case Then::there: break;
+      case Then::nothing: vacated = true; break;
+      case Then::gone: return Verdict::never;  // from here, or from there? It cannot be told.
+      case Then::unknown: return Verdict::ask;
+    }
+  }
+  if (here == Then::gone) return touched ? Verdict::never : Verdict::skip;
+  if (here == Then::there && !vacated) return Verdict::share;
+  for (const Move& m : moves_) {
+    if (page - m.from >= m.bytes) continue;
+    target = m.to + (page - m.from);
+    switch (look(target)) {
+      case Then::there: return Verdict::share;
+      case Then::nothing: break;
+      case Then::gone: return Verdict::never;
+      case Then::unknown: return Verdict::ask;
+    }
+  }
+  return Verdict::skip;
+}
+
+ForkClone::Result ForkClone::run(std::uint64_t most) {
+  const bool settled_places = std::ranges::none_of(inbox_, [](const uffd_msg& m) {
+    return m.event == UFFD_EVENT_UNMAP || m.event == UFFD_EVENT_REMAP;
+  });
+  std::uint64_t extent_end = 0;
+  bool all_in = false;
+  for (cursor_ = parent_.map->next_out(cursor_, kAddressEnd); cursor_ < kAddressEnd;
+       cursor_ = parent_.map->next_out(cursor_ + kPage, kAddressEnd)) {
+    if (most-- == 0) return Result::more;
+    if (cursor_ >= extent_end) {
+      // Without moves and unmaps in the set one probe speaks for the pages of an extent when its
+      // first and last page out are both there.
+      extent_end = extent_floor(cursor_) + wire::kExtentBytes;
+      std::uint64_t last = cursor_;
+      for (std::uint64_t p = last; p < extent_end; p = parent_.map->next_out(p + kPage, extent_end))
+        last = p;
+      all_in = settled_places && look(cursor_) == Then::there && look(last) == Then::there;
+    }
+    std::uint64_t target = cursor_;
+    const Verdict verdict = all_in ? Verdict::share : judge(cursor_, target);
+    if (verdict == Verdict::ask) return Result::ask;
+    if (verdict == Verdict::never) return Result::never;
+    if (verdict == Verdict::skip || discarded(cursor_)) continue;
+    const Entry entry = parent_.map->load(cursor_);
+    // What is still in flight cannot be given to the child (its parent died under the batch).
+    if (entry.state() == PageState::out || !store_.share(child_, target, entry)) {
+      return Result::never;
+    }
+  }
+  return Result::all;
+}
+
+}  // namespace foldswap
