@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -77,12 +78,35 @@ void print_file(pid_t pid, pid_t tid, const char* name) {
   if (got > 0) print("    %s: %.*s\n", name, static_cast<int>(got), text.data());
 }
 
+// Where the kernel has every thread of a process, the agent of foldswap included.
+void print_threads(pid_t pid) {
+  std::array<char, 64> path{};
+  std::snprintf(path.data(), path.size(), "/proc/%d/task", pid);
+  const int fd = open(path.data(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return;
+  alignas(8) std::array<char, 2048> entries{};
+  for (long bytes = 0; (bytes = syscall(SYS_getdents64, fd, entries.data(), entries.size())) > 0;) {
+    for (long at = 0; at < bytes;) {
+      std::uint16_t length = 0;
+      std::memcpy(&length, entries.data() + at + 16, sizeof(length));
+      const pid_t tid = std::atoi(entries.data() + at + 19);
+      if (tid > 0) {
+        print("   thread %d\n", tid);
+        for (const char* name : {"comm", "syscall", "wchan", "stack"}) print_file(pid, tid, name);
+      }
+      at += length;
+    }
+  }
+  close(fd);
+}
+
 void print_family(std::uint64_t most, bool with_kernel) {
+  pid_t last = 0;
   for (const Slot& slot : journal->slots) {
     if (slot.pid.load() == 0) continue;
     print_slot(slot, most);
-    if (!with_kernel) continue;
-    for (const char* name : {"syscall", "wchan", "stack"}) print_file(slot.pid, slot.tid, name);
+    if (with_kernel && slot.pid != last) print_threads(slot.pid);
+    last = slot.pid;
   }
 }
 
