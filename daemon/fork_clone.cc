@@ -101,10 +101,15 @@ ForkClone::Verdict ForkClone::judge(std::uint64_t page, std::uint64_t& target) {
     // here, and not this page.
     touched = true;
     switch (look(m.from + (page - m.to))) {
-      case Then::there: break;
-      case Then::nothing: vacated = true; break;
-      case Then::gone: return Verdict::never;  // from here, or from there? It cannot be told.
-      case Then::unknown: return Verdict::ask;
+      case Then::there:
+        break;
+      case Then::nothing:
+        vacated = true;
+        break;
+      case Then::gone:
+        return Verdict::never;  // from here, or from there? It cannot be told.
+      case Then::unknown:
+        return Verdict::ask;
     }
   }
   if (here == Then::gone) return touched ? Verdict::never : Verdict::skip;
@@ -113,10 +118,14 @@ ForkClone::Verdict ForkClone::judge(std::uint64_t page, std::uint64_t& target) {
     if (page - m.from >= m.bytes) continue;
     target = m.to + (page - m.from);
     switch (look(target)) {
-      case Then::there: return Verdict::share;
-      case Then::nothing: break;
-      case Then::gone: return Verdict::never;
-      case Then::unknown: return Verdict::ask;
+      case Then::there:
+        return Verdict::share;
+      case Then::nothing:
+        break;
+      case Then::gone:
+        return Verdict::never;
+      case Then::unknown:
+        return Verdict::ask;
     }
   }
   return Verdict::skip;
