@@ -157,6 +157,7 @@ Status Daemon::drain(const std::atomic<bool>& stop) {
       --pass;
       continue;
     }
+    std::erase_if(clients, [](const auto& c) { return c->gone(); });
     if (auto ok = fits(clients); !ok) {
       if (pass == 0) draining_ = false;
       return ok;
