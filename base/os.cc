@@ -4,13 +4,17 @@
 #include <linux/falloc.h>
 #include <linux/futex.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <climits>
+
+#include "base/file_system.h"
 
 namespace foldswap {
 namespace {
@@ -22,6 +26,8 @@ struct FutexWaitv {
 };
 constexpr long kSysFutexWaitv = 449;
 constexpr std::uint32_t kFutex32Shared = 2;  // FUTEX_32, not FUTEX_PRIVATE_FLAG
+
+std::atomic<IoRingMaker> g_io_ring_maker{nullptr};
 
 class RealOs final : public Os {
  public:
@@ -135,11 +141,32 @@ class RealOs final : public Os {
                : -errno;
   }
 
+  // The file's size grows along: some file systems make no holes in what lies beyond it. Memory
+  // files have their full size.
   int allocate(int fd, std::uint64_t offset, std::uint64_t bytes) override {
-    return ::fallocate(fd, FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
-                       static_cast<off_t>(bytes)) == 0
-               ? 0
-               : -errno;
+    return ::fallocate(fd, 0, static_cast<off_t>(offset), static_cast<off_t>(bytes)) == 0 ? 0
+                                                                                          : -errno;
+  }
+
+  Result<UniqueFd> unnamed_file(const std::string& directory, bool direct) override {
+    return open_unnamed(directory, direct);
+  }
+
+  Result<FileSystemInfo> file_system(const std::string& path) override {
+    return file_system_of(path);
+  }
+
+  Result<std::uint64_t> allocated_bytes(int fd) override {
+    struct stat st{};
+    if (::fstat(fd, &st) != 0) return fail_errno("cannot tell how large a file is");
+    return static_cast<std::uint64_t>(st.st_blocks) * 512;
+  }
+
+  Result<std::unique_ptr<IoRing>> io_ring(int fd, std::span<std::byte> buffers,
+                                          unsigned depth) override {
+    const IoRingMaker make = g_io_ring_maker.load();
+    if (make == nullptr) return fail_errno("this program makes no io_uring", ENOSYS);
+    return make(fd, buffers, depth);
   }
 
   Result<std::string> read_file(const std::string& path) override {
@@ -224,6 +251,10 @@ class RealOs final : public Os {
 Os& real_os() {
   static RealOs os;
   return os;
+}
+
+void set_io_ring_maker(IoRingMaker maker) {
+  g_io_ring_maker.store(maker);
 }
 
 }  // namespace foldswap

@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 
@@ -31,6 +32,39 @@ enum class Probe { registered, unregistered, changing, gone };
 struct FutexWait {
   const std::uint32_t* word;
   std::uint32_t value;  // the wait ends when *word differs
+};
+
+struct IoDone {
+  std::uint64_t tag = 0;
+  std::int32_t result = 0;  // bytes, perhaps fewer than asked for, or -errno
+};
+
+// Reads and writes of one file that go on by themselves (io_uring). One thread's; that thread alone
+// destroys it, which waits for what is under way. Ends come in any order. A wait of that thread
+// (epoll_wait) may come back with EINTR because something has ended.
+class IoRing {
+ public:
+  virtual ~IoRing() = default;
+  // Queues one. The buffer lies in those that the ring was made with, and stays as it is until its
+  // IoDone. False: as many are under way as the ring is deep.
+  [[nodiscard]] virtual bool read(std::span<std::byte> buffer, std::uint64_t offset,
+                                  std::uint64_t tag) = 0;
+  [[nodiscard]] virtual bool write(std::span<const std::byte> buffer, std::uint64_t offset,
+                                   std::uint64_t tag) = 0;
+  // Hands what is queued to the kernel. On an error it stays queued: call again later.
+  virtual int submit() = 0;
+  // What has ended; never waits. Looks into shared memory only, unless the kernel has something to
+  // flush.
+  [[nodiscard]] virtual std::size_t reap(std::span<IoDone> done) = 0;
+  [[nodiscard]] virtual int fd() const = 0;  // polls readable when there is something to reap
+  // What it must do without, as a sentence for the log; empty: nothing.
+  [[nodiscard]] virtual std::string note() const { return {}; }
+};
+
+struct FileSystemInfo {
+  std::uint64_t free_bytes = 0;  // for this process
+  bool in_memory = false;        // tmpfs or ramfs
+  std::string type;              // "ext4"; the number in hex when it has no name here
 };
 
 class Os {
@@ -56,11 +90,21 @@ class Os {
   // description.
   virtual int uffd_read(int fd, std::span<uffd_msg> messages) = 0;
 
-  // -- memory files
+  // -- memory files; punch() and allocate() also files on disk
   // Sealed against any change of size.
   virtual Result<UniqueFd> memory_file(const char* name, std::uint64_t bytes) = 0;
   virtual int punch(int fd, std::uint64_t offset, std::uint64_t bytes) = 0;
+  // Extends a file on disk that is shorter.
   virtual int allocate(int fd, std::uint64_t offset, std::uint64_t bytes) = 0;
+
+  // -- files on disk
+  // Without a name, mode 0600. `direct`: past the page cache; EINVAL when the file system cannot.
+  virtual Result<UniqueFd> unnamed_file(const std::string& directory, bool direct) = 0;
+  virtual Result<FileSystemInfo> file_system(const std::string& path) = 0;
+  virtual Result<std::uint64_t> allocated_bytes(int fd) = 0;  // blocks that the file takes
+  // `buffers` and the file are registered with it. ENOSYS: see set_io_ring_maker().
+  virtual Result<std::unique_ptr<IoRing>> io_ring(int fd, std::span<std::byte> buffers,
+                                                  unsigned depth) = 0;
 
   // -- files and other processes
   virtual Result<std::string> read_file(const std::string& path) = 0;  // at most 64 MiB
@@ -78,5 +122,11 @@ class Os {
 
 // The kernel. One instance for the life of the process.
 Os& real_os();
+
+// What real_os() makes rings with; there is none at first, so that only who uses them needs
+// liburing (use_io_uring() in base/io_ring.h).
+using IoRingMaker = Result<std::unique_ptr<IoRing>> (*)(int fd, std::span<std::byte> buffers,
+                                                        unsigned depth);
+void set_io_ring_maker(IoRingMaker maker);
 
 }  // namespace foldswap

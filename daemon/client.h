@@ -252,6 +252,7 @@ class Client {
   std::uint64_t agentless_since_us = 0;
   std::uint64_t last_evict_us = 0;
   std::uint64_t housekeeping_at_us = 0;
+  std::uint64_t no_room_since_us = 0;  // the pool had no room for what is to leave; 0: it has
   std::uint64_t blocked_until_us = 0;  // after an abort that will not pass at once
   std::uint32_t cpu = ~0U;
   bool transfer_in_use = false;

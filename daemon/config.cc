@@ -53,25 +53,72 @@ std::string size_text(std::uint64_t bytes) {
   return std::to_string(bytes);
 }
 
-Status parse_pool_limit(Config& config, std::string_view text) {
+// A size, or a share of MemTotal. `zero`: what is wrong with none at all; nothing: it means "off".
+template <auto kField>
+Status parse_memory(Config& config, std::string_view text, const char* zero) {
   if (text.ends_with('%')) {
     const auto percent = whole_number(text.substr(0, text.size() - 1));
     if (!percent || *percent < 1 || *percent > 100) {
       return fail(quoted(text) + " is not a share of memory from 1% to 100%");
     }
-    config.pool_limit = {.bytes = 0, .percent = *percent};
+    config.*kField = {.bytes = 0, .percent = *percent};
     return {};
   }
   const auto bytes = parse_size(text);
   if (!bytes) return fail(quoted(text) + " is neither a size (512M, 2G, bytes) nor a share (40%)");
-  if (*bytes == 0) return fail("a pool of no bytes can hold nothing");
-  config.pool_limit = {.bytes = *bytes, .percent = 0};
+  if (*bytes == 0 && zero != nullptr) return fail(zero);
+  config.*kField = {.bytes = *bytes, .percent = 0};
   return {};
 }
 
-std::string show_pool_limit(const Config& config) {
-  const MemoryLimit& limit = config.pool_limit;
+template <auto kField>
+std::string show_memory(const Config& config) {
+  const MemoryLimit& limit = config.*kField;
   return limit.percent != 0 ? std::to_string(limit.percent) + "%" : size_text(limit.bytes);
+}
+
+Status parse_pool_limit(Config& config, std::string_view text) {
+  return parse_memory<&Config::pool_limit>(config, text, "a pool of no bytes can hold nothing");
+}
+
+Status parse_available_low(Config& config, std::string_view text) {
+  return parse_memory<&Config::policy_mem_available_low>(config, text, nullptr);
+}
+
+template <auto kField, std::uint64_t kLeast>
+Status parse_bytes(Config& config, std::string_view text) {
+  const auto bytes = parse_size(text);
+  if (!bytes) return std::unexpected(bytes.error());
+  if (*bytes < kLeast) return fail(quoted(text) + " is less than " + size_text(kLeast));
+  config.*kField = *bytes;
+  return {};
+}
+
+template <auto kField>
+std::string show_bytes(const Config& config) {
+  return size_text(config.*kField);
+}
+
+Status parse_writeback_dir(Config& config, std::string_view text) {
+  if (!text.empty() && !text.starts_with('/'))
+    return fail(quoted(text) + " is not the absolute path of a directory");
+  if (text.find('\0') != std::string_view::npos) return fail("no path has a NUL in it");
+  config.writeback_dir = text;
+  return {};
+}
+
+std::string show_writeback_dir(const Config& config) {
+  return config.writeback_dir;
+}
+
+Status parse_encrypt(Config& config, std::string_view text) {
+  if (text != "true" && text != "false") return fail(quoted(text) + " is neither true nor false");
+  config.writeback_encrypt = text == "true";
+  return {};
+}
+
+std::string show_encrypt(const Config& config) {
+  return config.writeback_encrypt ? "true" : "false";
 }
 
 Status parse_pool_frame(Config& config, std::string_view text) {
@@ -201,7 +248,7 @@ constexpr bool kAtStart = false;
 constexpr std::array kKeys{
     KeySpec{"pool.limit", KeyType::size_or_percent, kRuntime,
             "Most memory that compressed pages may take: a size, or a share of MemTotal.",
-            parse_pool_limit, show_pool_limit},
+            parse_pool_limit, show_memory<&Config::pool_limit>},
     KeySpec{"pool.frame", KeyType::size, kAtStart,
             "Size of a pool frame, the unit of memory that compressed pages share: a power of two "
             "from 4K to 256K.",
@@ -223,6 +270,26 @@ constexpr std::array kKeys{
         "How pages that stay out for long are compressed again in the background: none, lz4, or "
         "zstd:LEVEL with a level from 1 to 19.",
         parse_cold_codec, show_cold_codec},
+    KeySpec{"writeback.dir", KeyType::text, kAtStart,
+            "Directory on a disk that cold pages may move to, still compressed, when the pool or "
+            "the machine's memory runs short; empty is none.",
+            parse_writeback_dir, show_writeback_dir},
+    KeySpec{"writeback.max", KeyType::size, kRuntime,
+            "Most that the file in writeback.dir may take of the disk: 16M or more.",
+            parse_bytes<&Config::writeback_max_bytes, 16 * kMiB>,
+            show_bytes<&Config::writeback_max_bytes>},
+    KeySpec{"writeback.encrypt", KeyType::boolean, kAtStart,
+            "Whether what is written there is encrypted, under a key that is made at every start "
+            "and kept in memory only; false leaves a checksum.",
+            parse_encrypt, show_encrypt},
+    KeySpec{"writeback.budget_per_day", KeyType::size, kRuntime,
+            "Most bytes that are written there per day, for flash that wears out; 0 is no limit.",
+            parse_bytes<&Config::writeback_budget_per_day, 0>,
+            show_bytes<&Config::writeback_budget_per_day>},
+    KeySpec{"writeback.free_min", KeyType::size, kRuntime,
+            "Room that the file never takes of the disk's last free bytes.",
+            parse_bytes<&Config::writeback_free_min_bytes, 0>,
+            show_bytes<&Config::writeback_free_min_bytes>},
     number<&Config::fault_threads, 1, 16>("fault.threads", kAtStart,
                                           "Threads that give pages back, from 1 to 16."),
     number<&Config::fault_spin_us, 0, 1000>(
@@ -237,6 +304,14 @@ constexpr std::array kKeys{
     number<&Config::evict_quarantine_s, 0, 3600>(
         "evict.quarantine_s", kRuntime,
         "Seconds for which a range that the program discarded is not evicted, from 0 to 3600."),
+    KeySpec{"policy.mem_available_low", KeyType::size_or_percent, kRuntime,
+            "Available memory of the machine below which cold pages move to the disk although the "
+            "pool has room: a size, or a share of MemTotal; 0 is never.",
+            parse_available_low, show_memory<&Config::policy_mem_available_low>},
+    number<&Config::policy_psi_ms, 0, 1000>(
+        "policy.psi", kRuntime,
+        "Milliseconds of a second that tasks lose waiting for memory (PSI) from which on it is "
+        "the same, from 0 (never) to 1000."),
     accounts<&Config::access_users, Wildcard::allowed>(
         "access.users", "Users whose programs may be clients, by name or number; * is everybody."),
     accounts<&Config::access_groups, Wildcard::refused>(
@@ -275,7 +350,8 @@ std::string default_text(const KeySpec& spec) {
 
 std::string toml_text(const KeySpec& spec, std::string_view value_text) {
   const auto string = [](std::string_view text) { return '"' + std::string(text) + '"'; };
-  if (spec.type == KeyType::integer) return std::string(value_text);
+  if (spec.type == KeyType::integer || spec.type == KeyType::boolean)
+    return std::string(value_text);
   if (spec.type != KeyType::list) return string(value_text);
   std::string array = "[";
   for (std::size_t at = 0; !value_text.empty() && at <= value_text.size();) {

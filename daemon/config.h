@@ -46,12 +46,21 @@ struct Config {
   std::uint64_t pool_waste_max = 3;      // percent
   std::string pool_cold_codec = "none";  // none | lz4 | zstd:LEVEL, already checked
 
+  std::string writeback_dir;  // absolute; empty: no writeback
+  std::uint64_t writeback_max_bytes = 16ULL << 30;
+  bool writeback_encrypt = true;
+  std::uint64_t writeback_budget_per_day = 0;  // bytes; 0: no budget
+  std::uint64_t writeback_free_min_bytes = 1ULL << 30;
+
   std::uint64_t fault_threads = 1;
   std::uint64_t fault_spin_us = 20;
   std::uint64_t fault_readahead_max_pages = 64;
 
   std::uint64_t evict_threads = 1;
   std::uint64_t evict_quarantine_s = 30;
+
+  MemoryLimit policy_mem_available_low{.bytes = 0, .percent = 5};
+  std::uint64_t policy_psi_ms = 150;  // of each second; 0: not looked at
 
   std::vector<std::string> access_users{"*"};  // names or numeric ids; "*": everybody
   std::vector<std::string> access_groups;
@@ -69,6 +78,7 @@ enum class KeyType : std::uint8_t {
   size,             // TOML string with a unit, or integer bytes
   size_or_percent,  // likewise, or a string "NN%"
   text,             // TOML string
+  boolean,          // TOML boolean
   list,             // TOML array of strings and integers
 };
 

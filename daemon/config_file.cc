@@ -84,6 +84,11 @@ Result<std::string> value_text(KeyType type, const toml::node& node) {
     case KeyType::text:
       if (string == nullptr) return fail("must be text in quotes");
       return string->get();
+    case KeyType::boolean: {
+      const auto* boolean = node.as_boolean();
+      if (boolean == nullptr) return fail("must be true or false without quotes");
+      return boolean->get() ? "true" : "false";
+    }
     case KeyType::list:
       return list_text(node);
   }

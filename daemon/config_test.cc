@@ -82,10 +82,12 @@ TEST(ConfigTable, RuntimeKeysAreThoseThatTakeEffectAtOnce) {
   for (const KeySpec& spec : config_keys()) {
     if (spec.runtime) runtime.push_back(spec.name);
   }
-  EXPECT_EQ(runtime, (std::vector<std::string_view>{"pool.limit", "pool.codec", "pool.waste_max",
-                                                    "pool.cold_codec", "fault.spin_us",
-                                                    "fault.readahead_max", "evict.quarantine_s",
-                                                    "quota.clients_per_user", "log.level"}));
+  EXPECT_EQ(runtime,
+            (std::vector<std::string_view>{
+                "pool.limit", "pool.codec", "pool.waste_max", "pool.cold_codec", "writeback.max",
+                "writeback.budget_per_day", "writeback.free_min", "fault.spin_us",
+                "fault.readahead_max", "evict.quarantine_s", "policy.mem_available_low",
+                "policy.psi", "quota.clients_per_user", "log.level"}));
 }
 
 struct Value {

@@ -142,10 +142,10 @@ void Control::serve(UniqueFd socket) {
 json Control::run(const json& request) {
   const std::string command = text_of(request, "command");
   if (command == "stats") {
-    return reply(stats_json(daemon_.os(), daemon_.state(), daemon_.registry(), daemon_.pool(),
-                            daemon_.started_us()));
+    return reply(stats_json(daemon_.os(), daemon_.state(), daemon_.registry(), daemon_.store(),
+                            daemon_.disk(), daemon_.started_us()));
   }
-  if (command == "clients") return reply(clients_json(daemon_.registry()));
+  if (command == "clients") return reply(clients_json(daemon_.registry(), daemon_.store()));
   if (command == "version") return reply({{"version", kVersion}});
   if (command == "get") return get(request);
   if (command == "set") return set(request);

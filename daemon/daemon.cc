@@ -10,11 +10,11 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <csignal>
 #include <utility>
 
 #include "daemon/control.h"
+#include "daemon/pressure.h"
 
 namespace foldswap {
 namespace {
@@ -25,17 +25,6 @@ enum Token : std::uint64_t {
   kTokenVetted,
   kTokenSignal,
 };
-
-std::uint64_t meminfo_bytes(Os& os, std::string_view key) {
-  const auto text = os.read_file("/proc/meminfo");
-  if (!text) return 0;
-  const std::size_t at = text->find(std::string(key) + ":");
-  if (at == std::string::npos) return 0;
-  const std::size_t digits = text->find_first_of("0123456789", at);
-  std::uint64_t kib = 0;
-  (void)std::from_chars(text->data() + digits, text->data() + text->size(), kib);
-  return kib * 1024;
-}
 
 Status watch(int epoll, int fd, std::uint64_t token) {
   epoll_event event{};
@@ -73,6 +62,7 @@ Daemon::~Daemon() {
   // Evictors first: they kick readers. Both before the registry and the pool go.
   evict_threads_.clear();
   carer_.reset();
+  if (disk_ != nullptr) disk_->stop();
   fault_threads_.clear();
   stopper_.reset();
   if (client_listener_.valid()) (void)::unlink((runtime_dir_ + "/client.sock").c_str());
@@ -101,7 +91,7 @@ Status Daemon::make_pool() {
   PoolConfig pool_config;
   pool_config.geometry = {static_cast<std::uint32_t>(config.pool_frame_bytes),
                           static_cast<std::uint32_t>(config.pool_buddies)};
-  pool_config.limit_bytes = config.pool_limit.resolve(meminfo_bytes(os_, "MemTotal"));
+  pool_config.limit_bytes = config.pool_limit.resolve(memory_total());
   auto pool = Pool::create(os_, pool_config);
   if (!pool) return std::unexpected(pool.error());
   pool_ = std::move(*pool);
@@ -115,7 +105,17 @@ Status Daemon::make_pool() {
   handshake_ = std::make_unique<Handshake>(os_, *registry_, vetting_, access_, tunables_, limits_,
                                            draining_, *state_);
   apply_tunables();
+  if (config.writeback_dir.empty()) return {};
+  auto disk = DiskTier::create(os_, *state_, *store_, tunables_,
+                               {config.writeback_dir, config.writeback_encrypt});
+  if (!disk) return std::unexpected(disk.error());
+  disk_ = std::move(*disk);
   return {};
+}
+
+std::uint64_t Daemon::memory_total() const {
+  const auto text = os_.read_file("/proc/meminfo");
+  return text ? meminfo_bytes(*text, "MemTotal").value_or(0) : 0;
 }
 
 Status Daemon::start_threads() {
@@ -128,6 +128,7 @@ Status Daemon::start_threads() {
     auto evictor =
         std::make_unique<Evictor>(os_, *state_, *store_, budgets_, tunables_, std::move(*codec),
                                   [this](Client& client) { reader_of(client).kick(client); });
+    if (disk_ != nullptr) evictor->wait_for_room(disk_->traffic());
     evict_threads_.push_back(std::make_unique<EvictThread>(os_, std::move(evictor), budgets_));
   }
   for (std::uint64_t i = 0; i < config.fault_threads; ++i) {
@@ -136,6 +137,11 @@ Status Daemon::start_threads() {
     auto service = std::make_unique<FaultService>(
         os_, *state_, *store_, *registry_, tunables_, std::move(*codec),
         [this](Client& client) { stopper_->stop(registry_->by_id(client.id)); });
+    if (disk_ != nullptr) {
+      auto reader = disk_->make_reader();
+      if (!reader) return std::unexpected(reader.error());
+      service->read_from(std::move(*reader));
+    }
     fault_threads_.push_back(std::make_unique<FaultThread>(
         os_, tunables_, std::move(service), [this](Client& client) { client_gone(client); }));
   }
@@ -143,10 +149,11 @@ Status Daemon::start_threads() {
     if (auto s = thread->start(); !s) return s;
   }
   for (auto& thread : evict_threads_) thread->start();
+  if (disk_ != nullptr) disk_->start();
   auto codec = PageCodec::make();
   if (!codec) return std::unexpected(codec.error());
   carer_ =
-      std::make_unique<Carer>(std::make_unique<PoolCare>(*pool_, tunables_, std::move(*codec)));
+      std::make_unique<Carer>(std::make_unique<PoolCare>(*store_, tunables_, std::move(*codec)));
   return {};
 }
 

@@ -13,6 +13,7 @@
 #include "daemon/access.h"
 #include "daemon/budget.h"
 #include "daemon/config.h"
+#include "daemon/disk_tier.h"
 #include "daemon/handshake.h"
 #include "daemon/pool_care.h"
 #include "daemon/registry.h"
@@ -55,7 +56,8 @@ class Daemon {
   [[nodiscard]] Os& os() { return os_; }
   [[nodiscard]] State& state() { return *state_; }
   [[nodiscard]] Registry& registry() { return *registry_; }
-  [[nodiscard]] Pool& pool() { return *pool_; }
+  [[nodiscard]] PageStore& store() { return *store_; }
+  [[nodiscard]] const DiskTier* disk() const { return disk_.get(); }
   [[nodiscard]] std::uint64_t started_us() const { return started_us_; }
 
  private:
@@ -66,6 +68,7 @@ class Daemon {
   [[nodiscard]] Status open_sockets();
   [[nodiscard]] Result<UniqueFd> listen_on(const std::string& name, int type, unsigned mode);
   void apply_tunables();
+  [[nodiscard]] std::uint64_t memory_total() const;  // of the machine, bytes
   void place(std::shared_ptr<Client> client);
   [[nodiscard]] FaultThread& reader_of(const Client& client);
   [[nodiscard]] EvictThread& evictor_of(const Client& client);
@@ -87,6 +90,7 @@ class Daemon {
   std::unique_ptr<State> state_;
   std::unique_ptr<Pool> pool_;
   std::unique_ptr<PageStore> store_;
+  std::unique_ptr<DiskTier> disk_;  // nullptr: writeback is off
   BudgetBook budgets_;
   std::unique_ptr<Registry> registry_;
   Access access_;

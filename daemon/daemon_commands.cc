@@ -42,6 +42,11 @@ void Daemon::apply_tunables() {
   const CodecSpec cold_spec = cold ? *cold : CodecSpec{Codec::raw, 0};  // none
   tunables_.cold_codec = static_cast<std::uint32_t>(cold_spec.codec);
   tunables_.cold_level = cold_spec.level;
+  tunables_.writeback_max = config.writeback_max_bytes;
+  tunables_.writeback_free_min = config.writeback_free_min_bytes;
+  tunables_.writeback_per_day = config.writeback_budget_per_day;
+  tunables_.available_low = config.policy_mem_available_low.resolve(memory_total());
+  tunables_.psi_ms = static_cast<std::uint32_t>(config.policy_psi_ms);
   pool_->set_waste(static_cast<std::uint32_t>(config.pool_waste_max));
   spdlog::set_level(static_cast<spdlog::level::level_enum>(static_cast<int>(config.log_level)));
 }
@@ -50,13 +55,7 @@ Status Daemon::set(const std::string& key, const std::string& value) {
   Config changed = config();
   if (auto done = set_runtime_key(changed, key, value); !done) return done;
   if (key == "pool.limit") {
-    const auto text = os_.read_file("/proc/meminfo");
-    std::uint64_t total_kib = 0;
-    if (text) {
-      const std::size_t digits = text->find_first_of("0123456789");
-      (void)std::from_chars(text->data() + digits, text->data() + text->size(), total_kib);
-    }
-    if (auto done = pool_->set_limit(changed.pool_limit.resolve(total_kib * 1024)); !done)
+    if (auto done = pool_->set_limit(changed.pool_limit.resolve(memory_total())); !done)
       return done;
   }
   {

@@ -152,16 +152,10 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
   }
   const std::uint64_t reserve = wanted * kWorstObjectBytes;
   if (!store_.pool().reserve(reserve)) {
-    if (now_us - pool_full_said_us_ > 10'000'000 || pool_full_said_us_ == 0) {
-      spdlog::warn("the pool is full ({} bytes): eviction stops until there is room",
-                   store_.pool().stats().limit_bytes);
-      pool_full_said_us_ = now_us;
-    }
-    client.blocked_until_us = now_us + 100'000;
-    client.hold_above_bytes = wire::kNoLimit;  // nobody gains by waiting
-    client.reclaim_stuck = client.reclaim_running.load();
+    note_pool_full(client, now_us);
     return false;
   }
+  client.no_room_since_us = 0;
   client.batches.fetch_add(1);
   const auto give_up = [&] {
     client.batches.fetch_sub(1);
@@ -202,6 +196,26 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
   batch.phase = Batch::Phase::posted;
   post(client, half, plan, epoch, threads);
   return true;
+}
+
+// Cold objects may be on their way out of the pool: then it is a matter of a moment.
+void Evictor::note_pool_full(Client& client, std::uint64_t now_us) {
+  constexpr std::uint64_t kPatienceUs = 5'000'000, kMomentUs = 1'000, kLongUs = 100'000;
+  if (client.no_room_since_us == 0) client.no_room_since_us = now_us;
+  if (traffic_ != nullptr && traffic_->relief.load(std::memory_order_relaxed) &&
+      now_us - client.no_room_since_us < kPatienceUs) {
+    traffic_->want_room();
+    client.blocked_until_us = now_us + kMomentUs;
+    return;
+  }
+  if (now_us - pool_full_said_us_ > 10'000'000 || pool_full_said_us_ == 0) {
+    spdlog::warn("the pool is full ({} bytes): eviction stops until there is room",
+                 store_.pool().stats().limit_bytes);
+    pool_full_said_us_ = now_us;
+  }
+  client.blocked_until_us = now_us + kLongUs;
+  client.hold_above_bytes = wire::kNoLimit;  // nobody gains by waiting
+  client.reclaim_stuck = client.reclaim_running.load();
 }
 
 void Evictor::end_turn(Client& client, std::uint64_t now_us) {

@@ -19,6 +19,7 @@
 #include "base/os.h"
 #include "daemon/budget.h"
 #include "daemon/client.h"
+#include "daemon/disk_format.h"
 #include "daemon/page_store.h"
 #include "daemon/policy.h"
 #include "daemon/thread_guard.h"
@@ -32,6 +33,8 @@ class Evictor {
 
   Evictor(Os& os, State& state, PageStore& store, BudgetBook& budgets, const Tunables& tunables,
           std::unique_ptr<PageCodec> codec, KickReader kick_reader);
+  // From here a full pool need not stay full. Before the first step; it outlives the evictor.
+  void wait_for_room(DiskTraffic& traffic) { traffic_ = &traffic; }
 
   // Microseconds after which to call again at the latest.
   std::uint64_t step(Client& client);
@@ -42,6 +45,7 @@ class Evictor {
   // -- one eviction, in order
   [[nodiscard]] std::uint32_t pages_wanted(Client& client, std::uint64_t now_us);
   bool begin_batch(Client& client, std::uint32_t half, std::uint32_t wanted, std::uint64_t now_us);
+  void note_pool_full(Client& client, std::uint64_t now_us);
   void end_turn(Client& client, std::uint64_t now_us);
   [[nodiscard]] std::uint32_t mark_out(Client& client, std::uint32_t half, EvictionPlan& plan);
   void post(Client& client, std::uint32_t half, const EvictionPlan& plan, std::uint32_t epoch,
@@ -79,6 +83,7 @@ class Evictor {
   Mapping page_;  // one page: what is compressed is ours alone
   std::unordered_map<std::uint64_t, ThreadGuard> guards_;
   std::uint64_t pool_full_said_us_ = 0;
+  DiskTraffic* traffic_ = nullptr;
 };
 
 }  // namespace foldswap

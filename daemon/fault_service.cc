@@ -84,7 +84,7 @@ StepResult FaultService::step(Client& client) {
       return result;
     }
     if (read != ReadResult::busy) client.barrier_passed = barrier;
-    if (answer_faults(client, result)) {
+    if (deliver(client, result) && answer_faults(client, result)) {
       note_fed(client);
       break;
     }
@@ -395,7 +395,7 @@ FaultService::Outcome FaultService::answer_none(Client& client, PendingFault& fa
   return Outcome::done;
 }
 
-FaultService::Outcome FaultService::answer_evicted(Client& client, const PendingFault& fault,
+FaultService::Outcome FaultService::answer_evicted(Client& client, PendingFault& fault,
                                                    Entry entry) {
   if (entry.state() == PageState::same && entry.pattern() == 0 && !fault.write) {
     const auto progress = os_.uffd_zeropage(client.uffd.get(), fault.page, kPage);
@@ -411,6 +411,7 @@ FaultService::Outcome FaultService::answer_evicted(Client& client, const Pending
       fault.page == client.window_next ? std::min(client.window_pages * 2, most) : 1;
   const std::uint32_t room = want == 1 ? 1 : std::max(1U, clear_way(client, fault.page, want));
   std::uint32_t pages = fill_window(client, fault.page, entry, room);
+  if (pages == 0 && window_on_disk_) return order_read(client, fault, want);
   if (pages == 0) {
     if (store_.poison(client, fault.page, entry)) {
       spdlog::error("{}: the object of page {:#x} does not verify: the page is poisoned",
@@ -455,10 +456,13 @@ std::uint32_t FaultService::clear_way(Client& client, std::uint64_t start, std::
 std::uint32_t FaultService::fill_window(Client& client, std::uint64_t start, Entry first,
                                         std::uint32_t most) {
   std::uint32_t pages = 0;
+  window_on_disk_ = false;
   for (Entry entry = first; pages < most; entry = client.map->load(start + pages * kPage)) {
     if (!entry.evicted()) break;
     const std::span<std::byte, kPage> page(buffer_.data() + pages * kPage, kPage);
-    if (!store_.fetch(entry, *codec_, page)) break;
+    const auto fetched = store_.fetch(entry, *codec_, page);
+    window_on_disk_ = fetched && *fetched == PageStore::Fetched::on_disk;
+    if (!fetched || window_on_disk_) break;
     window_[pages++] = entry;
   }
   return pages;
@@ -578,6 +582,7 @@ void FaultService::let_go(Client& client, StepResult& result) {
     return;
   }
   client.pending.clear();
+  if (reader_ != nullptr) reader_->forget(client);
   client.reader_done = true;
 }
 

@@ -17,6 +17,7 @@
 #include "base/os.h"
 #include "daemon/address_space.h"
 #include "daemon/client.h"
+#include "daemon/disk_reader.h"
 #include "daemon/page_store.h"
 #include "daemon/tunables.h"
 
@@ -36,6 +37,11 @@ class FaultService {
 
   FaultService(Os& os, State& state, PageStore& store, ForkHost& host, const Tunables& tunables,
                std::unique_ptr<PageCodec> codec, StopThreads stop_threads = {});
+
+  // From here pages can be on disk. Before the first step.
+  void read_from(std::unique_ptr<DiskReader> reader) { reader_ = std::move(reader); }
+  // What its reads wait for; nullptr: it has none.
+  [[nodiscard]] DiskReader* reader() const { return reader_.get(); }
 
   StepResult step(Client& client);
 
@@ -65,7 +71,7 @@ class FaultService {
   [[nodiscard]] Outcome answer(Client& client, PendingFault& fault);
   [[nodiscard]] Outcome answer_and_learn_pid(Client& client, PendingFault& fault);
   [[nodiscard]] Outcome answer_none(Client& client, PendingFault& fault);
-  [[nodiscard]] Outcome answer_evicted(Client& client, const PendingFault& fault, Entry entry);
+  [[nodiscard]] Outcome answer_evicted(Client& client, PendingFault& fault, Entry entry);
   [[nodiscard]] Outcome answer_out(Client& client, PendingFault& fault, Entry entry);
   // From the transfer area; the entry is OUT, wanted, and its page has left the client.
   [[nodiscard]] Outcome rescue(Client& client, std::uint64_t page, Entry claimed);
@@ -79,11 +85,24 @@ class FaultService {
   [[nodiscard]] Outcome settle_error(Client& client, std::uint64_t page, int error);
   // Decompresses the run of evicted pages that begins at `start`, at most `most` of them, into the
   // buffer.
+  // 0: `first` does not verify, or is on disk (window_on_disk_).
   [[nodiscard]] std::uint32_t fill_window(Client& client, std::uint64_t start, Entry first,
                                           std::uint32_t most);
   // How many pages of a window have nothing in their place; 0: there is a guard where it begins.
   [[nodiscard]] std::uint32_t clear_way(Client& client, std::uint64_t start, std::uint32_t pages);
   void finish_fault(Client& client, const PendingFault& fault, Counter& kind);
+
+  // -- what is on disk (fault_service_disk.cc)
+  [[nodiscard]] Outcome order_read(Client& client, PendingFault& fault, std::uint32_t want);
+  // Puts to use what has been read. False: the descriptor has events to read first.
+  [[nodiscard]] bool deliver(Client& client, StepResult& result);
+  [[nodiscard]] bool deliver_order(Client& client, DiskReader::Order& order, StepResult& result);
+  [[nodiscard]] std::uint32_t unpack_order(Client& client, const DiskReader::Order& order);
+  [[nodiscard]] bool give_up_order(Client& client, DiskReader::Order& order);
+  void end_order(Client& client, DiskReader::Order& order);
+  void finish_delivered(Client& client, const DiskReader::Order& order, std::uint32_t pages);
+  // Orders what bring_back() meets on disk. False: not now.
+  [[nodiscard]] bool order_back(Client& client, std::uint64_t& cursor, StepResult& result);
 
   void serve_request(Client& client, StepResult& result);
   [[nodiscard]] bool unify(Client& client, std::uint64_t start, std::uint64_t bytes);
@@ -112,8 +131,10 @@ class FaultService {
   std::vector<UniqueFd>
       reserve_;  // descriptors kept for a FORK that finds the table full (HAZARDS 6)
   std::uint64_t read_error_said_us_ = 0;
-  Mapping buffer_;             // kMostWindow pages
-  std::vector<Entry> window_;  // the entries whose pages are in the buffer
+  Mapping buffer_;               // kMostWindow pages
+  std::vector<Entry> window_;    // the entries whose pages are in the buffer
+  bool window_on_disk_ = false;  // the entry that ended the window is on disk
+  std::unique_ptr<DiskReader> reader_;
   static constexpr std::uint32_t kMostWindow = 64;
 };
 

@@ -47,6 +47,10 @@ bool FaultService::bring_back(Client& client, std::uint64_t start, std::uint64_t
       continue;
     }
     const std::uint32_t pages = fill_window(client, cursor, entry, room);
+    if (pages == 0 && window_on_disk_) {
+      if (!order_back(client, cursor, result)) return false;
+      continue;
+    }
     if (pages == 0) {
       // Poisoned first, noted then: until the kernel has it, this page must not count as dealt
       // with.

@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <iostream>
 
+#include "base/io_ring.h"
 #include "daemon/daemon.h"
 #include "daemon/keeper.h"
 #include "daemon/version.h"
@@ -82,6 +83,7 @@ int run_daemon(const Options& options, Config config) {
   start_logging();
   raise_descriptor_limit();
   guard_own_memory();
+  use_io_uring();
   // 4. State, pool, threads, sockets.
   auto daemon =
       Daemon::create(real_os(), std::move(config), options.runtime_dir, std::move(*vetting));

@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "daemon/version.h"
 
 namespace foldswap {
@@ -17,9 +19,20 @@ json or_null(std::uint64_t bytes) {
   return bytes == wire::kNoLimit ? json(nullptr) : json(bytes);
 }
 
-json client_json(const Client& client) {
-  const std::uint64_t pool = value(client.record.pool_pages),
+// Pages of a client that are on disk now. Entries may change under the walk.
+std::uint64_t disk_pages(const Client& client, PageStore& store) {
+  std::uint64_t pages = 0;
+  for (std::uint64_t p = client.map->next_out(0, kAddressEnd); p < kAddressEnd;
+       p = client.map->next_out(p + kPage, kAddressEnd)) {
+    pages += store.on_disk(client.map->load(p)) ? 1 : 0;
+  }
+  return pages;
+}
+
+json client_json(const Client& client, PageStore& store, bool disk_in_use) {
+  const std::uint64_t objects = value(client.record.pool_pages),
                       same = value(client.record.same_filled_pages);
+  const std::uint64_t disk = disk_in_use ? std::min(disk_pages(client, store), objects) : 0;
   return {{"pid", client.pid()},
           {"name", client.name()},
           {"uid", client.uid},
@@ -27,8 +40,8 @@ json client_json(const Client& client) {
           {"resident_max_bytes", or_null(client.record.resident_max_bytes.load())},
           {"resident_bytes", client.rss_bytes.load()},
           {"evicted_pages", client.map->evicted_total()},
-          {"pool_pages", pool},
-          {"disk_pages", 0},
+          {"pool_pages", objects - disk},
+          {"disk_pages", disk},
           {"same_filled_pages", same},
           {"faults", value(client.record.faults)}};
 }
@@ -63,17 +76,37 @@ json faults_json(const Counters& c) {
             {"max", static_cast<double>(value(c.latency_max_ns)) / 1000.0}}}};
 }
 
+// read_bytes and written_bytes: what went to and came from the disk, cleaning included.
+json writeback_json(const DiskTier* disk, const PoolStats& pool, const Counters& c) {
+  const bool enabled = disk != nullptr;
+  return {{"enabled", enabled},
+          {"file_bytes", enabled ? disk->file().file_bytes() : 0},
+          {"live_bytes", enabled ? disk->file().live_bytes() : 0},
+          {"max_bytes", enabled ? disk->file().max_bytes() : 0},
+          {"pages", pool.outside},
+          {"compressed_bytes", pool.outside_bytes},
+          {"written_bytes", value(c.disk_written_bytes)},
+          {"cleaned_bytes", value(c.disk_cleaned_bytes)},
+          {"read_bytes", value(c.disk_read_bytes)},
+          {"errors", value(c.disk_errors)},
+          {"cipher", enabled ? disk->cipher() : "none"},
+          {"trouble", enabled ? disk->trouble() : ""}};
+}
+
 }  // namespace
 
-json clients_json(const Registry& registry) {
+json clients_json(const Registry& registry, PageStore& store) {
   json list = json::array();
-  for (const auto& client : registry.all()) list.push_back(client_json(*client));
+  const bool disk_in_use = store.pool().stats().outside != 0;
+  for (const auto& client : registry.all())
+    list.push_back(client_json(*client, store, disk_in_use));
   return list;
 }
 
-json stats_json(Os& os, State& state, Registry& registry, Pool& pool, std::uint64_t started_us) {
+json stats_json(Os& os, State& state, Registry& registry, PageStore& store, const DiskTier* disk,
+                std::uint64_t started_us) {
   const auto clients = registry.all();
-  const PoolStats p = pool.stats();
+  const PoolStats p = store.pool().stats();
   std::uint64_t same_pages = 0, quarantined = 0, maps = state.resident_bytes();
   for (const auto& client : clients) {
     same_pages += value(client->record.same_filled_pages);
@@ -97,20 +130,14 @@ json stats_json(Os& os, State& state, Registry& registry, Pool& pool, std::uint6
             {"incompressible_pages", p.incompressible},
             {"compressed_bytes", p.compressed_bytes},
             {"frame_bytes", p.frame_bytes},
-            {"metadata_bytes", p.metadata_bytes + maps},
+            {"metadata_bytes",
+             p.metadata_bytes + maps + (disk != nullptr ? disk->file().resident_bytes() : 0)},
             {"limit_bytes", p.limit_bytes},
             {"empty_frame_bytes", p.empty_frame_bytes},
             {"unused_bytes", p.unused_bytes},
             {"moved_bytes", p.moved_bytes},
             {"damaged_frames", p.damages}}},
-          {"writeback",
-           {{"enabled", false},
-            {"file_bytes", 0},
-            {"live_bytes", 0},
-            {"pages", 0},
-            {"written_bytes", 0},
-            {"read_bytes", 0},
-            {"errors", 0}}},
+          {"writeback", writeback_json(disk, p, c)},
           {"faults", faults_json(c)},
           {"evict",
            {{"pages", value(c.evict_pages)},
@@ -118,7 +145,7 @@ json stats_json(Os& os, State& state, Registry& registry, Pool& pool, std::uint6
             {"shared", value(c.evict_shared)},
             {"quarantined", quarantined},
             {"aborted", value(c.evict_aborted)}}},
-          {"clients", clients_json(registry)}};
+          {"clients", clients_json(registry, store)}};
 }
 
 }  // namespace foldswap

@@ -5,13 +5,17 @@
 #include <nlohmann/json.hpp>
 
 #include "base/os.h"
+#include "daemon/disk_tier.h"
+#include "daemon/page_store.h"
 #include "daemon/registry.h"
-#include "pool/pool.h"
 
 namespace foldswap {
 
-[[nodiscard]] nlohmann::json clients_json(const Registry& registry);
-[[nodiscard]] nlohmann::json stats_json(Os& os, State& state, Registry& registry, Pool& pool,
-                                        std::uint64_t started_us);
+// `store`: of every client's pages. With pages on disk each client's page map is walked, because
+// only the objects' records tell how many are there.
+[[nodiscard]] nlohmann::json clients_json(const Registry& registry, PageStore& store);
+// `disk`: nullptr when writeback is off.
+[[nodiscard]] nlohmann::json stats_json(Os& os, State& state, Registry& registry, PageStore& store,
+                                        const DiskTier* disk, std::uint64_t started_us);
 
 }  // namespace foldswap

@@ -2,6 +2,7 @@
 
 #include "base/mutation.h"
 #include "compress/same_filled.h"
+#include "daemon/disk_format.h"
 
 namespace foldswap {
 namespace {
@@ -19,19 +20,48 @@ void PageStore::count(Client& client, Entry entry, bool up) {
   up ? bump(counter) : drop(counter);
 }
 
-Status PageStore::fetch(Entry entry, PageCodec& codec, std::span<std::byte, kPage> page) {
+Result<PageStore::Fetched> PageStore::fetch(Entry entry, PageCodec& codec,
+                                            std::span<std::byte, kPage> page) {
   if (entry.state() == PageState::same) {
     fill_pattern(page, entry.pattern());
-    return {};
+    return Fetched::page;
   }
   std::byte packed[kPage];
   const auto loaded = pool_.load(object_of(entry), packed);
   if (!loaded) return std::unexpected(loaded.error());
+  if (loaded->elsewhere) {
+    if (!holds(loaded->elsewhere->place, loaded->elsewhere->length))
+      return fail_errno("its record names a place on disk where nothing is", EIO);
+    return Fetched::on_disk;
+  }
   if (loaded->codec == Codec::pattern) {
     fill_pattern(page, loaded->pattern);
-    return {};
+    return Fetched::page;
   }
-  return codec.decompress(loaded->codec, std::span(packed, loaded->length), page);
+  const auto done = codec.decompress(loaded->codec, std::span(packed, loaded->length), page);
+  if (!done) return std::unexpected(done.error());
+  return Fetched::page;
+}
+
+// A damaged record must not make us read elsewhere, or count what was never there.
+bool PageStore::holds(SegmentPlace place, std::uint32_t length) const {
+  return file_ != nullptr && length != 0 && length <= kPage && file_->in_use(place.segment) &&
+         place.unit * BackingFile::kUnit + disk_bytes(length) <= BackingFile::kSegmentBytes;
+}
+
+std::optional<ObjectInfo> PageStore::on_disk(Entry entry) {
+  if (file_ == nullptr || entry.state() != PageState::object) return std::nullopt;
+  const auto info = pool_.peek(object_of(entry));
+  return info && info->tier == Tier::segment && holds(info->place, info->length) ? info
+                                                                                 : std::nullopt;
+}
+
+Status PageStore::unpack(Entry entry, Codec with, std::span<const std::byte> packed,
+                         PageCodec& codec, std::span<std::byte, kPage> page) {
+  if (!pool_.verify(object_of(entry), packed)) {
+    return fail_errno("what came from the disk is not what was written", EIO);
+  }
+  return codec.decompress(with, packed, page);
 }
 
 Result<Entry> PageStore::put(std::span<const std::byte, kPage> page, CodecSpec spec,
@@ -59,7 +89,13 @@ bool PageStore::publish(Client& client, std::uint64_t page, Entry out, Entry ent
 }
 
 void PageStore::discard(Entry entry) {
-  if (entry.has_record()) pool_.unref(object_of(entry));
+  if (entry.has_record()) unref(object_of(entry));
+}
+
+void PageStore::unref(ObjectId id) {
+  const auto vacated = pool_.unref(id);
+  if (vacated && holds(vacated->place, vacated->length))
+    file_->release(vacated->place.segment, disk_bytes(vacated->length));
 }
 
 bool PageStore::clear(Client& client, std::uint64_t page, Entry entry, unsigned heat) {

@@ -6,9 +6,11 @@
 #pragma once
 
 #include <cstddef>
+#include <optional>
 #include <span>
 
 #include "compress/codec.h"
+#include "daemon/backing_file.h"
 #include "daemon/client.h"
 #include "pool/pool.h"
 
@@ -18,8 +20,19 @@ class PageStore {
  public:
   explicit PageStore(Pool& pool) : pool_(pool) {}
 
-  // The bytes of an evicted page. Error: its object does not verify.
-  [[nodiscard]] Status fetch(Entry entry, PageCodec& codec, std::span<std::byte, kPage> page);
+  // Where objects lie that are not in the pool's frames. Before any thread uses the store; it
+  // outlives the store.
+  void set_backing(BackingFile* file) { file_ = file; }
+
+  enum class Fetched : std::uint8_t { page, on_disk };
+  // The bytes of an evicted page, unless they are on disk. Error: its object does not verify.
+  [[nodiscard]] Result<Fetched> fetch(Entry entry, PageCodec& codec,
+                                      std::span<std::byte, kPage> page);
+  // Where on disk the object of an entry lies; nothing: it does not.
+  [[nodiscard]] std::optional<ObjectInfo> on_disk(Entry entry);
+  // A page from what its object was stored with, as it came from the disk. Error: it is not that.
+  [[nodiscard]] Status unpack(Entry entry, Codec with, std::span<const std::byte> packed,
+                              PageCodec& codec, std::span<std::byte, kPage> page);
 
   // Compresses and stores a page that left the client: the entry to publish. Error: the pool could
   // not take it.
@@ -30,6 +43,8 @@ class PageStore {
   [[nodiscard]] bool publish(Client& client, std::uint64_t page, Entry out, Entry entry);
   // Frees the object of an entry that was never published.
   void discard(Entry entry);
+  // One reference less, and the file learns of the room when it was the last one.
+  void unref(ObjectId id);
 
   // entry -> none; releases what it held. False when the page map says something else by now.
   bool clear(Client& client, std::uint64_t page, Entry entry, unsigned heat = 0);
@@ -46,7 +61,9 @@ class PageStore {
 
  private:
   void count(Client& client, Entry entry, bool up);
+  [[nodiscard]] bool holds(SegmentPlace place, std::uint32_t length) const;
   Pool& pool_;
+  BackingFile* file_ = nullptr;
 };
 
 }  // namespace foldswap

@@ -19,9 +19,13 @@ constexpr std::uint32_t kColdTicks = 8;
 
 }  // namespace
 
-PoolCare::PoolCare(Pool& pool, const Tunables& tunables, std::unique_ptr<PageCodec> codec,
+PoolCare::PoolCare(PageStore& store, const Tunables& tunables, std::unique_ptr<PageCodec> codec,
                    Clock::duration quiet)
-    : pool_(pool), tunables_(tunables), codec_(std::move(codec)), quiet_(quiet) {}
+    : store_(store),
+      pool_(store.pool()),
+      tunables_(tunables),
+      codec_(std::move(codec)),
+      quiet_(quiet) {}
 
 bool PoolCare::step() {
   const bool moved = pool_.tidy(kMoveBytes) != 0;
@@ -35,7 +39,8 @@ bool PoolCare::step() {
     tick_at_ = now;
   }
   const std::uint32_t least_age = now - tick_at_ < quiet_ ? kColdTicks : 0;
-  const auto cold = pool_.oldest(kRepacked, {.unsettled = true, .least_age = least_age});
+  const auto cold =
+      pool_.oldest(kRepacked, {.unsettled = true, .least_age = least_age, .among = 0});
   bool any = moved;
   for (const ObjectId id : cold) any = repack(id, spec) || any;
   return any;
@@ -59,7 +64,7 @@ bool PoolCare::repack(ObjectId id, CodecSpec spec) {
     }
   }
   if (replaced == Replaced::gone) pool_.settle(id);
-  pool_.unref(id);
+  store_.unref(id);  // it may have gone to disk meanwhile
   return replaced != Replaced::no_room;
 }
 

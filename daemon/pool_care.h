@@ -18,8 +18,8 @@
 #include <thread>
 
 #include "compress/codec.h"
+#include "daemon/page_store.h"
 #include "daemon/tunables.h"
-#include "pool/pool.h"
 
 namespace foldswap {
 
@@ -28,7 +28,7 @@ class PoolCare {
   using Clock = std::chrono::steady_clock;
 
   // quiet: when nothing was stored for so long, everything in the pool is cold.
-  PoolCare(Pool& pool, const Tunables& tunables, std::unique_ptr<PageCodec> codec,
+  PoolCare(PageStore& store, const Tunables& tunables, std::unique_ptr<PageCodec> codec,
            Clock::duration quiet = std::chrono::seconds(10));
 
   // True: there may be more to do at once.
@@ -40,6 +40,7 @@ class PoolCare {
   static constexpr std::uint64_t kMoveBytes = 256 * 1024;
   static constexpr std::size_t kRepacked = 32;
 
+  PageStore& store_;
   Pool& pool_;
   const Tunables& tunables_;
   const std::unique_ptr<PageCodec> codec_;

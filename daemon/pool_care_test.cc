@@ -19,7 +19,9 @@ struct PoolCareTest : ::testing::Test {
   Tunables tunables;
   std::unique_ptr<Pool> pool = Pool::create(real_os(), PoolConfig{}).value();
   std::unique_ptr<PageCodec> codec = PageCodec::make().value();
-  PoolCare care{*pool, tunables, PageCodec::make().value(), PoolCare::Clock::duration::zero()};
+  PageStore store_of_pages{*pool};
+  PoolCare care{store_of_pages, tunables, PageCodec::make().value(),
+                PoolCare::Clock::duration::zero()};
 
   static PageBytes page_of(std::uint64_t seed) {
     PageBytes page{};
@@ -70,7 +72,7 @@ TEST_F(PoolCareTest, ColdPagesArePackedAgainOnce) {
 }
 
 TEST_F(PoolCareTest, WhatWasJustStoredIsNotCold) {
-  PoolCare patient(*pool, tunables, PageCodec::make().value());
+  PoolCare patient(store_of_pages, tunables, PageCodec::make().value());
   tunables.cold_codec = static_cast<std::uint32_t>(Codec::zstd);
   tunables.cold_level = 3;
   std::vector<ObjectId> ids;

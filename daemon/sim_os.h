@@ -1,7 +1,7 @@
 // SimOs: a small model of one process's memory and its userfaultfd, behind the Os seam. For tests
 // of the core: it decides what the kernel would (registered, present, change under way), and can be
-// told to fail. Everything that is not about userfaultfd goes to the real system (memory files) or
-// has no answer. Thread safety: none; tests step the core by hand.
+// told to fail. Files on disk are SimDisk's (daemon/sim_disk.h). Everything else goes to the real
+// system (memory files) or has no answer. Thread safety: none; tests step the core by hand.
 #pragma once
 
 #include <array>
@@ -15,6 +15,7 @@
 
 #include "base/os.h"
 #include "daemon/page_map.h"
+#include "daemon/sim_disk.h"
 
 namespace foldswap {
 
@@ -37,7 +38,8 @@ class SimOs final : public Os {
   std::map<int, Space> spaces;
   std::map<int, int> pagemap_of;  // descriptor of a page map -> of its userfaultfd
   std::uint64_t clock_ns = 1'000'000'000;
-  std::deque<int> fail_copies;        // errno of the next COPYs; 0: succeeds
+  std::deque<int> fail_copies;  // errno of the next COPYs; 0: succeeds
+  SimDisk disk;
   std::function<void()> before_fill;  // runs once, when the next page is about to be filled
 
   void add_range(int fd, std::uint64_t start, std::uint64_t pages) {
@@ -133,10 +135,19 @@ class SimOs final : public Os {
     return real_os().memory_file(name, bytes);
   }
   int punch(int fd, std::uint64_t offset, std::uint64_t bytes) override {
-    return real_os().punch(fd, offset, bytes);
+    return disk.has(fd) ? disk.punch(fd, offset, bytes) : real_os().punch(fd, offset, bytes);
   }
   int allocate(int fd, std::uint64_t offset, std::uint64_t bytes) override {
-    return real_os().allocate(fd, offset, bytes);
+    return disk.has(fd) ? disk.allocate(fd, offset, bytes) : real_os().allocate(fd, offset, bytes);
+  }
+  Result<UniqueFd> unnamed_file(const std::string&, bool direct) override {
+    return disk.make_file(direct);
+  }
+  Result<FileSystemInfo> file_system(const std::string&) override { return disk.info; }
+  Result<std::uint64_t> allocated_bytes(int fd) override { return disk.allocated_bytes(fd); }
+  Result<std::unique_ptr<IoRing>> io_ring(int fd, std::span<std::byte> buffers,
+                                          unsigned depth) override {
+    return disk.make_ring(fd, buffers, depth);
   }
   Result<std::string> read_file(const std::string& path) override { return fail("no " + path); }
   Result<std::string> read_link(const std::string& path) override { return fail("no " + path); }

@@ -35,8 +35,18 @@ struct Counters {
       faults_poisoned;
   Counter readahead_pages;
   Counter evict_pages, evict_pinned, evict_shared, evict_aborted;
+  Counter disk_written_bytes, disk_read_bytes;  // writeback; what cleaning moves is in the first
+  Counter disk_cleaned_bytes;                   // of these, written again by cleaning
+  Counter disk_errors;                          // reads and writes that failed or did not verify
   Counter latency_max_ns;
   Counter latency[kLatencyBuckets];
+};
+
+// What the next daemon must know of the backing file. The key never leaves this memory.
+struct WritebackState {
+  std::byte key[32];
+  std::uint64_t has_key;
+  std::uint64_t next_generation;  // everything below may have been used (backing_file.h)
 };
 
 // More than there are threads that can wait for an event of theirs to be read, once the client's
@@ -90,12 +100,13 @@ struct StateHeader {
   std::uint32_t incarnation;  // of the daemon that runs: 1, 2, ... part of the layout lock words
   std::atomic<std::uint64_t> next_client_id;
   Counters counters;
+  WritebackState writeback;
   std::atomic<std::uint8_t> record_in_use[kMostClients];  // counted while others claim
 };
 
 class State {
  public:
-  static constexpr std::uint32_t kMagic = 0x53545346, kVersion = 2;  // "FSTS"
+  static constexpr std::uint32_t kMagic = 0x53545346, kVersion = 3;  // "FSTS"
   static Result<std::unique_ptr<State>> create(Os& os);
 
   [[nodiscard]] StateHeader& header() const { return *mapping_.as<StateHeader>(); }

@@ -38,6 +38,10 @@ Status FaultThread::start() {
   event.data.ptr = nullptr;
   if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, kick_.get(), &event) != 0)
     return fail_errno("epoll_ctl failed");
+  event.data.ptr = this;
+  DiskReader* const reader = service_->reader();
+  if (reader != nullptr && ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, reader->fd(), &event) != 0)
+    return fail_errno("epoll_ctl failed for io_uring");
   thread_ = std::thread([this] { run(); });
   return {};
 }
@@ -123,6 +127,7 @@ bool FaultThread::wait(std::uint64_t timeout_us) {
       kicked_ = false;
       continue;
     }
+    if (event.data.ptr == this) continue;  // disk reads: taken in run()
     auto* served = static_cast<Served*>(event.data.ptr);
     if ((event.events & EPOLLERR) != 0) {
       // A userfaultfd polls as an error when somebody made it blocking (HAZARDS 8): made right
@@ -141,6 +146,7 @@ void FaultThread::run() {
   std::uint64_t worked_at_us = 0;
   while (!stop_) {
     take_new();
+    if (DiskReader* const reader = service_->reader()) (void)reader->reap();
     const std::uint64_t now_us = os_.now_us();
     if (step_ready(now_us)) worked_at_us = os_.now_us();
     const std::uint64_t due = next_due_us();

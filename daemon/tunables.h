@@ -18,6 +18,10 @@ struct Tunables {
   std::atomic<std::uint32_t> cold_codec{0};  // likewise; raw: what is cold stays as it is
   std::atomic<std::int32_t> cold_level{0};
   std::atomic<std::uint32_t> incarnation{1};
+  std::atomic<std::uint64_t> writeback_max{0}, writeback_free_min{0};  // bytes
+  std::atomic<std::uint64_t> writeback_per_day{0};                     // bytes; 0: no budget
+  std::atomic<std::uint64_t> available_low{0};                         // bytes; 0: not looked at
+  std::atomic<std::uint32_t> psi_ms{0};                                // likewise
 
   [[nodiscard]] CodecSpec codec_spec() const {
     return {static_cast<Codec>(codec.load(std::memory_order_relaxed)),

@@ -42,7 +42,7 @@ struct PoolConfig {
 struct PoolHeader {
   static constexpr std::uint64_t kMagicRecords = 0x0053445243455246;  // "FRECRDS"
   static constexpr std::uint64_t kMagicMeta = 0x004154454d4c4f50;     // "POLMETA"
-  static constexpr std::uint32_t kVersion = 2;
+  static constexpr std::uint32_t kVersion = 3;
   std::uint64_t magic;
   std::uint32_t version;
   std::uint32_t frame_bytes, buddies, chunk_bytes, header_bytes, shards;
@@ -86,8 +86,9 @@ struct ShardState {
   std::uint32_t list_head[kClasses];
   std::uint32_t empty_frames, used_frames;  // on the lists, without and with objects
   std::uint64_t used_chunks;
-  std::uint64_t objects, patterns, incompressible;
+  std::uint64_t objects, patterns, incompressible;  // objects with bytes in frames
   std::uint64_t compressed_bytes;
+  std::uint64_t outside, outside_bytes;  // objects elsewhere (Tier::segment), and their bytes
   std::uint64_t compactions, compacted_bytes, moved_bytes;
   std::uint64_t misuses, damages;
   std::uint64_t ticks;  // that have passed: the clock of age, which records know modulo kAges

@@ -124,14 +124,19 @@ Result<Loaded> Pool::load(ObjectId id, std::span<std::byte, 4096> out) {
   const std::optional<RawLoad> raw = shard_of(id).load(id, out);
   if (!raw) return unknown(id);
   const ObjectMeta& meta = raw->meta;
-  if (meta.codec == Codec::pattern) return Loaded{meta.codec, 0, raw->pattern};
+  if (meta.codec == Codec::pattern) return Loaded{.codec = meta.codec, .pattern = raw->pattern};
+  if (raw->where.tier == Tier::segment) {
+    return Loaded{.codec = meta.codec,
+                  .checksum = meta.checksum,
+                  .elsewhere = Loaded::Elsewhere{raw->where.segment_place(), meta.length}};
+  }
   if (meta.length == 0 || meta.length > out.size() ||
       checksum28(out.first(meta.length)) != meta.checksum) {
     return fail_errno("the checksum of object " + std::to_string(static_cast<std::uint64_t>(id)) +
                           " does not hold",
                       EIO);
   }
-  return Loaded{meta.codec, meta.length, 0};
+  return Loaded{.codec = meta.codec, .length = meta.length, .checksum = meta.checksum};
 }
 
 bool Pool::ref(ObjectId id) {
@@ -142,9 +147,27 @@ bool Pool::try_ref(ObjectId id) {
   return shard_of(id).ref(id, true);
 }
 
-void Pool::unref(ObjectId id) {
+std::optional<Vacated> Pool::unref(ObjectId id) {
   Shard& shard = shard_of(id);
-  give_back(shard, shard.unref(id));
+  std::optional<Vacated> vacated;
+  give_back(shard, shard.unref(id, vacated));
+  return vacated;
+}
+
+bool Pool::move_out(ObjectId id, const Loaded& as_loaded, SegmentPlace place) {
+  Shard& shard = shard_of(id);
+  const ObjectMeta expected{0, as_loaded.length, as_loaded.codec, as_loaded.checksum};
+  if (!shard.move_out(id, expected, place)) return false;
+  give_back(shard, shard.surplus());
+  return true;
+}
+
+bool Pool::move_elsewhere(ObjectId id, SegmentPlace from, SegmentPlace to) {
+  return shard_of(id).move_elsewhere(id, from, to);
+}
+
+bool Pool::verify(ObjectId id, std::span<const std::byte> data) {
+  return shard_of(id).checksum_of(id) == checksum28(data);
 }
 
 // Down to half of what may be kept, so that a punch gives back several frames where it can.
@@ -157,8 +180,12 @@ std::uint32_t Pool::refs(ObjectId id) {
   return info(id).refs;
 }
 
+std::optional<ObjectInfo> Pool::peek(ObjectId id) {
+  return shard_of(id).info(id, true);
+}
+
 ObjectInfo Pool::info(ObjectId id) {
-  return shard_of(id).info(id).value_or(ObjectInfo{});
+  return shard_of(id).info(id, false).value_or(ObjectInfo{});
 }
 
 bool Pool::reserve(std::uint64_t bytes_worst_case) {
@@ -167,6 +194,11 @@ bool Pool::reserve(std::uint64_t bytes_worst_case) {
 
 bool Pool::can_reserve(std::uint64_t bytes_worst_case) const {
   return budget_.spare_places() >= static_cast<std::int64_t>(places_for(bytes_worst_case));
+}
+
+std::uint64_t Pool::spare_bytes() const {
+  const std::int64_t places = budget_.spare_places();
+  return places <= 0 ? 0 : static_cast<std::uint64_t>(places) * kObjectBytesMax;
 }
 
 void Pool::release_reservation(std::uint64_t bytes_worst_case) {
@@ -288,20 +320,28 @@ void Pool::settle(ObjectId id) {
 // later one will. Each shard has its share, and another is the first each time.
 std::vector<ObjectId> Pool::oldest(std::size_t most, const AgeQuery& query) {
   constexpr std::uint32_t kPagesPerHold = 8, kHolds = 32;
-  std::vector<ObjectId> found;
+  std::vector<Shard::Aged> found;
   found.reserve(most);
   const std::size_t share = (most + shards_.size() - 1) / shards_.size();
+  const std::size_t among = std::max(query.among / shards_.size(), share);
   const std::uint32_t turn = oldest_turn_.fetch_add(1, std::memory_order_relaxed);
   for (std::size_t i = 0; i < shards_.size(); ++i) {
     Shard& shard = *shards_[(turn + i) % shards_.size()];
     const std::size_t end = std::min(found.size() + share, most);
     Shard::Sweep sweep;
     for (std::uint32_t hold = 0; hold < kHolds && found.size() < end && !sweep.done; ++hold) {
-      shard.oldest({end - found.size(), query.least_age, query.unsettled}, kPagesPerHold, sweep,
-                   found);
+      shard.oldest({end - found.size(), among, query.least_age, query.unsettled}, kPagesPerHold,
+                   sweep, found);
     }
   }
-  return found;
+  // By number within an age: what was stored together has numbers near each other.
+  std::ranges::sort(found, [](const Shard::Aged& a, const Shard::Aged& b) {
+    return a.ticks != b.ticks ? a.ticks > b.ticks : a.id < b.id;
+  });
+  std::vector<ObjectId> ids;
+  ids.reserve(found.size());
+  for (const Shard::Aged& object : found) ids.push_back(object.id);
+  return ids;
 }
 
 std::uint64_t Pool::ticks() {

@@ -33,6 +33,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -48,8 +49,15 @@ namespace foldswap {
 
 struct Loaded {
   Codec codec = Codec::raw;
-  std::uint32_t length = 0;   // bytes copied out; 0 for a pattern
-  std::uint64_t pattern = 0;  // Codec::pattern only
+  std::uint32_t length = 0;    // bytes copied out; 0 for a pattern, and for what lies elsewhere
+  std::uint64_t pattern = 0;   // Codec::pattern only
+  std::uint32_t checksum = 0;  // of the bytes
+  // The object has left the frames: nothing was copied out.
+  struct Elsewhere {
+    SegmentPlace place;
+    std::uint32_t length = 0;
+  };
+  std::optional<Elsewhere> elsewhere = std::nullopt;
 };
 
 class Pool {
@@ -68,16 +76,20 @@ class Pool {
   [[nodiscard]] Result<ObjectId> store(std::span<const std::byte> data, Codec codec);
   // An object that is one 8-byte word again and again: a record, no frame space, no reservation.
   [[nodiscard]] Result<ObjectId> store_pattern(std::uint64_t pattern);
-  // Copies the codec's output into `out` and verifies it.
+  // Copies the codec's output into `out` and verifies it; what lies elsewhere is for the caller to
+  // fetch, and to verify with verify().
   [[nodiscard]] Result<Loaded> load(ObjectId id, std::span<std::byte, 4096> out);
 
   // One more reference. False when the count is full (2^20 - 1) or the id names no object.
   [[nodiscard]] bool ref(ObjectId id);
-  // One less; the last one frees the object, and may give surplus memory back to the system.
-  void unref(ObjectId id);
+  // One less; the last one frees the object, and may give surplus memory back to the system. When
+  // the object lay elsewhere, whoever keeps account of that place must be told.
+  std::optional<Vacated> unref(ObjectId id);
   // 0 when the id names no object.
   [[nodiscard]] std::uint32_t refs(ObjectId id);
   [[nodiscard]] ObjectInfo info(ObjectId id);
+  // As info(), for an id that may have been freed since.
+  [[nodiscard]] std::optional<ObjectInfo> peek(ObjectId id);
 
   // Sets room aside for pages that are about to be taken out of a client: 4096 bytes for each,
   // however well it will compress. True: as many stores as that cannot fail for the limit, whatever
@@ -87,6 +99,9 @@ class Pool {
   void release_reservation(std::uint64_t bytes_worst_case);
   // Whether reserve() would do it now; another thread may be faster.
   [[nodiscard]] bool can_reserve(std::uint64_t bytes_worst_case) const;
+
+  // What reserve() could grant in all.
+  [[nodiscard]] std::uint64_t spare_bytes() const;
 
   // Rounds down to whole frames. A limit below what is held stops growth and reservations; nothing
   // is dropped. Error: more than PoolConfig::frame_bytes_max.
@@ -98,13 +113,23 @@ class Pool {
   [[nodiscard]] Replaced replace(ObjectId id, std::span<const std::byte> data, Codec codec);
   // It was tried, and is not worth another try.
   void settle(ObjectId id);
-  // Up to `most` objects with bytes in frames that are among the oldest, in no order. By the time
+  // -- the tier below: bytes that somebody keeps elsewhere. The caller holds a reference.
+  // Lets go of the bytes in the frame, which are at `place` by now. False: they are not what was
+  // loaded (`as_loaded`) any more, or not in a frame.
+  [[nodiscard]] bool move_out(ObjectId id, const Loaded& as_loaded, SegmentPlace place);
+  // From one place elsewhere to another. False: it is not at `from`.
+  [[nodiscard]] bool move_elsewhere(ObjectId id, SegmentPlace from, SegmentPlace to);
+  // Whether these are the bytes that the object was stored with.
+  [[nodiscard]] bool verify(ObjectId id, std::span<const std::byte> data);
+
+  // Up to `most` objects with bytes in frames that are among the oldest, oldest first. By the time
   // of the answer they may have been freed. Age is coarse, and counted by stores (shard.cc), not by
   // loads: what is loaded is freed. A call looks at a bounded part of the pool; an empty answer
   // does not mean that there are none.
   struct AgeQuery {
     bool unsettled = false;       // those only that are not settled
     std::uint32_t least_age = 0;  // ticks
+    std::size_t among = 0;        // how many count as the oldest; at least `most`
   };
   [[nodiscard]] std::vector<ObjectId> oldest(std::size_t most, const AgeQuery& query);
   [[nodiscard]] std::vector<ObjectId> oldest(std::size_t most) { return oldest(most, AgeQuery{}); }

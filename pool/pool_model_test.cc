@@ -4,6 +4,7 @@
 #include <rapidcheck/gtest.h>
 
 #include <map>
+#include <optional>
 
 #include "pool/test_support.h"
 
@@ -19,6 +20,7 @@ struct Expected {
   std::uint64_t seed = 0;
   std::size_t bytes = 0;
   std::uint32_t refs = 1;
+  std::optional<SegmentPlace> outside;
 };
 
 struct Step {
@@ -74,6 +76,10 @@ class Machine {
       case 15:
         oldest(step);
         break;
+      case 17:
+      case 18:
+        move_outside(pick(step.a), step);
+        break;
       default:
         check();
         break;
@@ -84,12 +90,14 @@ class Machine {
     const Status status = pool_->validate();
     if (!status) RC_FAIL(status.error().message);
     const PoolStats stats = pool_->stats();
-    std::uint64_t objects = 0, patterns = 0, bytes = 0;
+    std::uint64_t objects = 0, patterns = 0, bytes = 0, outside = 0, outside_bytes = 0;
     for (const auto& [id, want] : model_) {
       RC_ASSERT(pool_->refs(ObjectId{id}) == want.refs);
-      want.pattern ? ++patterns : ++objects;
-      bytes += want.bytes;
+      (want.pattern ? patterns : want.outside ? outside : objects) += 1;
+      (want.outside ? outside_bytes : bytes) += want.bytes;
     }
+    RC_ASSERT(stats.outside == outside);
+    RC_ASSERT(stats.outside_bytes == outside_bytes);
     RC_ASSERT(stats.objects == objects);
     RC_ASSERT(stats.pattern_objects == patterns);
     RC_ASSERT(stats.compressed_bytes == bytes);
@@ -99,8 +107,7 @@ class Machine {
     check();
     while (!model_.empty()) {
       load(model_.begin());
-      pool_->unref(ObjectId{model_.begin()->first});
-      if (--model_.begin()->second.refs == 0) model_.erase(model_.begin());
+      unref(model_.begin());
     }
     pool_->trim(0);
     check();
@@ -139,7 +146,7 @@ class Machine {
       return false;
     }
     const auto [at, fresh] =
-        model_.emplace(static_cast<std::uint64_t>(*id), Expected{false, seed_, bytes});
+        model_.emplace(static_cast<std::uint64_t>(*id), Expected{false, seed_, bytes, 1, {}});
     RC_ASSERT(fresh);
     return true;
   }
@@ -149,7 +156,7 @@ class Machine {
   void pattern(const Step& step) {
     const auto id = pool_->store_pattern(step.b * 0x9e3779b97f4a7c15ULL);
     RC_ASSERT(id.has_value());
-    model_[static_cast<std::uint64_t>(*id)] = {true, step.b * 0x9e3779b97f4a7c15ULL, 0};
+    model_[static_cast<std::uint64_t>(*id)] = {true, step.b * 0x9e3779b97f4a7c15ULL, 0, 1, {}};
   }
   void reserve(const Step& step) {
     const std::uint64_t pages = 1 + step.a % 40;
@@ -170,8 +177,15 @@ class Machine {
     RC_ASSERT((loaded->codec == Codec::pattern) == at->second.pattern);
     if (at->second.pattern) {
       RC_ASSERT(loaded->pattern == at->second.seed);
+    } else if (at->second.outside) {
+      RC_ASSERT(loaded->length == 0U && loaded->elsewhere.has_value());
+      RC_ASSERT(loaded->elsewhere->place == *at->second.outside);
+      RC_ASSERT(loaded->elsewhere->length == at->second.bytes);
+      RC_ASSERT(pool_->verify(ObjectId{at->first}, content(at->second.seed, at->second.bytes)));
+      RC_ASSERT(!pool_->verify(ObjectId{at->first}, content(at->second.seed + 1, 40)));
     } else {
       const Bytes want = content(at->second.seed, at->second.bytes);
+      RC_ASSERT(!loaded->elsewhere);
       RC_ASSERT(loaded->length == want.size());
       RC_ASSERT(std::equal(want.begin(), want.end(), out.begin()));
     }
@@ -183,27 +197,52 @@ class Machine {
   }
   void unref(Model::iterator at) {
     if (at == model_.end()) return;
-    pool_->unref(ObjectId{at->first});
-    if (--at->second.refs == 0) model_.erase(at);
+    const auto vacated = pool_->unref(ObjectId{at->first});
+    const bool last = --at->second.refs == 0;
+    RC_ASSERT(vacated.has_value() == (last && at->second.outside.has_value()));
+    if (vacated) RC_ASSERT(vacated->place == *at->second.outside);
+    if (vacated) RC_ASSERT(vacated->length == at->second.bytes);
+    if (last) model_.erase(at);
   }
   void replace(Model::iterator at, const Step& step) {
     if (at == model_.end() || at->second.pattern) return;
     const std::size_t bytes = size_of({0, step.b, step.a * 37});
     const Replaced replaced =
         pool_->replace(ObjectId{at->first}, content(++seed_, bytes), Codec::lz4);
-    RC_ASSERT(replaced != Replaced::gone);
+    RC_ASSERT((replaced == Replaced::gone) == at->second.outside.has_value());
+    if (at->second.outside) return;
     if (replaced == Replaced::no_room) return;
     at->second.seed = seed_;
     at->second.bytes = bytes;
     RC_ASSERT(pool_->info(ObjectId{at->first}).settled);
   }
+  // Out to a place of a file that the pool knows nothing about, and on to another one.
+  void move_outside(Model::iterator at, const Step& step) {
+    if (at == model_.end()) return;
+    Expected& want = at->second;
+    const ObjectId id{at->first};
+    const SegmentPlace to{step.b * 7, step.a * 31};
+    if (want.outside) {
+      RC_ASSERT(!pool_->move_elsewhere(id, {to.segment + 1, to.unit}, to));
+      RC_ASSERT(pool_->move_elsewhere(id, *want.outside, to));
+    } else {
+      RC_ASSERT(!pool_->move_elsewhere(id, to, to));
+      test::Page out;
+      Loaded loaded = pool_->load(id, out).value();
+      RC_ASSERT(pool_->move_out(id, loaded, to) != want.pattern);
+      if (want.pattern) return;
+      RC_ASSERT(!pool_->move_out(id, loaded, to));
+    }
+    want.outside = to;
+  }
   void oldest(const Step& step) {
     const std::size_t most = 1 + step.a % 20;
-    const auto ids = pool_->oldest(most, {.unsettled = step.b % 2 != 0, .least_age = 0});
+    const auto ids =
+        pool_->oldest(most, {.unsettled = step.b % 2 != 0, .least_age = 0, .among = 0});
     RC_ASSERT(ids.size() <= most);
     for (const ObjectId id : ids) {
       const auto at = model_.find(static_cast<std::uint64_t>(id));
-      RC_ASSERT(at != model_.end() && !at->second.pattern);
+      RC_ASSERT(at != model_.end() && !at->second.pattern && !at->second.outside);
       if (step.b % 2 != 0) RC_ASSERT(!pool_->info(id).settled);
     }
     if (step.b % 2 == 0 && pool_->stats().objects != 0) RC_ASSERT(!ids.empty());
@@ -223,7 +262,7 @@ class Machine {
 struct PoolModelTest : ::testing::TestWithParam<test::NamedGeometry> {};
 
 TEST_P(PoolModelTest, AnySequence) {
-  const auto step = rc::gen::build<Step>(rc::gen::set(&Step::op, rc::gen::inRange(0U, 17U)),
+  const auto step = rc::gen::build<Step>(rc::gen::set(&Step::op, rc::gen::inRange(0U, 20U)),
                                          rc::gen::set(&Step::a, rc::gen::inRange(0U, 1000U)),
                                          rc::gen::set(&Step::b, rc::gen::inRange(0U, 5000U)));
   EXPECT_TRUE(rc::check([&] {

@@ -296,8 +296,8 @@ TEST_F(PoolMovesTest, OtherBytesForTheSameObject) {
   pool->settle(other);
   EXPECT_TRUE(pool->info(other).settled);
   EXPECT_TRUE(holds(*pool, other, content(3, 700)));
-  EXPECT_TRUE(pool->oldest(10, {.unsettled = true, .least_age = 0}).empty());
-  EXPECT_TRUE(pool->oldest(10, {.unsettled = false, .least_age = 1}).empty());
+  EXPECT_TRUE(pool->oldest(10, {.unsettled = true, .least_age = 0, .among = 0}).empty());
+  EXPECT_TRUE(pool->oldest(10, {.unsettled = false, .least_age = 1, .among = 0}).empty());
   EXPECT_EQ(pool->oldest(1).size(), 1U);
   EXPECT_EQ(pool->oldest(10).size(), 2U);
   const ObjectId pattern = pool->store_pattern(5).value();
@@ -348,6 +348,28 @@ TEST_F(PoolMovesTest, TheOldestAreFoundFirst) {
   EXPECT_GE(static_cast<std::size_t>(same) * 100, again.size() * 95);
 }
 
+// An object that was packed again while its old bytes were on their way out stays: what lies out
+// there is not what its record describes.
+TEST_F(PoolMovesTest, WhatWasReplacedMeanwhileIsNotMovedOut) {
+  const auto pool = test::make_pool(os, test::config_of({16384, 64}, kMiB));
+  const ObjectId id = pool->store(content(1, 900), Codec::lz4).value();
+  test::Page out;
+  const Loaded old = pool->load(id, out).value();
+  ASSERT_EQ(pool->replace(id, content(2, 500), Codec::zstd), Replaced::done);
+  EXPECT_FALSE(pool->move_out(id, old, {1, 2}));
+  const Loaded now = pool->load(id, out).value();
+  const Bytes want = content(2, 500);
+  ASSERT_EQ(now.length, want.size());
+  EXPECT_TRUE(std::equal(want.begin(), want.end(), out.begin()));
+  EXPECT_TRUE(pool->move_out(id, now, {1, 2}));
+  EXPECT_EQ(pool->stats().objects, 0U);
+  EXPECT_TRUE(pool->oldest(10).empty());
+  EXPECT_TRUE(pool->validate());
+  const auto vacated = pool->unref(id);
+  ASSERT_TRUE(vacated.has_value());
+  EXPECT_EQ(vacated->length, 500U);
+}
+
 // HAZARDS 19: a daemon may be killed at any instruction of a move or a replacement. A child makes
 // them while we single-step it; after every instruction each object must be whole where its record
 // says, or where the noted replacement says.
@@ -363,7 +385,7 @@ TEST_F(PoolMovesTest, Hazard19_WholeAtEveryInstruction) {
   }
   std::vector<Kept> kept;
   for (std::uint64_t i = 0; i < ids.size(); ++i) {
-    i % 3 == 0 || i > 30 ? kept.push_back({ids[i], i}) : pool->unref(ids[i]);
+    i % 3 == 0 || i > 30 ? kept.push_back({ids[i], i}) : void(pool->unref(ids[i]));
   }
   const auto records = Mapping::shared(pool->layout().records_fd(), kMiB).value();
   const PoolLayout& layout = pool->layout();
@@ -373,6 +395,9 @@ TEST_F(PoolMovesTest, Hazard19_WholeAtEveryInstruction) {
   };
   const Bytes changed = content(1234, 700);
   const ObjectId replaced = kept.back().id;
+  constexpr SegmentPlace kOutside{7, 11};
+  test::Page out;
+  const Loaded leaving = pool->load(kept.front().id, out).value();
   const auto is_whole = [&](const Kept& object) {
     const auto& record =
         *records.as<Record>(static_cast<std::size_t>(object.id) * sizeof(Record) + kTablePageBytes);
@@ -383,6 +408,7 @@ TEST_F(PoolMovesTest, Hazard19_WholeAtEveryInstruction) {
       where = Location::unpack(noted.location);
       what = ObjectMeta::unpack(noted.meta);
     }
+    if (where.tier == Tier::segment) return where.segment_place() == kOutside;
     const Bytes want = what.length == 700 ? changed : content(object.seed, 1000);
     return what.length == want.size() && std::memcmp(at(where), want.data(), want.size()) == 0 &&
            checksum28(want) == what.checksum;
@@ -390,7 +416,8 @@ TEST_F(PoolMovesTest, Hazard19_WholeAtEveryInstruction) {
 
   test::single_step(
       [&] {
-        const bool moved = pool->tidy(3'000) != 0;
+        const bool moved =
+            pool->tidy(3'000) != 0 && pool->move_out(kept.front().id, leaving, kOutside);
         return pool->replace(replaced, changed, Codec::zstd) == Replaced::done && moved;
       },
       [&] {

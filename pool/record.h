@@ -3,20 +3,21 @@
 //   location word                            meta word
 //   63..62  tier                             63..36  checksum over the codec's output
 //   61      settled: not worth packing again 35..33  codec
-//   58..27  frame number                     32..20  length of the codec's output, bytes
+//   58..27  frame or segment number          32..20  length of the codec's output, bytes
 //   26..15  age: the shard's tick at store   19..0   reference count; 0: the record is free
-//   14..0   chunk within the frame
-// The location word of a Codec::pattern object is the pattern itself, all 64 bits of it.
+//   14..0   chunk within the frame, or unit within the segment
+// A segment is of a file that the pool knows nothing else about (Tier::segment). The location word
+// of a Codec::pattern object is the pattern itself, all 64 bits of it.
 //
-// Invariant: a move (and, with a disk tier, writeback) changes the location word and nothing else,
-// with one atomic store, after the bytes are where the word will point: whoever looks at a record
-// after a crash at any instruction finds the object. Only replacing an object's bytes changes both
-// words; it is noted before (Replacing in layout.h). Whoever recovers finishes that first, moves
-// objects out of the scratch frames, and counts references anew from the page maps: one may be held
-// by whoever died while replacing. Publish order: bytes in the frame,
-// location word, meta word (release); only then is the id returned. Thread safety: words are
-// atomic; they change under the shard's lock only. Lives in a memory file that outlives a process:
-// positions by number, never by pointer.
+// Invariant: a move, be it to another frame or out to a segment, changes the location word and
+// nothing else, with one atomic store, after the bytes are where the word will point: whoever looks
+// at a record after a crash at any instruction finds the object. Only replacing an object's bytes
+// changes both words; it is noted before (Replacing in layout.h). Whoever recovers finishes that
+// first, moves objects out of the scratch frames, and counts references anew from the page maps:
+// one may be held by whoever died while replacing. Publish order: bytes in the frame, location
+// word, meta word (release); only then is the id returned. Thread safety: words are atomic; they
+// change under the shard's lock only. Lives in a memory file that outlives a process: positions by
+// number, never by pointer.
 #pragma once
 
 #include <atomic>
@@ -32,10 +33,23 @@ enum class ObjectId : std::uint64_t { none = 0 };
 
 enum class Tier : std::uint8_t { none = 0, frame = 1, segment = 2 };
 
+// Where an object lies that has left the frames. What a unit is, the owner of the file says.
+struct SegmentPlace {
+  std::uint32_t segment = 0;
+  std::uint32_t unit = 0;  // 0..32767
+  friend bool operator==(const SegmentPlace&, const SegmentPlace&) = default;
+};
+
+// An object that nobody refers to any more, and that did not lie in a frame: its place is free now.
+struct Vacated {
+  SegmentPlace place;
+  std::uint32_t length = 0;
+};
+
 struct Location {
   Tier tier = Tier::none;
-  std::uint32_t frame = 0;
-  std::uint32_t chunk = 0;  // 0..32767
+  std::uint32_t frame = 0;  // or segment
+  std::uint32_t chunk = 0;  // 0..32767; or unit
   std::uint32_t age = 0;    // 0..4095
   bool settled = false;
 
@@ -49,6 +63,7 @@ struct Location {
             static_cast<std::uint32_t>(word & 0x7fff),
             static_cast<std::uint32_t>(word >> 15 & 0xfff), (word >> 61 & 1) != 0};
   }
+  [[nodiscard]] constexpr SegmentPlace segment_place() const { return {frame, chunk}; }
   friend bool operator==(const Location&, const Location&) = default;
 };
 

@@ -32,6 +32,11 @@ void Shard::count(const ObjectMeta& meta, Location where, std::uint64_t by) {
     state_.patterns += by;
     return;
   }
+  if (where.tier == Tier::segment) {
+    state_.outside += by;
+    state_.outside_bytes += by * meta.length;
+    return;
+  }
   state_.objects += by;
   state_.compressed_bytes += by * meta.length;
   state_.age_count[where.age] += static_cast<std::uint32_t>(by);
@@ -132,10 +137,10 @@ std::uint32_t Shard::oldest_age(std::size_t wanted, bool unsettled) const {
   return found == 0 ? kAges : age;
 }
 
-void Shard::oldest(Search search, std::uint32_t pages, Sweep& sweep, std::vector<ObjectId>& out) {
+void Shard::oldest(Search search, std::uint32_t pages, Sweep& sweep, std::vector<Aged>& out) {
   const Lock lock(mutex_);
   const std::uint32_t least =
-      std::max(oldest_age(search.wanted, search.unsettled), search.least_age);
+      std::max(oldest_age(search.among, search.unsettled), search.least_age);
   const std::size_t most = std::min(out.size() + search.wanted, out.capacity());
   if (!sweep.begun) sweep = {true, false, false, state_.age_cursor, state_.age_cursor};
   const auto* const entries = reinterpret_cast<const Record*>(records_.at(0));
@@ -145,8 +150,8 @@ void Shard::oldest(Search search, std::uint32_t pages, Sweep& sweep, std::vector
     if (object.what().codec == Codec::pattern) return;
     const Location where = object.where();
     if (where.tier != Tier::frame || (search.unsettled && where.settled)) return;
-    if ((ticks + kAges - where.age) % kAges < least) return;
-    if (out.size() < most) out.push_back(ObjectId{item});
+    const auto age = static_cast<std::uint32_t>((ticks + kAges - where.age) % kAges);
+    if (age >= least && out.size() < most) out.push_back({ObjectId{item}, age});
   };
   for (; pages > 0 && !sweep.done && out.size() < most; --pages) {
     const std::uint32_t end = sweep.wrapped ? sweep.start : records_.pages_end();
@@ -184,14 +189,15 @@ std::optional<RawLoad> Shard::load(ObjectId id, std::span<std::byte, 4096> out) 
   if (found == nullptr) return std::nullopt;
   const ObjectMeta meta = found->what();
   if (meta.codec == Codec::pattern) {
-    return RawLoad{meta, found->location.load(std::memory_order_acquire)};
+    return RawLoad{meta, found->location.load(std::memory_order_acquire), {}};
   }
   // A damaged record must not make us read elsewhere (no length: an error); the checksum tells the
   // rest.
   const Location where = found->where();
-  if (!frames_.within(where, meta.length)) return RawLoad{ObjectMeta{}, 0};
+  if (where.tier == Tier::segment) return RawLoad{meta, 0, where};
+  if (!frames_.within(where, meta.length)) return RawLoad{ObjectMeta{}, 0, {}};
   std::memcpy(out.data(), frames_.data(where, meta.length), meta.length);
-  return RawLoad{meta, 0};
+  return RawLoad{meta, 0, where};
 }
 
 bool Shard::ref(ObjectId id, bool quiet) {
@@ -205,7 +211,7 @@ bool Shard::ref(ObjectId id, bool quiet) {
   return true;
 }
 
-Surplus Shard::unref(ObjectId id) {
+Surplus Shard::unref(ObjectId id, std::optional<Vacated>& vacated) {
   const Lock lock(mutex_);
   Record* const found = find(id);
   if (found == nullptr) return {};
@@ -218,9 +224,49 @@ Surplus Shard::unref(ObjectId id) {
   found->meta.store(0, std::memory_order_release);
   const Location where = meta.codec == Codec::pattern ? Location{} : found->where();
   if (where.tier == Tier::frame) frames_.remove(where, meta.length);
+  if (where.tier == Tier::segment) vacated = Vacated{where.segment_place(), meta.length};
   records_.give(static_cast<std::uint32_t>(id));
   count(meta, where, ~std::uint64_t{0});
   return surplus_locked();
+}
+
+// The bytes are where the word will point (whoever calls has seen the write end), so one store is
+// enough, and a death before or after it leaves a whole object.
+bool Shard::move_out(ObjectId id, const ObjectMeta& expected, SegmentPlace place) {
+  const Lock lock(mutex_);
+  Record* const found = find(id, true);
+  if (found == nullptr) return false;
+  const ObjectMeta meta = found->what();
+  const Location from = found->where();
+  if (meta.codec == Codec::pattern || from.tier != Tier::frame || meta.codec != expected.codec ||
+      meta.length != expected.length || meta.checksum != expected.checksum) {
+    return false;
+  }
+  const Location to{Tier::segment, place.segment, place.unit, from.age, from.settled};
+  found->set(to);
+  frames_.remove(from, meta.length);
+  count(meta, from, ~std::uint64_t{0});
+  count(meta, to, 1);
+  return true;
+}
+
+bool Shard::move_elsewhere(ObjectId id, SegmentPlace from, SegmentPlace to) {
+  const Lock lock(mutex_);
+  Record* const found = find(id, true);
+  if (found == nullptr || found->what().codec == Codec::pattern) return false;
+  Location where = found->where();
+  if (where.tier != Tier::segment || where.segment_place() != from) return false;
+  where.frame = to.segment;
+  where.chunk = to.unit;
+  found->set(where);
+  return true;
+}
+
+std::optional<std::uint32_t> Shard::checksum_of(ObjectId id) {
+  const Lock lock(mutex_);
+  const Record* const found = find(id, true);
+  if (found == nullptr) return std::nullopt;
+  return found->what().checksum;
 }
 
 Surplus Shard::surplus() {
@@ -234,13 +280,14 @@ Surplus Shard::surplus_locked() {
           .pages = records_.empty_pages() > kKeepPages};
 }
 
-std::optional<ObjectInfo> Shard::info(ObjectId id) {
+std::optional<ObjectInfo> Shard::info(ObjectId id, bool quiet) {
   const Lock lock(mutex_);
-  const Record* const found = find(id);
+  const Record* const found = find(id, quiet);
   if (found == nullptr) return std::nullopt;
   const ObjectMeta meta = found->what();
   const Location where = meta.codec == Codec::pattern ? Location{} : found->where();
-  return ObjectInfo{meta.codec, where.tier, meta.length, meta.refs, where.settled};
+  return ObjectInfo{meta.codec, where.tier,    meta.length,
+                    meta.refs,  where.settled, where.segment_place()};
 }
 
 std::uint32_t Shard::take_frame() {
@@ -298,6 +345,8 @@ void Shard::add_stats(PoolStats& stats) {
   stats.compressed_bytes += state_.compressed_bytes;
   stats.compactions += state_.compactions;
   stats.compacted_bytes += state_.compacted_bytes;
+  stats.outside += state_.outside;
+  stats.outside_bytes += state_.outside_bytes;
   stats.misuses += state_.misuses;
   stats.damages += state_.damages;
   stats.moved_bytes += state_.moved_bytes;

@@ -37,6 +37,8 @@ struct PoolStats {
   std::uint64_t moved_bytes = 0;                       // between frames, since create()
   std::uint64_t unused_bytes = 0;                      // of frames with objects: free room
   std::uint64_t damages = 0;  // frames whose contents were not what they should be, since create()
+  std::uint64_t outside = 0;  // objects whose bytes lie elsewhere (Tier::segment)
+  std::uint64_t outside_bytes = 0;  // their codec output, exact
   std::uint64_t misuses = 0;  // calls with an id that names no object; 0 unless a caller is wrong
 };
 
@@ -46,6 +48,7 @@ struct ObjectInfo {
   std::uint32_t length = 0;
   std::uint32_t refs = 0;
   bool settled = false;
+  SegmentPlace place;  // Tier::segment only
 };
 
 // An object to be, with its checksum already computed outside the lock.
@@ -60,6 +63,7 @@ struct NewObject {
 struct RawLoad {
   ObjectMeta meta;
   std::uint64_t pattern = 0;
+  Location where;  // not a frame: nothing was copied
 };
 
 // What a shard holds more of than it needs, to be given back without the lock.
@@ -85,26 +89,34 @@ class Shard {
   [[nodiscard]] std::optional<RawLoad> load(ObjectId id, std::span<std::byte, 4096> out);
   // quiet: an id that names no object (any more) is no misuse.
   [[nodiscard]] bool ref(ObjectId id, bool quiet);
-  Surplus unref(ObjectId id);
+  Surplus unref(ObjectId id, std::optional<Vacated>& vacated);
   [[nodiscard]] Surplus surplus();
-  [[nodiscard]] std::optional<ObjectInfo> info(ObjectId id);
+  [[nodiscard]] std::optional<ObjectInfo> info(ObjectId id, bool quiet);
   // Other bytes for an object that somebody holds a reference to.
   [[nodiscard]] Replaced replace(ObjectId id, const NewObject& object);
   void settle(ObjectId id);
+  // See Pool. `expected`: but for the references.
+  [[nodiscard]] bool move_out(ObjectId id, const ObjectMeta& expected, SegmentPlace place);
+  [[nodiscard]] bool move_elsewhere(ObjectId id, SegmentPlace from, SegmentPlace to);
+  [[nodiscard]] std::optional<std::uint32_t> checksum_of(ObjectId id);
   // One round over the table of records, in several calls, from where the last round was left.
   struct Sweep {
     bool begun = false, wrapped = false, done = false;
     std::uint32_t start = 0, at = 0;
   };
-  // Appends objects with bytes that are among the `wanted` oldest of this shard, and at least so
-  // many ticks old, from the next `pages` pages of the table; no more than `wanted`, and never
-  // beyond out.capacity().
+  struct Aged {
+    ObjectId id;
+    std::uint32_t ticks;  // old
+  };
+  // Appends objects with bytes in frames that are among the `among` oldest of this shard, and at
+  // least so many ticks old, from the next `pages` pages of the table; no more than `wanted`, and
+  // never beyond out.capacity().
   struct Search {
-    std::size_t wanted;
+    std::size_t wanted, among;
     std::uint32_t least_age;
     bool unsettled;  // those only that are not settled
   };
-  void oldest(Search search, std::uint32_t pages, Sweep& sweep, std::vector<ObjectId>& out);
+  void oldest(Search search, std::uint32_t pages, Sweep& sweep, std::vector<Aged>& out);
   [[nodiscard]] std::uint64_t ticks();  // that have passed
   // False: no more than `waste_percent` of the frames in use is unused, or nothing can be done
   // about it now.

@@ -69,6 +69,12 @@ class FaultyOs final : public Os {
   int uffd_wake(int, std::uint64_t, std::uint64_t) override { std::abort(); }
   Probe uffd_probe(int, std::uint64_t) override { std::abort(); }
   int uffd_read(int, std::span<uffd_msg>) override { std::abort(); }
+  Result<UniqueFd> unnamed_file(const std::string&, bool) override { std::abort(); }
+  Result<FileSystemInfo> file_system(const std::string&) override { std::abort(); }
+  Result<std::uint64_t> allocated_bytes(int) override { std::abort(); }
+  Result<std::unique_ptr<IoRing>> io_ring(int, std::span<std::byte>, unsigned) override {
+    std::abort();
+  }
   Result<std::string> read_file(const std::string&) override { std::abort(); }
   Result<std::string> read_link(const std::string&) override { std::abort(); }
   int pagemap_scan(int, uapi::PmScanArg&) override { std::abort(); }

@@ -126,6 +126,7 @@ const char* FrameTable::validate(std::uint64_t& places, std::uint64_t& objects) 
 // sums.
 const char* Shard::validate_counts(std::uint64_t in_frames) {
   std::uint64_t objects = 0, patterns = 0, incompressible = 0, bytes = 0;
+  std::uint64_t outside = 0, outside_bytes = 0;
   const char* wrong = nullptr;
   std::uint64_t ages = 0, unsettled = 0, unsettled_ages = 0;
   for (const std::uint32_t at_age : state_.age_count) ages += at_age;
@@ -136,6 +137,11 @@ const char* Shard::validate_counts(std::uint64_t in_frames) {
     if (what.refs == 0) wrong = "record is taken but has no reference";
     if (what.codec == Codec::pattern) {
       ++patterns;
+      return;
+    }
+    if (entries[item].where().tier == Tier::segment) {
+      ++outside;
+      outside_bytes += what.length;
       return;
     }
     ++objects;
@@ -149,7 +155,8 @@ const char* Shard::validate_counts(std::uint64_t in_frames) {
     return "counts of ages are not what the records add up to";
   if (state_.replacing.id != 0) return "a replacement was left half-way";
   if (objects != state_.objects || patterns != state_.patterns ||
-      incompressible != state_.incompressible || bytes != state_.compressed_bytes) {
+      incompressible != state_.incompressible || bytes != state_.compressed_bytes ||
+      outside != state_.outside || outside_bytes != state_.outside_bytes) {
     return "counters are not what the records add up to";
   }
   return nullptr;

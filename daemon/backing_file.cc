@@ -1,0 +1,419 @@
+#include "daemon/backing_file.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <cassert>
+#include <cerrno>
+#include <cstring>
+#include <queue>
+#include <utility>
+
+namespace foldswap {
+namespace {
+
+constexpr std::uint64_t kAccountPage = 4096;
+constexpr std::uint32_t kStep = 16;  // segments that the file grows by
+constexpr std::uint64_t kGenerationBlock = 1024;
+
+// A segment's word: objects in bits 0 to 19, units in 20 to 39, life from 40 on. Both counts go
+// down by one subtraction; they are at most 32768 each, so nothing is ever borrowed.
+struct Word {
+  static constexpr unsigned kUnitsShift = 20, kLifeShift = 40;
+  static constexpr std::uint64_t kMask = (1U << 20) - 1;
+  static constexpr std::uint64_t kMost = BackingFile::kSegmentBytes / BackingFile::kUnit;
+
+  static constexpr std::uint64_t counts(std::uint64_t objects, std::uint64_t units) {
+    return objects | units << kUnitsShift;
+  }
+  template <typename Life>
+  static constexpr std::uint64_t of(Life life) {
+    return static_cast<std::uint64_t>(life) << kLifeShift;
+  }
+  std::uint64_t word;
+  [[nodiscard]] std::uint64_t objects() const { return word & kMask; }
+  [[nodiscard]] std::uint64_t units() const { return word >> kUnitsShift & kMask; }
+  template <typename Life>
+  [[nodiscard]] bool is(Life life) const {
+    return word >> kLifeShift == static_cast<std::uint64_t>(life);
+  }
+};
+
+std::uint64_t clamped(std::uint64_t max_bytes) {
+  constexpr std::uint64_t kMostBytes = BackingFile::kMostSegments * BackingFile::kSegmentBytes;
+  if (max_bytes <= kMostBytes) return max_bytes;
+  spdlog::warn("writeback: the backing file grows to {} bytes at most, not {}", kMostBytes,
+               max_bytes);
+  return kMostBytes;
+}
+
+Status look_at(Os& os, const std::string& directory, const BackingFile::Limits& limits) {
+  const auto there = os.file_system(directory);
+  if (!there)
+    return fail_errno("writeback directory: " + there.error().message, there.error().code);
+  if (there->in_memory) {
+    return fail("writeback directory " + directory + " lies in memory (" + there->type +
+                "): nothing is gained there");
+  }
+  const std::uint64_t least = limits.free_min_bytes + BackingFile::kSegmentBytes;
+  if (least < limits.free_min_bytes || there->free_bytes < least) {
+    return fail_errno("writeback directory " + directory + " has " +
+                          std::to_string(there->free_bytes) + " bytes free, of which " +
+                          std::to_string(limits.free_min_bytes) + " are to stay free",
+                      ENOSPC);
+  }
+  if (there->free_bytes - limits.free_min_bytes < limits.max_bytes) {
+    spdlog::warn(
+        "writeback directory {} ({}) has less room than the {} bytes that the file may take",
+        directory, there->type, limits.max_bytes);
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<UniqueFd> BackingFile::open_file(Os& os, const std::string& directory, bool& direct) {
+  auto fd = os.unnamed_file(directory, true);
+  direct = fd.has_value();
+  if (!fd && fd.error().code == EINVAL) {
+    spdlog::warn(
+        "writeback directory {}: its file system has no O_DIRECT: what is written back"
+        " passes through the page cache",
+        directory);
+    fd = os.unnamed_file(directory, false);
+  }
+  if (!fd) return fail_errno("writeback directory: " + fd.error().message, fd.error().code);
+  return fd;
+}
+
+Result<BackingFile::Account> BackingFile::make_account(Os& os) {
+  constexpr std::uint64_t kBytes = kAccountPage + std::uint64_t{kMostSegments} * sizeof(Segment);
+  auto fd = os.memory_file("foldswap-segments", kBytes);
+  if (!fd) return std::unexpected(fd.error());
+  if (const int error = os.allocate(fd->get(), 0, kAccountPage); error != 0) {
+    return fail_errno("no memory for the backing file's account", -error);
+  }
+  auto mapping = Mapping::shared(fd->get(), kBytes);
+  if (!mapping) return std::unexpected(mapping.error());
+  *mapping->as<Header>() = {.magic = kMagic,
+                            .version = kVersion,
+                            .segment_bytes = static_cast<std::uint32_t>(kSegmentBytes),
+                            .file_bytes = kBytes};
+  return Account{std::move(*fd), std::move(*mapping)};
+}
+
+Result<std::unique_ptr<BackingFile>> BackingFile::create(Os& os, State& state,
+                                                         const std::string& directory,
+                                                         Limits limits) {
+  if (const Status ok = look_at(os, directory, limits); !ok) return std::unexpected(ok.error());
+  bool direct = false;
+  auto fd = open_file(os, directory, direct);
+  if (!fd) return std::unexpected(fd.error());
+  auto account = make_account(os);
+  if (!account) return std::unexpected(account.error());
+  return std::unique_ptr<BackingFile>(
+      new BackingFile(os, state, std::move(*fd), direct, std::move(*account), limits));
+}
+
+BackingFile::BackingFile(Os& os, State& state, UniqueFd fd, bool direct, Account account,
+                         Limits limits)
+    : os_(os),
+      state_(state),
+      fd_(std::move(fd)),
+      direct_(direct),
+      account_fd_(std::move(account.fd)),
+      account_(std::move(account.mapping)) {
+  backed_bytes_ = kAccountPage;
+  set_limits(limits);
+}
+
+void BackingFile::set_limits(Limits limits) {
+  max_bytes_ = clamped(limits.max_bytes);
+  free_min_bytes_ = limits.free_min_bytes;
+}
+
+BackingFile::Segment& BackingFile::segment(std::uint32_t number) const {
+  assert(number < kMostSegments);
+  return account_.as<Segment>(kAccountPage)[number];
+}
+
+std::uint32_t BackingFile::max_segments() const {
+  return static_cast<std::uint32_t>(max_bytes_.load() / kSegmentBytes);
+}
+
+// The block is taken in the state file before one of it is used: the next daemon begins after it.
+std::uint64_t BackingFile::next_generation() {
+  if (generation_ == generations_end_) {
+    std::atomic_ref<std::uint64_t> reserved(state_.header().writeback.next_generation);
+    generation_ = std::max<std::uint64_t>(reserved.load(), 1);
+    generations_end_ = generation_ + kGenerationBlock;
+    reserved.store(generations_end_);
+  }
+  return generation_++;
+}
+
+// -- a segment's life
+
+Result<BackingFile::Claim> BackingFile::claim() {
+  if (used_segments_.load() >= max_segments()) {
+    return fail_errno("the backing file is as large as it may become", ENOSPC);
+  }
+  if (free_.count() == 0) {
+    if (const Status ok = extend(); !ok) return std::unexpected(ok.error());
+  }
+  const std::uint32_t number = *free_.lowest();
+  free_.remove(number);
+  const std::uint64_t generation = next_generation();
+  Segment& s = segment(number);
+  s.generation.store(generation);
+  s.word.store(Word::of(Life::writing));
+  ++used_segments_;
+  return Claim{number, generation};
+}
+
+void BackingFile::fill(std::uint32_t number, std::uint32_t objects, std::uint64_t bytes) {
+  assert(bytes % kUnit == 0 && bytes <= kSegmentBytes && objects <= bytes / kUnit);
+  live_objects_ += objects;
+  live_bytes_ += bytes;
+  const Word before{segment(number).word.fetch_add(Word::counts(objects, bytes / kUnit))};
+  assert(before.is(Life::writing) && before.units() + bytes / kUnit <= Word::kMost);
+  (void)before;
+}
+
+void BackingFile::written(std::uint32_t number) {
+  constexpr std::uint64_t kStepOn = Word::of(Life::full) - Word::of(Life::writing);
+  const Word before{segment(number).word.fetch_add(kStepOn)};
+  assert(before.is(Life::writing));
+  if (before.objects() == 0) ++dead_;
+}
+
+void BackingFile::abandon(std::uint32_t number) {
+  const Word before{segment(number).word.load()};
+  assert(before.is(Life::writing));
+  subtract_live(before.objects(), before.units());
+  make_free(number, Life::free);
+  --used_segments_;
+}
+
+void BackingFile::release(std::uint32_t number, std::uint64_t bytes) {
+  assert(bytes % kUnit == 0);
+  const std::uint64_t units = bytes / kUnit;
+  subtract_live(1, units);
+  const Word before{segment(number).word.fetch_sub(Word::counts(1, units))};
+  assert((before.is(Life::writing) || before.is(Life::full)) && before.objects() >= 1 &&
+         before.units() >= units);
+  if (before.is(Life::full) && before.objects() == 1) ++dead_;
+}
+
+bool BackingFile::in_use(std::uint32_t number) const {
+  return number < kMostSegments && number * sizeof(Segment) < backed_bytes_.load() &&
+         Word{segment(number).word.load()}.objects() != 0;
+}
+
+std::uint64_t BackingFile::generation(std::uint32_t number) const {
+  return segment(number).generation.load();
+}
+
+std::uint64_t BackingFile::live_bytes(std::uint32_t number) const {
+  return Word{segment(number).word.load()}.units() * kUnit;
+}
+
+void BackingFile::subtract_live(std::uint64_t objects, std::uint64_t units) {
+  live_objects_ -= objects;
+  live_bytes_ -= units * kUnit;
+}
+
+void BackingFile::make_free(std::uint32_t number, Life life) {
+  segment(number).word.store(Word::of(life));
+  (life == Life::free ? free_ : holes_).add(number);
+}
+
+// A segment may be seen dead before the thread that found it so has counted it: dead_ is below 0
+// for that moment.
+std::uint32_t BackingFile::collect() {
+  const std::int64_t wanted = dead_.load();
+  std::uint32_t found = 0;
+  for (std::uint32_t i = 0; i < end_ && found < wanted; ++i) {
+    const Word word{segment(i).word.load()};
+    if (!word.is(Life::full) || word.objects() != 0) continue;
+    make_free(i, Life::free);
+    ++found;
+  }
+  dead_ -= found;
+  used_segments_ -= found;
+  return found;
+}
+
+// -- the file's size
+
+// Holes that lie together, else what follows the end. Returns how many; 0: there is no number left.
+std::uint32_t BackingFile::run_of_holes(std::uint32_t most, std::uint32_t& first) {
+  first = holes_.lowest().value_or(end_);
+  std::uint32_t count = 0;
+  while (count < most && first + count < kMostSegments &&
+         (holes_.contains(first + count) || first + count >= end_)) {
+    ++count;
+  }
+  return count;
+}
+
+// Asked of the file itself, wherever its directory is by now.
+Result<std::uint32_t> BackingFile::affordable(std::uint32_t wanted) const {
+  const auto there = os_.file_system("/proc/self/fd/" + std::to_string(fd_.get()));
+  if (!there) return std::unexpected(there.error());
+  const std::uint64_t spare =
+      there->free_bytes > free_min_bytes_ ? there->free_bytes - free_min_bytes_ : 0;
+  if (spare < kSegmentBytes) {
+    return fail_errno("the file system must keep what it has free", ENOSPC);
+  }
+  return static_cast<std::uint32_t>(std::min<std::uint64_t>(wanted, spare / kSegmentBytes));
+}
+
+// A file system that runs out of room half-way keeps what it has found; a hole gives that back.
+int BackingFile::take_room(std::uint32_t first, std::uint32_t count) {
+  if (!can_allocate_) return 0;
+  int error = -EINTR;
+  while (error == -EINTR) {
+    error = os_.allocate(fd_.get(), offset_of(first), count * kSegmentBytes);
+  }
+  if (error == -EOPNOTSUPP) {
+    spdlog::warn(
+        "writeback: the file system has no fallocate: the backing file takes its room as"
+        " it is written");
+    can_allocate_ = false;
+    return 0;
+  }
+  if (error != 0) (void)os_.punch(fd_.get(), offset_of(first), count * kSegmentBytes);
+  return error;
+}
+
+// Memory for the account of all segments below `end`, so that using it cannot fail.
+int BackingFile::back_account(std::uint32_t end) {
+  const std::uint64_t backed = backed_bytes_.load();
+  const std::uint64_t needed =
+      (kAccountPage + end * sizeof(Segment) + kAccountPage - 1) / kAccountPage * kAccountPage;
+  if (needed <= backed) return 0;
+  if (const int error = os_.allocate(account_fd_.get(), backed, needed - backed); error != 0) {
+    return error;
+  }
+  backed_bytes_ = needed;
+  return 0;
+}
+
+// Only when no free segment is left, so all that the file has is in use.
+Status BackingFile::extend() {
+  const auto room = static_cast<std::uint32_t>(max_segments() - used_segments_.load());
+  const auto wanted = affordable(std::min(room, kStep));
+  if (!wanted) return std::unexpected(wanted.error());
+  std::uint32_t first = 0;
+  std::uint32_t count = run_of_holes(*wanted, first);
+  if (count == 0) return fail_errno("the backing file has no segment left", ENOSPC);
+  int error = back_account(first + count);
+  if (error == 0) error = take_room(first, count);
+  if (error == -ENOSPC && count > 1) error = take_room(first, count = 1);
+  if (error != 0) return fail_errno("the backing file cannot grow", -error);
+  end_ = std::max(end_, first + count);
+  for (std::uint32_t i = first; i < first + count; ++i) {
+    holes_.remove(i);
+    make_free(i, Life::free);
+  }
+  return {};
+}
+
+// Said once for each time that it begins to fail: give_back() comes again and again.
+bool BackingFile::punch(std::uint32_t first, std::uint32_t count) {
+  const int error = os_.punch(fd_.get(), offset_of(first), count * kSegmentBytes);
+  if (error != 0 && !punch_failed_) {
+    spdlog::warn("writeback: no hole could be made ({}): the backing file stays as large as it is",
+                 std::strerror(-error));
+  }
+  punch_failed_ = error != 0;
+  can_punch_ = error != -EOPNOTSUPP;
+  return error == 0;
+}
+
+// From the end, so that what stays lies together at the front; neighbours with one call.
+void BackingFile::give_back(std::uint32_t keep) {
+  const std::uint64_t used = used_segments_.load(), most = max_segments();
+  const std::uint64_t kept = std::min<std::uint64_t>(keep, most > used ? most - used : 0);
+  while (can_punch_ && free_.count() > kept) {
+    const std::uint32_t last = *free_.highest();
+    std::uint32_t first = last;
+    while (first > 0 && free_.contains(first - 1) && last - first + 1 < free_.count() - kept) {
+      --first;
+    }
+    if (!punch(first, last - first + 1)) return;
+    for (std::uint32_t i = first; i <= last; ++i) {
+      free_.remove(i);
+      make_free(i, Life::hole);
+    }
+  }
+}
+
+std::uint64_t BackingFile::file_bytes() const {
+  return os_.allocated_bytes(fd_.get()).value_or(0);
+}
+
+std::uint64_t BackingFile::resident_bytes() const {
+  return backed_bytes_.load();
+}
+
+// -- looking at all of it
+
+std::vector<std::uint32_t> BackingFile::sparsest(std::size_t most,
+                                                 std::uint64_t live_bytes_max) const {
+  using Candidate = std::pair<std::uint64_t, std::uint32_t>;  // live units, number
+  std::priority_queue<Candidate> best;                        // on top the one to drop first
+  for (std::uint32_t i = 0; i < end_; ++i) {
+    const Word word{segment(i).word.load()};
+    if (!word.is(Life::full) || word.objects() == 0) continue;
+    if (word.units() * kUnit > live_bytes_max) continue;
+    best.emplace(word.units(), i);
+    if (best.size() > most) best.pop();
+  }
+  std::vector<std::uint32_t> numbers;
+  for (; !best.empty(); best.pop()) numbers.push_back(best.top().second);
+  std::ranges::reverse(numbers);
+  return numbers;
+}
+
+const char* BackingFile::check_segment(std::uint32_t number) const {
+  const Word word{segment(number).word.load()};
+  if (word.objects() > word.units()) return "a segment has more objects than units";
+  if (word.units() > Word::kMost) return "a segment is more than full";
+  if ((word.objects() == 0) != (word.units() == 0)) return "live bytes of no object";
+  if (word.is(Life::free) != free_.contains(number)) return "a free segment is not in the list";
+  if (word.is(Life::hole) != holes_.contains(number)) return "a hole is not in the list";
+  if (word.is(Life::free) || word.is(Life::hole)) {
+    return word.objects() == 0 ? nullptr : "a free segment has live objects";
+  }
+  if (!word.is(Life::writing) && !word.is(Life::full)) return "a segment is in no known state";
+  const std::uint64_t generation = segment(number).generation.load();
+  if (generation == 0 || generation >= state_.header().writeback.next_generation) {
+    return "a generation was not reserved";
+  }
+  return nullptr;
+}
+
+const char* BackingFile::validate() const {
+  const auto& header = *account_.as<Header>();
+  if (header.magic != kMagic || header.version != kVersion) return "not an account";
+  std::uint64_t objects = 0, units = 0, used = 0;
+  std::int64_t dead = 0;
+  for (std::uint32_t i = 0; i < end_; ++i) {
+    if (const char* wrong = check_segment(i); wrong != nullptr) return wrong;
+    const Word word{segment(i).word.load()};
+    objects += word.objects();
+    units += word.units();
+    used += word.is(Life::writing) || word.is(Life::full) ? 1 : 0;
+    dead += word.is(Life::full) && word.objects() == 0 ? 1 : 0;
+  }
+  if (objects != live_objects_) return "live objects do not add up";
+  if (units * kUnit != live_bytes_) return "live bytes do not add up";
+  if (used != used_segments_) return "used segments do not add up";
+  if (dead != dead_) return "dead segments do not add up";
+  if (used + free_.count() + holes_.count() != end_) return "segments do not add up";
+  return nullptr;
+}
+
+}  // namespace foldswap

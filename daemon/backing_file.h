@@ -1,0 +1,181 @@
+// BackingFile: the file that cold objects are written to, as numbered segments of 512 KiB, and the
+// account of what lies where. Which objects those are, and what is written when, is writeback.cc's.
+//
+// A segment's life:
+//   free -> claim() -> writing -> written() -> full -> nothing in it is live any more ->
+//   (collect())
+//   -> free; or writing -> abandon() -> free, when the write failed.
+// Its number times kSegmentBytes is its place in the file. Room is asked for (fallocate) some
+// segments at a time, and given back (holes) by give_back().
+//
+// Each write gets a generation of its own, never used before under this key, not even by a daemon
+// that died: they are reserved in blocks in the state file (WritebackState::next_generation) before
+// one of a block is used.
+//
+// The account (one word per segment: live objects and bytes) lies in a memory file of its own with
+// a versioned header, position independent. Thread safety: release() and generation() from any
+// thread; the rest for one thread, the writer. Nothing is called or waited for under a lock; there
+// is none.
+// Invariants: a segment that a record points to is writing or full, and its live count includes
+// that
+//   object; it is not reused before that count is 0. Sum over segments of live bytes =
+//   live_bytes().
+// Errors: ENOSPC the maximum, or what the file system must keep free, is reached; others are the
+//   file system's own. Units: bytes; places within a segment in units of kUnit.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/mapping.h"
+#include "base/os.h"
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "daemon/segment_set.h"
+#include "daemon/state.h"
+
+namespace foldswap {
+
+class BackingFile {
+ public:
+  static constexpr std::uint64_t kSegmentBytes = 512 * 1024;
+  static constexpr std::uint64_t kUnit = 16;
+  static constexpr std::uint64_t kBlock = 4096;  // reads and writes begin and end at multiples
+  // Numbers that the account has room for: 8 TiB. Limits beyond are cut to this, with a warning.
+  static constexpr std::uint32_t kMostSegments = 1U << 24;
+
+  struct Limits {
+    std::uint64_t max_bytes = 0;       // of the file; whole segments
+    std::uint64_t free_min_bytes = 0;  // what the file system must have left
+  };
+
+  // Error, naming the directory and what is wrong with it: it is missing, not writable, in memory
+  // (tmpfs), or its file system has not room for one segment above free_min. A file system that
+  // refuses O_DIRECT, or has less room than max_bytes, gets a warning in the log.
+  [[nodiscard]] static Result<std::unique_ptr<BackingFile>> create(Os& os, State& state,
+                                                                   const std::string& directory,
+                                                                   Limits limits);
+
+  // Takes effect from the next claim(); a maximum below what is used stops growth, and the file
+  // shrinks as segments become free.
+  void set_limits(Limits limits);
+
+  struct Claim {
+    std::uint32_t segment = 0;
+    std::uint64_t generation = 0;
+  };
+  // A segment to write. Prefers places that the file has already. ENOSPC: see above.
+  [[nodiscard]] Result<Claim> claim();
+  // What is about to be written there, all of it live. Before the write, and before any record
+  // points there. `bytes`, here and in release(): a multiple of kUnit.
+  void fill(std::uint32_t segment, std::uint32_t objects, std::uint64_t bytes);
+  void written(std::uint32_t segment);
+  // The write came to nothing and no record points there.
+  void abandon(std::uint32_t segment);
+
+  // An object less. Any thread. `bytes` as it was counted by fill().
+  void release(std::uint32_t segment, std::uint64_t bytes);
+  // Whether anything is live there. Any thread, any number.
+  [[nodiscard]] bool in_use(std::uint32_t segment) const;
+  // Of the write that a place of this segment came from. Any thread.
+  [[nodiscard]] std::uint64_t generation(std::uint32_t segment) const;
+
+  // Full segments without live objects become free; returns how many. Cheap when there are none.
+  std::uint32_t collect();
+  // Holes where free segments were, but for `keep` of them (none beyond the maximum is kept).
+  void give_back(std::uint32_t keep);
+  // Up to `most` full segments with the least live bytes, at most `live_bytes_max` each; fewest
+  // first.
+  [[nodiscard]] std::vector<std::uint32_t> sparsest(std::size_t most,
+                                                    std::uint64_t live_bytes_max) const;
+  [[nodiscard]] std::uint64_t live_bytes(std::uint32_t segment) const;
+
+  // -- any thread
+  [[nodiscard]] std::uint64_t live_bytes() const { return live_bytes_.load(); }
+  [[nodiscard]] std::uint64_t live_objects() const { return live_objects_.load(); }
+  // Segments that are writing or full.
+  [[nodiscard]] std::uint64_t used_bytes() const { return used_segments_.load() * kSegmentBytes; }
+  [[nodiscard]] std::uint64_t max_bytes() const { return max_bytes_.load(); }
+  [[nodiscard]] std::uint64_t file_bytes() const;  // blocks, as the file system counts them
+  [[nodiscard]] int fd() const { return fd_.get(); }
+  [[nodiscard]] bool direct() const { return direct_; }
+  [[nodiscard]] std::uint64_t resident_bytes() const;  // of the account
+  // What is wrong with the account, or nullptr. Only while no other thread uses it.
+  [[nodiscard]] const char* validate() const;
+
+  // -- places
+  [[nodiscard]] static constexpr std::uint64_t offset_of(std::uint32_t segment) {
+    return std::uint64_t{segment} * kSegmentBytes;
+  }
+
+ private:
+  enum class Life : std::uint8_t {
+    hole,     // free, and takes no room on the disk
+    free,     // free, but the file has the place
+    writing,  // claimed
+    full,
+  };
+  // Opens the account's file; the table of segments follows on the next page.
+  struct Header {
+    std::uint64_t magic;
+    std::uint32_t version, segment_bytes;
+    std::uint64_t file_bytes;  // of the account
+  };
+  // word: life, live units and live objects (Word in the .cc), so that the last release() and
+  // written() agree on who of them found the segment dead.
+  struct Segment {
+    std::atomic<std::uint64_t> word;
+    std::atomic<std::uint64_t> generation;
+  };
+  static constexpr std::uint64_t kMagic = 0x00544e4343414642;  // "BFACCNT"
+  static constexpr std::uint32_t kVersion = 1;
+
+  struct Account {
+    UniqueFd fd;
+    Mapping mapping;
+  };
+  [[nodiscard]] static Result<Account> make_account(Os& os);
+  [[nodiscard]] static Result<UniqueFd> open_file(Os& os, const std::string& directory,
+                                                  bool& direct);
+  BackingFile(Os& os, State& state, UniqueFd fd, bool direct, Account account, Limits limits);
+
+  [[nodiscard]] Segment& segment(std::uint32_t number) const;
+  [[nodiscard]] std::uint32_t max_segments() const;
+  [[nodiscard]] std::uint64_t next_generation();
+  [[nodiscard]] Status extend();
+  [[nodiscard]] Result<std::uint32_t> affordable(std::uint32_t wanted) const;
+  [[nodiscard]] std::uint32_t run_of_holes(std::uint32_t most, std::uint32_t& first);
+  [[nodiscard]] int take_room(std::uint32_t first, std::uint32_t count);
+  [[nodiscard]] int back_account(std::uint32_t end);
+  void make_free(std::uint32_t number, Life life);
+  void subtract_live(std::uint64_t objects, std::uint64_t units);
+  [[nodiscard]] bool punch(std::uint32_t first, std::uint32_t count);
+  [[nodiscard]] const char* check_segment(std::uint32_t number) const;
+
+  // constant
+  Os& os_;
+  State& state_;
+  const UniqueFd fd_;
+  const bool direct_;
+  const UniqueFd account_fd_;
+  const Mapping account_;
+
+  // any thread
+  std::atomic<std::uint64_t> live_bytes_{0}, live_objects_{0}, used_segments_{0}, max_bytes_{0};
+  std::atomic<std::int64_t> dead_{0};  // full without live objects; collect() may be ahead of it
+  std::atomic<std::uint64_t> backed_bytes_{0};  // of the account
+
+  // the writer's
+  std::uint64_t free_min_bytes_ = 0;
+  SegmentSet free_, holes_;
+  std::uint32_t end_ = 0;  // one past the highest that was ever part of the file
+  std::uint64_t generation_ = 0, generations_end_ = 0;
+  bool can_allocate_ = true, can_punch_ = true, punch_failed_ = false;
+};
+
+}  // namespace foldswap

@@ -1,0 +1,505 @@
+#include "daemon/writeback.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "base/size.h"
+
+namespace foldswap {
+namespace {
+
+constexpr std::uint32_t kSegment = BackingFile::kSegmentBytes;
+constexpr std::uint64_t kUnit = BackingFile::kUnit;
+constexpr std::size_t kMostItems = kSegment / (kSealedOverhead + 1);
+constexpr std::size_t kCandidates = 2048;
+
+// Room in the pool below which cold objects leave, as a part of its limit; they do until there is
+// twice as much.
+constexpr std::uint64_t kLowPart = 8, kLowLeast = 8 * kMiB, kLowMost = 512 * kMiB;
+constexpr std::uint64_t kFloorBytes = 16 * kMiB;  // of the pool, that memory pressure leaves alone
+
+constexpr std::uint64_t kYieldUs = 2'000;  // the longest that a write waits for reads of faults
+constexpr unsigned kMostTries = 3, kMostFailures = 3;
+constexpr std::uint64_t kRetryErrorUs = 10'000'000, kRetryRoomUs = 1'000'000;
+constexpr std::uint32_t kForCleaning = 3;  // segments that only cleaning may begin
+constexpr std::uint64_t kWorthCleaning = kSegment / 20 * 17;  // live bytes of a segment, at most
+constexpr std::uint64_t kDaySeconds = 86'400;
+
+}  // namespace
+
+Writeback::Writeback(Os& os, State& state, PageStore& store, BackingFile& file, const Seal& seal,
+                     DiskTraffic& traffic, const Tunables& tunables)
+    : os_(os),
+      counters_(state.counters()),
+      store_(store),
+      pool_(store.pool()),
+      file_(file),
+      seal_(seal),
+      traffic_(traffic),
+      tunables_(tunables),
+      pressure_(os),
+      memory_(Mapping::anonymous(kBuffers * kSegment).value()) {
+  for (std::uint32_t i = 0; i < kBuffers; ++i) {
+    buffers_[i].bytes = {memory_.data() + std::size_t{i} * kSegment, kSegment};
+    buffers_[i].items.reserve(1024);
+  }
+}
+
+Result<std::unique_ptr<Writeback>> Writeback::create(Os& os, State& state, PageStore& store,
+                                                     BackingFile& file, const Seal& seal,
+                                                     DiskTraffic& traffic,
+                                                     const Tunables& tunables) {
+  std::unique_ptr<Writeback> writeback(
+      new Writeback(os, state, store, file, seal, traffic, tunables));
+  auto ring = os.io_ring(file.fd(), {writeback->memory_.data(), kBuffers * std::size_t{kSegment}},
+                         2 * kBuffers);
+  if (!ring) return std::unexpected(ring.error());
+  writeback->ring_ = std::move(*ring);
+  traffic.relief = true;
+  return writeback;
+}
+
+Writeback::~Writeback() {
+  traffic_.relief = false;
+  ring_.reset();  // waits for what is under way; the buffers go after it
+  for (Buffer& buffer : buffers_) {
+    for (const Item& item : buffer.items) store_.unref(item.id);
+  }
+}
+
+std::string Writeback::report() const {
+  const RankedLock lock(mutex_);
+  return why_;
+}
+
+void Writeback::say(const std::string& why) {
+  const RankedLock lock(mutex_);
+  why_ = why;
+}
+
+void Writeback::stop(const std::string& why, std::uint64_t retry_us) {
+  if (report() != why) spdlog::warn("writeback stops: {}; pages stay in the pool", why);
+  say(why);
+  stopped_until_us_ = os_.now_us() + retry_us;
+  traffic_.relief = false;
+}
+
+std::uint64_t Writeback::step() {
+  constexpr std::uint64_t kIdleUs = 100'000, kSoonUs = 1'000, kYieldStepUs = 200;
+  const std::uint64_t now_us = os_.now_us();
+  reap();
+  keep_house(now_us);
+  const Need need = this->need();
+  if (now_us < stopped_until_us_) {
+    flush_cleaned();
+    return kIdleUs;
+  }
+  traffic_.relief = true;
+  if (!may_start(need)) return kYieldStepUs;
+  bool any = false;
+  if (need != Need::none) {
+    while (write_cold()) any = true;
+  }
+  any = clean(need) || any;
+  const bool flying =
+      std::ranges::any_of(buffers_, [](const Buffer& b) { return b.state != Buffer::State::idle; });
+  if (need == Need::none) return flying || any ? kSoonUs : kIdleUs;
+  return any && !flying ? 0 : kSoonUs;
+}
+
+Writeback::Need Writeback::need() {
+  const PoolStats pool = pool_.stats();
+  const std::uint64_t low =
+      std::min(std::clamp(pool.limit_bytes / kLowPart, kLowLeast, kLowMost), pool.limit_bytes / 2);
+  const std::uint64_t spare = pool_.spare_bytes();
+  if (spare < low) writing_ = true;
+  if (spare > 2 * low) writing_ = false;
+  if (writing_ && pool.objects != 0) return spare < low / 2 ? Need::urgent : Need::some;
+  pressed_ = pressure_.high({tunables_.available_low.load(std::memory_order_relaxed),
+                             tunables_.psi_ms.load(std::memory_order_relaxed)});
+  if (pressed_ && pool.compressed_bytes > kFloorBytes) return Need::some;
+  return Need::none;
+}
+
+// Demand before background: a read that a fault waits for goes first. But it goes on in the end,
+// because faults wait for room, too.
+bool Writeback::may_start(Need need) {
+  const std::uint64_t now_us = os_.now_us();
+  if (traffic_.demand.load(std::memory_order_relaxed) == 0) {
+    demand_since_us_ = 0;
+    return true;
+  }
+  if (demand_since_us_ == 0) demand_since_us_ = now_us;
+  if (need != Need::urgent && now_us - demand_since_us_ < 10 * kYieldUs) return false;
+  if (now_us - demand_since_us_ < kYieldUs) return false;
+  demand_since_us_ = now_us;
+  return true;
+}
+
+// So much may be written now; what is not used of a day's budget is kept for one day at most.
+bool Writeback::budget_allows(std::uint64_t bytes) {
+  const std::uint64_t per_day = tunables_.writeback_per_day.load(std::memory_order_relaxed);
+  const std::uint64_t now_us = os_.now_us();
+  if (per_day == 0) {
+    allowance_per_day_ = 0;
+    return true;
+  }
+  if (per_day != allowance_per_day_) {
+    allowance_per_day_ = allowance_ = per_day;
+    allowance_at_us_ = now_us;
+  }
+  const std::uint64_t seconds = (now_us - allowance_at_us_) / 1'000'000;
+  allowance_at_us_ += seconds * 1'000'000;
+  const std::uint64_t more = static_cast<std::uint64_t>(static_cast<double>(per_day) *
+                                                        static_cast<double>(seconds) / kDaySeconds);
+  allowance_ = std::min(per_day, allowance_ + more);
+  if (allowance_ < bytes) return false;
+  allowance_ -= bytes;
+  return true;
+}
+
+Writeback::Buffer* Writeback::idle_buffer() {
+  auto* const found =
+      std::ranges::find(buffers_, Buffer::State::idle, [](const Buffer& b) { return b.state; });
+  return found == buffers_.end() ? nullptr : found;
+}
+
+bool Writeback::write_cold() {
+  // One stays for cleaning, once there is any.
+  const auto busy = std::ranges::count_if(
+      buffers_, [](const Buffer& b) { return b.state != Buffer::State::idle; });
+  Buffer* const buffer = idle_buffer();
+  if (buffer == nullptr || (no_room_ && busy + 1 >= kBuffers)) return false;
+  if (!open_segment(*buffer, false)) return false;
+  add_cold(*buffer);
+  if (buffer->items.empty()) {
+    drop(*buffer);
+    return false;
+  }
+  start_write(*buffer);
+  return true;
+}
+
+bool Writeback::open_segment(Buffer& buffer, bool for_cleaning) {
+  if (!for_cleaning &&
+      file_.used_bytes() + std::uint64_t{kForCleaning} * kSegment > file_.max_bytes()) {
+    no_room_ = true;
+    return false;
+  }
+  const auto claim = file_.claim();
+  if (!claim) {
+    if (claim.error().code == ENOSPC && !for_cleaning && file_.used_bytes() != 0) {
+      no_room_ = true;
+      return false;
+    }
+    stop(claim.error().message, kRetryRoomUs);
+    return false;
+  }
+  if (!budget_allows(kSegment)) {
+    file_.abandon(claim->segment);
+    stop("the budget for bytes written per day is used up", kRetryRoomUs);
+    return false;
+  }
+  if (!for_cleaning) no_room_ = false;
+  buffer.claim = *claim;
+  buffer.state = Buffer::State::filling;
+  buffer.used = 0;
+  buffer.tries = 0;
+  return true;
+}
+
+bool Writeback::next_candidate(ObjectId& id) {
+  if (next_candidate_ == candidates_.size()) {
+    const std::size_t objects = pool_.stats().objects;
+    candidates_ = pool_.oldest(
+        kCandidates,
+        {.unsettled = false, .least_age = 0, .among = std::max<std::size_t>(8192, objects / 8)});
+    next_candidate_ = 0;
+    if (candidates_.empty()) return false;
+  }
+  id = candidates_[next_candidate_++];
+  return true;
+}
+
+void Writeback::add_cold(Buffer& buffer) {
+  std::array<std::byte, kPage> packed;
+  ObjectId id = ObjectId::none;
+  for (std::size_t looked = 0; looked < 4 * kCandidates && next_candidate(id); ++looked) {
+    if (leaving_.contains(id) || !pool_.try_ref(id)) continue;
+    const auto loaded = pool_.load(id, packed);
+    if (!loaded || loaded->length == 0 || pool_.refs(id) == 1) {
+      store_.unref(id);  // freed, or out already, since it was found; or it does not verify
+      continue;
+    }
+    const Item item{.id = id, .loaded = *loaded, .to = {}, .from = {}, .length = loaded->length};
+    if (put(buffer, item, std::span(packed).first(loaded->length))) {
+      leaving_.insert(id);
+      continue;
+    }
+    store_.unref(id);
+    --next_candidate_;
+    return;
+  }
+}
+
+bool Writeback::put(Buffer& buffer, Item item, std::span<const std::byte> packed) const {
+  const std::uint64_t bytes = disk_bytes(item.length);
+  if (buffer.used + bytes > kSegment || buffer.items.size() == kMostItems) return false;
+  item.to = {buffer.claim.segment, static_cast<std::uint32_t>(buffer.used / kUnit)};
+  const auto into = buffer.bytes.subspan(buffer.used, bytes);
+  const DiskHeader header{static_cast<std::uint32_t>(item.id),
+                          static_cast<std::uint16_t>(item.length),
+                          static_cast<std::uint16_t>(bytes / kUnit)};
+  std::memcpy(into.data(), &header, sizeof(header));
+  const Seal::Place place{static_cast<std::uint64_t>(item.id), buffer.claim.generation,
+                          item.to.unit};
+  seal_.close(place, packed, into.subspan(sizeof(header), packed.size() + Seal::kTagBytes));
+  std::ranges::fill(into.subspan(kSealedOverhead + packed.size()), std::byte{0});
+  buffer.used += static_cast<std::uint32_t>(bytes);
+  buffer.items.push_back(item);
+  return true;
+}
+
+void Writeback::start_write(Buffer& buffer) {
+  const auto end = static_cast<std::uint32_t>(block_ceil(buffer.used));
+  std::ranges::fill(buffer.bytes.subspan(buffer.used, end - buffer.used), std::byte{0});
+  file_.fill(buffer.claim.segment, static_cast<std::uint32_t>(buffer.items.size()), buffer.used);
+  buffer.state = Buffer::State::writing;
+  submit_write(buffer);
+}
+
+void Writeback::submit_write(Buffer& buffer) {
+  const auto index = static_cast<std::uint64_t>(&buffer - buffers_.data());
+  ++buffer.tries;
+  // The ring is deep enough for every buffer.
+  (void)ring_->write(buffer.bytes.first(block_ceil(buffer.used)),
+                     BackingFile::offset_of(buffer.claim.segment), index);
+  (void)ring_->submit();
+}
+
+void Writeback::reap() {
+  (void)ring_->submit();  // what it had no room for before
+  std::array<IoDone, 2 * kBuffers> ended;
+  const std::size_t count = ring_->reap(ended);
+  for (std::size_t i = 0; i < count; ++i) {
+    Buffer& buffer = buffers_[ended[i].tag];
+    buffer.state == Buffer::State::reading ? end_read(buffer, ended[i].result)
+                                           : end_write(buffer, ended[i].result);
+  }
+}
+
+void Writeback::end_write(Buffer& buffer, std::int32_t result) {
+  if (result == static_cast<std::int32_t>(block_ceil(buffer.used))) {
+    bump(counters_.disk_written_bytes, static_cast<std::uint64_t>(result));
+    failures_ = 0;
+    if (!report().empty()) {
+      spdlog::info("writeback goes on");
+      say("");
+    }
+    publish(buffer);
+    return;
+  }
+  bump(counters_.disk_errors);
+  const bool full = result == -ENOSPC || result == -EDQUOT;
+  // The same bytes at the same place: no nonce is used for anything else.
+  if (!full && buffer.tries < kMostTries) {
+    submit_write(buffer);
+    return;
+  }
+  drop(buffer);
+  const std::string why = result < 0 ? std::strerror(-result) : "a write ended early";
+  if (full || ++failures_ >= kMostFailures)
+    stop("the backing file cannot be written (" + why + ")", kRetryErrorUs);
+}
+
+// The write has ended: from here the records say so, one word each.
+void Writeback::publish(Buffer& buffer) {
+  file_.written(buffer.claim.segment);
+  for (const Item& item : buffer.items) {
+    const std::uint64_t bytes = disk_bytes(item.length);
+    const bool moved =
+        item.cleaned ? pool_.move_elsewhere(item.id, item.from, item.to)
+                     : pool_.refs(item.id) > 1 && pool_.move_out(item.id, item.loaded, item.to);
+    if (!moved) file_.release(item.to.segment, bytes);
+    if (moved && item.cleaned) {
+      file_.release(item.from.segment, bytes);
+      bump(counters_.disk_cleaned_bytes, bytes);
+    }
+  }
+  let_go(buffer);
+}
+
+void Writeback::let_go(Buffer& buffer) {
+  for (const Item& item : buffer.items) {
+    if (!item.cleaned) leaving_.erase(item.id);
+    store_.unref(item.id);
+  }
+  buffer.items.clear();
+  buffer.state = Buffer::State::idle;
+}
+
+void Writeback::drop(Buffer& buffer) {
+  file_.abandon(buffer.claim.segment);
+  let_go(buffer);
+}
+
+// Twice a second is enough for what only gives room back.
+void Writeback::keep_house(std::uint64_t now_us) {
+  constexpr std::uint64_t kEveryUs = 500'000;
+  constexpr std::uint32_t kKeep = 8;
+  if (file_.collect() != 0) no_room_ = false;
+  if (now_us - house_us_ < kEveryUs) return;
+  house_us_ = now_us;
+  const BackingFile::Limits limits{tunables_.writeback_max.load(std::memory_order_relaxed),
+                                   tunables_.writeback_free_min.load(std::memory_order_relaxed)};
+  if (limits.max_bytes != limits_.max_bytes || limits.free_min_bytes != limits_.free_min_bytes) {
+    file_.set_limits(limits);
+    limits_ = limits;
+  }
+  // While something is written the places of what was freed are wanted again.
+  file_.give_back(writing_ ? static_cast<std::uint32_t>(file_.used_bytes() / kSegment / 4) + kKeep
+                           : kKeep);
+  if (pressed_) (void)pool_.trim(Pool::kKeepEmptyBytes);
+  stuck_.resize(std::min<std::size_t>(stuck_.size(), 4096));
+}
+
+// ---- cleaning ----------------------------------------------------------------------------------
+
+bool Writeback::clean(Need need) {
+  auto* const source = std::ranges::find_if(
+      buffers_, [](const Buffer& b) { return b.state == Buffer::State::cleaning; });
+  if (source != buffers_.end()) return keep_live(*source);
+  forget_victims();
+  return start_cleaning(need);
+}
+
+bool Writeback::cleaning_pending() const {
+  return std::ranges::any_of(buffers_, [](const Buffer& b) {
+    return b.state == Buffer::State::reading || b.state == Buffer::State::cleaning ||
+           (!b.items.empty() && b.items.front().cleaned);
+  });
+}
+
+// What was to be moved has been. A victim with something left holds what does not open, or what its
+// headers do not lead to: it stays as it is.
+void Writeback::forget_victims() {
+  if (victims_.empty() || cleaning_pending()) return;
+  for (const std::uint32_t segment : victims_) {
+    if (file_.live_bytes(segment) != 0) stuck_.push_back(segment);
+  }
+  victims_.clear();
+}
+
+bool Writeback::start_cleaning(Need need) {
+  constexpr std::uint64_t kDeadWorth = 32 * kMiB;
+  if (std::ranges::any_of(buffers_,
+                          [](const Buffer& b) { return b.state == Buffer::State::reading; }))
+    return false;
+  const std::uint64_t used = file_.used_bytes(), live = file_.live_bytes();
+  const bool roomy =
+      need == Need::none && used - std::min(used, live) > kDeadWorth && live < used / 2;
+  if (!(no_room_ && need != Need::none) && !roomy) {
+    flush_cleaned();
+    return false;
+  }
+  const std::uint64_t most = no_room_ ? kWorthCleaning : kSegment / 2;
+  const auto found = file_.sparsest(victims_.size() + stuck_.size() + 1, most);
+  const auto fresh = std::ranges::find_if(found, [&](std::uint32_t segment) {
+    return std::ranges::find(victims_, segment) == victims_.end() &&
+           std::ranges::find(stuck_, segment) == stuck_.end();
+  });
+  if (fresh == found.end()) {
+    const bool waits = cleaned_ != nullptr || cleaning_pending();
+    flush_cleaned();
+    if (no_room_ && !waits) {
+      stop("the backing file is full (" + human_size(live) + " of " +
+               human_size(file_.max_bytes()) + ")",
+           kRetryRoomUs);
+    }
+    return false;
+  }
+  Buffer* const buffer = idle_buffer();
+  if (buffer == nullptr) return false;
+  buffer->state = Buffer::State::reading;
+  buffer->claim = {*fresh, file_.generation(*fresh)};
+  buffer->used = 0;
+  victims_.push_back(*fresh);
+  const auto index = static_cast<std::uint64_t>(buffer - buffers_.data());
+  (void)ring_->read(buffer->bytes, BackingFile::offset_of(*fresh), index);
+  (void)ring_->submit();
+  return true;
+}
+
+void Writeback::end_read(Buffer& buffer, std::int32_t result) {
+  // Short at the end of the file, where a segment was not written to its end.
+  if (result <= 0) {
+    bump(counters_.disk_errors);
+    buffer.state = Buffer::State::idle;
+    return;
+  }
+  bump(counters_.disk_read_bytes, static_cast<std::uint64_t>(result));
+  std::ranges::fill(buffer.bytes.subspan(static_cast<std::size_t>(result)), std::byte{0});
+  buffer.state = Buffer::State::cleaning;
+}
+
+bool Writeback::keep_live(Buffer& from) {
+  const std::uint32_t segment = from.claim.segment;
+  while (from.used + kSealedOverhead < kSegment && file_.live_bytes(segment) != 0) {
+    DiskHeader header;
+    std::memcpy(&header, from.bytes.data() + from.used, sizeof(header));
+    if (header.length == 0 || header.length > kPage || header.units != disk_units(header.length) ||
+        from.used + disk_bytes(header.length) > kSegment)
+      break;
+    if (!keep_object(from, {segment, static_cast<std::uint32_t>(from.used / kUnit)}, header))
+      return false;
+    from.used += static_cast<std::uint32_t>(disk_bytes(header.length));
+  }
+  from.state = Buffer::State::idle;
+  return true;
+}
+
+// False: no room to move it to, now.
+bool Writeback::keep_object(const Buffer& from, SegmentPlace at, const DiskHeader& header) {
+  const ObjectId id{header.object};
+  if (!pool_.try_ref(id)) return true;
+  const ObjectInfo info = pool_.info(id);
+  std::array<std::byte, kPage> packed;
+  const auto plain = std::span(packed).first(header.length);
+  const auto sealed =
+      from.bytes.subspan(from.used + sizeof(header), header.length + Seal::kTagBytes);
+  if (info.tier != Tier::segment || info.place != at || info.length != header.length ||
+      info.refs == 1) {
+    store_.unref(id);
+    return true;
+  }
+  if (!seal_.open({header.object, from.claim.generation, at.unit}, sealed, plain)) {
+    bump(counters_.disk_errors);
+    store_.unref(id);
+    return true;
+  }
+  const Item item{
+      .id = id, .loaded = {}, .to = {}, .from = at, .cleaned = true, .length = header.length};
+  for (int round = 0; round < 2; ++round) {
+    if (cleaned_ == nullptr) {
+      Buffer* const buffer = idle_buffer();
+      if (buffer == nullptr || !open_segment(*buffer, true)) break;
+      cleaned_ = buffer;
+    }
+    if (put(*cleaned_, item, plain)) return true;
+    flush_cleaned();
+  }
+  store_.unref(id);
+  return false;
+}
+
+void Writeback::flush_cleaned() {
+  if (cleaned_ == nullptr) return;
+  Buffer& buffer = *cleaned_;
+  cleaned_ = nullptr;
+  buffer.items.empty() ? drop(buffer) : start_write(buffer);
+}
+
+}  // namespace foldswap

@@ -1,0 +1,148 @@
+// Writeback: moves cold objects from the pool to the backing file, still compressed, many to a
+// segment and each segment in one write; and moves what is left in mostly dead segments together.
+// Reads top to bottom as one segment:
+//   what is needed -> which objects are cold -> seal them into a buffer -> write -> the write has
+//   ended -> their records say where they are
+//
+// While a segment is written its objects stay in the pool, and a reference to each is held: a fault
+// finds the object where it was, an unmap frees it for everybody but us, and only when the write
+// has ended does the record's one word change (Pool::move_out), if there is still anybody to see
+// it. Nobody waits for a write.
+//
+// Cleaning reads a whole segment, keeps of it what its objects' records still point to, and writes
+// that again as part of a segment, under a new generation. It is put off for as long as there is
+// free room: the longer, the less is left to move.
+//
+// Shape (DESIGN §10): step() does what can be done now and never waits; system calls go through the
+// Os seam. Thread safety: one thread's (Writer below); counters and report() are for all.
+// Errors: a write that fails is tried again elsewhere; after kMostFailures in a row, or when there
+// is no room on the disk, it stops, says so in log and report(), and tries again later. What was to
+// be written stays in the pool, and is lost in no case. Units: bytes.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <unordered_set>
+#include <vector>
+
+#include "base/mapping.h"
+#include "base/mutex.h"
+#include "base/os.h"
+#include "daemon/backing_file.h"
+#include "daemon/disk_format.h"
+#include "daemon/page_store.h"
+#include "daemon/pressure.h"
+#include "daemon/tunables.h"
+
+namespace foldswap {
+
+class Writeback {
+ public:
+  // `file`, `seal`, `store` and `traffic` outlive it. Error: io_uring or memory cannot be had.
+  [[nodiscard]] static Result<std::unique_ptr<Writeback>> create(
+      Os& os, State& state, PageStore& store, BackingFile& file, const Seal& seal,
+      DiskTraffic& traffic, const Tunables& tunables);
+  ~Writeback();
+
+  // Microseconds after which to call again at the latest; sooner when fd() polls readable, or
+  // somebody wants room (DiskTraffic::want_room).
+  std::uint64_t step();
+  [[nodiscard]] int fd() const { return ring_->fd(); }
+
+  // Why nothing is written though something should be; empty: all is well. Any thread.
+  [[nodiscard]] std::string report() const;
+
+  static constexpr std::uint32_t kBuffers = 3;
+
+ private:
+  // An object on its way.
+  struct Item {
+    ObjectId id;
+    Loaded loaded;  // from the pool: as it was when it was sealed
+    SegmentPlace to, from;
+    bool cleaned = false;  // from another segment (`from`)
+    std::uint32_t length = 0;
+  };
+  struct Buffer {
+    enum class State : std::uint8_t { idle, filling, writing, reading, cleaning };
+    State state = State::idle;
+    BackingFile::Claim claim;
+    std::uint32_t used = 0;  // bytes; cleaning: those looked at
+    unsigned tries = 0;
+    std::vector<Item> items;
+    std::span<std::byte> bytes;
+  };
+  enum class Need : std::uint8_t { none, some, urgent };
+
+  Writeback(Os& os, State& state, PageStore& store, BackingFile& file, const Seal& seal,
+            DiskTraffic& traffic, const Tunables& tunables);
+
+  // -- what is needed
+  [[nodiscard]] Need need();
+  [[nodiscard]] bool budget_allows(std::uint64_t bytes);
+  [[nodiscard]] bool may_start(Need need);
+
+  // -- one segment
+  [[nodiscard]] Buffer* idle_buffer();
+  [[nodiscard]] bool write_cold();
+  [[nodiscard]] bool open_segment(Buffer& buffer, bool for_cleaning);
+  void add_cold(Buffer& buffer);
+  [[nodiscard]] bool next_candidate(ObjectId& id);
+  // Seals an object into the buffer. False: it has no room there.
+  [[nodiscard]] bool put(Buffer& buffer, Item item, std::span<const std::byte> packed) const;
+  void start_write(Buffer& buffer);
+  void submit_write(Buffer& buffer);
+  void reap();
+  void end_write(Buffer& buffer, std::int32_t result);
+  void publish(Buffer& buffer);
+  void drop(Buffer& buffer);
+  void let_go(Buffer& buffer);
+
+  // -- cleaning
+  [[nodiscard]] bool clean(Need need);
+  [[nodiscard]] bool start_cleaning(Need need);
+  void end_read(Buffer& buffer, std::int32_t result);
+  // Goes on with what was read; false: there is no buffer to move it to now.
+  [[nodiscard]] bool keep_live(Buffer& from);
+  [[nodiscard]] bool keep_object(const Buffer& from, SegmentPlace at, const DiskHeader& header);
+  void flush_cleaned();
+  [[nodiscard]] bool cleaning_pending() const;
+  void forget_victims();
+
+  void stop(const std::string& why, std::uint64_t retry_us);
+  void say(const std::string& why);
+  void keep_house(std::uint64_t now_us);
+
+  Os& os_;
+  Counters& counters_;
+  PageStore& store_;
+  Pool& pool_;
+  BackingFile& file_;
+  const Seal& seal_;
+  DiskTraffic& traffic_;
+  const Tunables& tunables_;
+  Pressure pressure_;
+  bool writing_ = false;                  // between the two lines of the hysteresis
+  bool pressed_ = false;                  // the machine is short of memory
+  std::unordered_set<ObjectId> leaving_;  // being written, and still in the pool
+  std::vector<ObjectId> candidates_;
+  std::size_t next_candidate_ = 0;
+  Mapping memory_;
+  std::array<Buffer, kBuffers> buffers_;
+  Buffer* cleaned_ = nullptr;  // being filled with what cleaning keeps
+  // Segments whose objects are on their way elsewhere, and those that hold something that does not
+  // open: not to be cleaned (again).
+  std::vector<std::uint32_t> victims_, stuck_;
+  std::unique_ptr<IoRing> ring_;
+  unsigned failures_ = 0;  // in a row
+  std::uint64_t stopped_until_us_ = 0, demand_since_us_ = 0, house_us_ = 0;
+  std::uint64_t allowance_ = 0, allowance_at_us_ = 0, allowance_per_day_ = 0;
+  bool no_room_ = false;  // the file is full, until something is cleaned or freed
+  BackingFile::Limits limits_;
+  mutable RankedMutex<LockRank::leaf> mutex_;
+  std::string why_ FS_GUARDED_BY(mutex_);
+};
+
+}  // namespace foldswap
