@@ -89,12 +89,14 @@ std::string render_writeback(const Json& writeback) {
   if (!writeback.is_object() || !writeback.contains("enabled") || writeback["enabled"] != true) {
     return "";
   }
+  const std::string trouble = text(writeback, "trouble");
   return "\nDisk\n" + line("holds", pages_of(writeback, "pages")) +
          line("file", fmt::format("{}, {} of it in use", size_of(writeback, "file_bytes"),
                                   size_of(writeback, "live_bytes"))) +
          line("written, read", fmt::format("{}, {}", size_of(writeback, "written_bytes"),
                                            size_of(writeback, "read_bytes"))) +
-         line("errors", std::to_string(count(writeback, "errors")));
+         line("errors", std::to_string(count(writeback, "errors"))) +
+         (trouble.empty() || trouble == "-" ? "" : line("not writing", trouble));
 }
 
 std::string render_faults(const Json& faults) {

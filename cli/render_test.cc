@@ -42,6 +42,9 @@ TEST(RenderStats, TheDiskTierAppearsWithIt) {
   const std::string text = render_stats(stats);
   EXPECT_NE(text.find("\nDisk\n"), std::string::npos);
   EXPECT_NE(text.find("2.0 MiB, 1.0 MiB of it in use"), std::string::npos);
+  EXPECT_EQ(text.find("not writing"), std::string::npos);
+  stats["writeback"]["trouble"] = "the disk is full";
+  EXPECT_NE(render_stats(stats).find("the disk is full"), std::string::npos);
 }
 
 TEST(RenderStats, MissingAndOddFieldsAreNoReasonToFail) {

@@ -58,6 +58,8 @@ Result<std::unique_ptr<Writeback>> Writeback::create(Os& os, State& state, PageS
                          2 * kBuffers);
   if (!ring) return std::unexpected(ring.error());
   writeback->ring_ = std::move(*ring);
+  if (const std::string note = writeback->ring_->note(); !note.empty())
+    spdlog::info("writeback: {}", note);
   traffic.relief = true;
   return writeback;
 }
@@ -116,7 +118,7 @@ Writeback::Need Writeback::need() {
       std::min(std::clamp(pool.limit_bytes / kLowPart, kLowLeast, kLowMost), pool.limit_bytes / 2);
   const std::uint64_t spare = pool_.spare_bytes();
   if (spare < low) writing_ = true;
-  if (spare > 2 * low) writing_ = false;
+  if (spare > std::min(2 * low, pool.limit_bytes / 4 * 3)) writing_ = false;
   if (writing_ && pool.objects != 0) return spare < low / 2 ? Need::urgent : Need::some;
   pressed_ = pressure_.high({tunables_.available_low.load(std::memory_order_relaxed),
                              tunables_.psi_ms.load(std::memory_order_relaxed)});
@@ -204,6 +206,7 @@ bool Writeback::open_segment(Buffer& buffer, bool for_cleaning) {
     return false;
   }
   if (!for_cleaning) no_room_ = false;
+  std::erase(stuck_, claim->segment);  // what was stuck in it has gone
   buffer.claim = *claim;
   buffer.state = Buffer::State::filling;
   buffer.used = 0;
