@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "bench/density_churn.h"
+#include "bench/density_neighbours.h"
 #include "bench/density_pages.h"
 
 namespace foldswap::bench {
@@ -45,6 +46,7 @@ struct Verdict {
   Outputs outputs;
   Life ours, z3fold, zbud, lz4;
   Zram zram;
+  Neighbours neighbours;
 };
 
 Zram read_zram(const std::string& pages_path) {
@@ -78,7 +80,11 @@ Result<Verdict> examine(const std::string& path) {
                  .z3fold = {},
                  .zbud = {},
                  .lz4 = {},
-                 .zram = read_zram(path)};
+                 .zram = read_zram(path),
+                 .neighbours = {}};
+  auto neighbours = measure_neighbours(result.set);
+  if (!neighbours) return std::unexpected(neighbours.error());
+  result.neighbours = *neighbours;
   const auto run = [&](PoolGeometry geometry, const Outputs& outputs, Life& life) -> Status {
     auto lived = live(geometry, result.set, outputs);
     if (!lived) return std::unexpected(lived.error());
@@ -210,6 +216,19 @@ void overview(const Results& results) {
   std::printf("\n");
 }
 
+// Four pages as one object: what it gains, and what one page of it costs.
+void neighbours(const Results& results) {
+  std::printf("%-12s %31s | %31s\n", "zstd of", "ratio: alone, four, gain",
+              "us to get one: alone, four, x");
+  for (const auto& r : results) {
+    const Neighbours& n = r.neighbours;
+    std::printf("%-12s %10.2f %10.2f %8.1f %% | %10.2f %10.2f %9.2f\n", r.set.name.c_str(),
+                n.ratio_alone, n.ratio_together, 100 * (n.ratio_together / n.ratio_alone - 1),
+                n.us_alone, n.us_together, n.us_together / n.us_alone);
+  }
+  std::printf("\n");
+}
+
 // One line: how many files reach the goal, and the worst. `sign` -1: less is better.
 void goal(const std::string& what, const Results& results, double least, int sign,
           const std::function<double(const Verdict&)>& value) {
@@ -255,6 +274,7 @@ int run(std::span<char* const> paths) {
     results.push_back(std::move(*result));
   }
   overview(results);
+  neighbours(results);
   goals(results);
   return 0;
 }
