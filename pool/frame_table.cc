@@ -70,10 +70,26 @@ void FrameTable::unlink(std::uint32_t frame) {
 }
 
 void FrameTable::relist(std::uint32_t frame) {
+  note_piece(frame);
   const std::uint32_t want = class_of(meta(frame));
   if (want == meta(frame).list) return;
   unlink(frame);
   link(frame, want);
+}
+
+void FrameTable::note_piece(std::uint32_t frame) {
+  const FrameMeta& m = meta(frame);
+  if (m.objects == 0) return;
+  hints_.note(std::max<std::uint32_t>(m.gap_chunks, geometry_.frame_chunks() - m.tail), frame);
+}
+
+// Any number may be asked: a frame that was given back since then is not live, and its meta has no
+// memory.
+bool FrameTable::takes(std::uint32_t frame, std::uint32_t chunks) const {
+  if (!frame_arena_.live(frame)) return false;
+  const FrameMeta& m = meta(frame);
+  return m.list != kDetached && m.list != kClassEmpty && m.list != kClassFull &&
+         in_one_piece(m, chunks);
 }
 
 // The lists are in order of free chunks, with the empty frames last: the first that is not empty
@@ -99,10 +115,14 @@ std::uint32_t FrameTable::sparsest() const {
   return kNoFrame;
 }
 
-// The best fit, unless its room is in pieces and another frame nearly as full has it in one: making
-// it one means to read and to move what lies between. Frames with more and more room are looked at,
-// a few only, and no empty one.
-std::uint32_t FrameTable::easy_fit(std::uint32_t chunks) const {
+// A frame with a piece that is hardly too large. Else the best fit, unless its room is in pieces
+// and another frame nearly as full has it in one: making it one means to read and to move what lies
+// between. Frames with more and more room are looked at, a few only, and no empty one.
+std::uint32_t FrameTable::easy_fit(std::uint32_t chunks) {
+  constexpr std::uint32_t kRest = 16;  // what may be left over of a piece
+  const std::uint32_t hinted = hints_.take(
+      chunks, chunks + kRest, [&](std::uint32_t frame) { return takes(frame, chunks); });
+  if (hinted != kNoFrame) return hinted;
   constexpr std::array<std::uint32_t, 5> kMore{8, 24, 56, 120, 248};
   const std::uint32_t best = best_fit(chunks);
   std::uint32_t frame = best;

@@ -2,9 +2,10 @@
 // which objects lie in them. Knows records only as far as moving objects must: to read where an
 // object lies and to write where it went.
 //
-// A new object takes the best fit: the list with the least free chunks that suffices. Inside the
-// frame it goes into the known gap, else behind the tail, else the frame is compacted first
-// (pool/compact.cc). tidy_step() empties sparse frames (pool/tidy.cc).
+// A new object goes where a piece of about its size was seen (pool/piece_hints.h), else it takes
+// the best fit: the list with the least free chunks that suffices. Inside the frame it goes into
+// the known gap, else behind the tail, else the frame is compacted first (pool/compact.cc).
+// tidy_step() empties sparse frames (pool/tidy.cc).
 //
 // In a frame, from chunk 0 to the tail, without anything between: objects, each behind its id (4
 // bytes), and holes, each marked in its first chunk {0, chunks}. So a frame can be walked, if the
@@ -25,6 +26,7 @@
 #include "pool/arena.h"
 #include "pool/budget.h"
 #include "pool/layout.h"
+#include "pool/piece_hints.h"
 #include "pool/record.h"
 
 namespace foldswap {
@@ -115,9 +117,11 @@ class FrameTable {
   void link(std::uint32_t frame, std::uint32_t list);
   void unlink(std::uint32_t frame);
   void relist(std::uint32_t frame);
+  void note_piece(std::uint32_t frame);
+  [[nodiscard]] bool takes(std::uint32_t frame, std::uint32_t chunks) const;
 
   [[nodiscard]] std::uint32_t best_fit(std::uint32_t chunks) const;
-  [[nodiscard]] std::uint32_t easy_fit(std::uint32_t chunks) const;
+  [[nodiscard]] std::uint32_t easy_fit(std::uint32_t chunks);
   [[nodiscard]] std::uint32_t sparsest() const;
   [[nodiscard]] Location enter(std::uint32_t frame, ObjectId id, std::uint32_t bytes);
   [[nodiscard]] std::uint32_t carve(std::uint32_t frame, std::uint32_t chunks);
@@ -159,6 +163,7 @@ class FrameTable {
   // Under the shard's lock.
   Arena frame_arena_;
   std::vector<Extent> order_, leaving_;  // for gather() and tidy_step(); sized once
+  PieceHints hints_;
 };
 
 }  // namespace foldswap
