@@ -89,6 +89,12 @@ void Writeback::stop(const std::string& why, std::uint64_t retry_us) {
   traffic_.relief = false;
 }
 
+void Writeback::go_on() {
+  if (report().empty()) return;
+  spdlog::info("writeback goes on");
+  say("");
+}
+
 std::uint64_t Writeback::step() {
   constexpr std::uint64_t kIdleUs = 100'000, kSoonUs = 1'000, kYieldStepUs = 200;
   const std::uint64_t now_us = os_.now_us();
@@ -100,6 +106,7 @@ std::uint64_t Writeback::step() {
     return kIdleUs;
   }
   traffic_.relief = true;
+  if (need == Need::none) go_on();  // nothing is to be written any more
   if (!may_start(need)) return kYieldStepUs;
   bool any = false;
   if (need != Need::none) {
@@ -298,10 +305,8 @@ void Writeback::end_write(Buffer& buffer, std::int32_t result) {
   if (result == static_cast<std::int32_t>(block_ceil(buffer.used))) {
     bump(counters_.disk_written_bytes, static_cast<std::uint64_t>(result));
     failures_ = 0;
-    if (!report().empty()) {
-      spdlog::info("writeback goes on");
-      say("");
-    }
+    // Not by a write that had begun before the reason was found.
+    if (os_.now_us() >= stopped_until_us_) go_on();
     publish(buffer);
     return;
   }

@@ -112,6 +112,7 @@ class Writeback {
   void forget_victims();
 
   void stop(const std::string& why, std::uint64_t retry_us);
+  void go_on();
   void say(const std::string& why);
   void keep_house(std::uint64_t now_us);
 
