@@ -148,7 +148,8 @@ bool Writeback::may_start(Need need) {
   return true;
 }
 
-// So much may be written now; what is not used of a day's budget is kept for one day at most.
+// Whether so much may be written now; what is not used of a day's budget is kept for one day at
+// most. It is paid for when it is written (start_write()).
 bool Writeback::budget_allows(std::uint64_t bytes) {
   const std::uint64_t per_day = tunables_.writeback_per_day.load(std::memory_order_relaxed);
   const std::uint64_t now_us = os_.now_us();
@@ -165,9 +166,7 @@ bool Writeback::budget_allows(std::uint64_t bytes) {
   const std::uint64_t more = static_cast<std::uint64_t>(static_cast<double>(per_day) *
                                                         static_cast<double>(seconds) / kDaySeconds);
   allowance_ = std::min(per_day, allowance_ + more);
-  if (allowance_ < bytes) return false;
-  allowance_ -= bytes;
-  return true;
+  return allowance_ >= bytes;
 }
 
 Writeback::Buffer* Writeback::idle_buffer() {
@@ -278,6 +277,7 @@ void Writeback::start_write(Buffer& buffer) {
   std::ranges::fill(buffer.bytes.subspan(buffer.used, end - buffer.used), std::byte{0});
   file_.fill(buffer.claim.segment, static_cast<std::uint32_t>(buffer.items.size()), buffer.used);
   buffer.state = Buffer::State::writing;
+  allowance_ -= std::min<std::uint64_t>(allowance_, end);
   submit_write(buffer);
 }
 
