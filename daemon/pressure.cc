@@ -69,7 +69,7 @@ bool Pressure::stalled(std::uint64_t now_us, std::uint32_t limit_ms) {
         "no pressure stall information ({}): memory pressure is told by MemAvailable alone", path_);
     return false;
   }
-  if (stall_at_us_ != 0) {
+  if (stall_at_us_ != 0 && *total >= stall_us_) {
     const std::uint64_t lost_ms =
         (*total - stall_us_) * kWindowUs / (now_us - stall_at_us_) / 1'000;
     if (lost_ms >= limit_ms) stalled_until_us_ = now_us + kWindowUs;
