@@ -72,7 +72,12 @@ class Budget {
   [[nodiscard]] std::uint64_t empty_to_keep(std::uint64_t most) const {
     return std::clamp<std::uint64_t>(held_frames() / 128, 1, std::max<std::uint64_t>(most, 1));
   }
-  [[nodiscard]] std::int64_t spare_places() const { return spare_.load(std::memory_order_acquire); }
+  // What reserve() can grant: without what the limit, on its way down, has still to take.
+  [[nodiscard]] std::int64_t spare_places() const {
+    const auto over = static_cast<std::int64_t>(limit_frames_.load(std::memory_order_acquire)) -
+                      static_cast<std::int64_t>(target_frames_.load());
+    return spare_.load(std::memory_order_acquire) - std::max<std::int64_t>(over, 0) * frame_room_;
+  }
   [[nodiscard]] std::uint64_t reserved_places() const {
     return reserved_.load(std::memory_order_relaxed);
   }

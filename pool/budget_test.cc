@@ -90,6 +90,25 @@ TEST(Budget, FramesOverALoweredLimitMayGo) {
   EXPECT_TRUE(budget.consistent(0));
 }
 
+// What nobody can reserve any more is not spare, be it still allowed for a moment.
+TEST(Budget, SpareIsWhatCanBeReserved) {
+  Budget budget(PoolGeometry{.frame_bytes = 4096, .buddies = 1}, 10);
+  for (int i = 0; i < 10; ++i) {
+    ASSERT_TRUE(budget.begin_grow());
+    budget.finish_grow();
+    budget.room_changed(-1);  // in use
+  }
+  budget.set_limit(4);
+  EXPECT_LE(budget.spare_places(), 0);
+  budget.room_changed(5);
+  EXPECT_LE(budget.spare_places(), 0);
+  EXPECT_FALSE(budget.reserve(1));
+  budget.room_changed(3);
+  EXPECT_EQ(budget.spare_places(), 2);
+  EXPECT_FALSE(budget.reserve(3));
+  EXPECT_TRUE(budget.reserve(2));
+}
+
 TEST(Budget, ManyThreadsNeverPassTheLimit) {
   Budget budget(kGeometry, 16);
   std::atomic<std::int64_t> reserved{0};
