@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <iterator>
 
 #include "base/size.h"
 
@@ -391,13 +392,19 @@ bool Writeback::cleaning_pending() const {
   });
 }
 
+// What was written there then still lives there, some of it.
+bool Writeback::as_it_was(const BackingFile::Claim& claim) const {
+  return file_.live_bytes(claim.segment) != 0 &&
+         file_.generation(claim.segment) == claim.generation;
+}
+
 // What was to be moved has been. A victim with something left holds what does not open, or what its
 // headers do not lead to: it stays as it is.
 void Writeback::forget_victims() {
   if (victims_.empty() || cleaning_pending()) return;
-  for (const std::uint32_t segment : victims_) {
-    if (file_.live_bytes(segment) != 0) stuck_.push_back(segment);
-  }
+  std::erase_if(stuck_, [&](const auto& stuck) { return !as_it_was(stuck); });
+  std::ranges::copy_if(victims_, std::back_inserter(stuck_),
+                       [&](const auto& victim) { return as_it_was(victim); });
   victims_.clear();
 }
 
@@ -416,8 +423,10 @@ bool Writeback::start_cleaning(Need need) {
   const std::uint64_t most = no_room_ ? kWorthCleaning : kSegment / 2;
   const auto found = file_.sparsest(victims_.size() + stuck_.size() + 1, most);
   const auto fresh = std::ranges::find_if(found, [&](std::uint32_t segment) {
-    return std::ranges::find(victims_, segment) == victims_.end() &&
-           std::ranges::find(stuck_, segment) == stuck_.end();
+    const auto is_it = [&](const BackingFile::Claim& claim) {
+      return claim.segment == segment && claim.generation == file_.generation(segment);
+    };
+    return std::ranges::none_of(victims_, is_it) && std::ranges::none_of(stuck_, is_it);
   });
   if (fresh == found.end()) {
     const bool waits = cleaned_ != nullptr || cleaning_pending();
@@ -434,7 +443,7 @@ bool Writeback::start_cleaning(Need need) {
   buffer->state = Buffer::State::reading;
   buffer->claim = {*fresh, file_.generation(*fresh)};
   buffer->used = 0;
-  victims_.push_back(*fresh);
+  victims_.push_back(buffer->claim);
   const auto index = static_cast<std::uint64_t>(buffer - buffers_.data());
   (void)ring_->read(buffer->bytes, BackingFile::offset_of(*fresh), index);
   (void)ring_->submit();

@@ -110,6 +110,7 @@ class Writeback {
   void flush_cleaned();
   [[nodiscard]] bool cleaning_pending() const;
   void forget_victims();
+  [[nodiscard]] bool as_it_was(const BackingFile::Claim& claim) const;
 
   void stop(const std::string& why, std::uint64_t retry_us);
   void go_on();
@@ -134,8 +135,8 @@ class Writeback {
   std::array<Buffer, kBuffers> buffers_;
   Buffer* cleaned_ = nullptr;  // being filled with what cleaning keeps
   // Segments whose objects are on their way elsewhere, and those that hold something that does not
-  // open: not to be cleaned (again).
-  std::vector<std::uint32_t> victims_, stuck_;
+  // open: not to be cleaned (again), until they are used anew under another generation.
+  std::vector<BackingFile::Claim> victims_, stuck_;
   std::unique_ptr<IoRing> ring_;
   unsigned failures_ = 0;  // in a row
   std::uint64_t stopped_until_us_ = 0, demand_since_us_ = 0, house_us_ = 0;
