@@ -488,8 +488,8 @@ bool Writeback::keep_object(const Buffer& from, SegmentPlace at, const DiskHeade
   const auto sealed =
       from.bytes.subspan(from.used + sizeof(header), header.length + Seal::kTagBytes);
   if (info.tier != Tier::segment || info.place != at || info.length != header.length ||
-      info.refs == 1) {
-    store_.unref(id);
+      info.refs == 1 || file_.generation(at.segment) != from.claim.generation) {
+    store_.unref(id);  // not here, not any more, or nobody's; or this was read before its time
     return true;
   }
   if (!seal_.open({header.object, from.claim.generation, at.unit}, sealed, plain)) {
