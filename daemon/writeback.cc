@@ -318,6 +318,12 @@ void Writeback::end_write(Buffer& buffer, std::int32_t result) {
     submit_write(buffer);
     return;
   }
+  // What was to be moved may be tried again.
+  std::erase_if(victims_, [&](const BackingFile::Claim& victim) {
+    return std::ranges::any_of(buffer.items, [&](const Item& item) {
+      return item.cleaned && item.from.segment == victim.segment;
+    });
+  });
   drop(buffer);
   const std::string why = result < 0 ? std::strerror(-result) : "a write ended early";
   if (full || ++failures_ >= kMostFailures)
