@@ -50,7 +50,7 @@ std::span<std::byte> DiskReader::buffer_of(const Order& order) const {
 }
 
 DiskReader::Begun DiskReader::begin(Client& client, std::uint64_t start, std::uint32_t pages,
-                                    bool demanded, std::uint32_t& order_pages) {
+                                    Purpose purpose, std::uint32_t& order_pages) {
   auto* const free =
       std::ranges::find(orders_, Order::State::idle, [](const Order& o) { return o.state; });
   if (free == orders_.end()) return Begun::busy;
@@ -60,7 +60,7 @@ DiskReader::Begun DiskReader::begin(Client& client, std::uint64_t start, std::ui
   order.pages = 0;
   order.parts = 0;
   order.tries = 1;
-  order.demanded = demanded;
+  order.purpose = purpose;
   const std::uint32_t most = std::clamp<std::uint32_t>(pages, 1, kOrderPages);
   while (order.pages < most) {
     if (!want(order, client.map->load(start + order.pages * kPage))) break;
@@ -140,7 +140,7 @@ void DiskReader::start(Order& order) {
   }
   order.state = Order::State::reading;
   ++under_way_;
-  if (order.demanded) traffic_.demand.fetch_add(1);
+  if (order.purpose == Purpose::demand) traffic_.demand.fetch_add(1);
   queue_parts(order);
   (void)ring_->submit();
 }
@@ -185,7 +185,7 @@ void DiskReader::end_part(Order& order, std::uint32_t index, std::int32_t result
   }
   order.state = Order::State::ready;
   --under_way_;
-  if (order.demanded) traffic_.demand.fetch_sub(1);
+  if (order.purpose == Purpose::demand) traffic_.demand.fetch_sub(1);
   if (order.client == nullptr) {
     done(order);
   } else {

@@ -33,6 +33,11 @@ class DiskReader {
   static constexpr std::uint64_t kOrderBytes = 256 * 1024;  // of the file, at most
   static constexpr std::uint32_t kOrderPages = 64;
 
+  enum class Purpose : std::uint8_t {
+    demand,  // a fault waits for the first page
+    ahead,   // one is expected before long
+    back,    // a range is brought back
+  };
   struct Order {
     enum class State : std::uint8_t { idle, reading, ready };
     State state = State::idle;
@@ -40,7 +45,7 @@ class DiskReader {
     std::uint64_t start = 0;   // address of the first page
     std::uint32_t pages = 0;
     unsigned tries = 0;
-    bool demanded = false;  // a fault waits for the first page
+    Purpose purpose = Purpose::demand;
     struct Page {
       Entry entry;
       bool on_disk = false;
@@ -75,8 +80,8 @@ class DiskReader {
   // Orders the page at `start`, whose object is on disk, and those after it, up to `pages`, as far
   // as they are evicted and fit. busy: as many orders are under way as can be. `order_pages`: how
   // many it became.
-  [[nodiscard]] Begun begin(Client& client, std::uint64_t start, std::uint32_t pages, bool demanded,
-                            std::uint32_t& order_pages);
+  [[nodiscard]] Begun begin(Client& client, std::uint64_t start, std::uint32_t pages,
+                            Purpose purpose, std::uint32_t& order_pages);
   // The order of this client that has the page; nullptr: none.
   [[nodiscard]] Order* find(const Client& client, std::uint64_t page);
   // An order of this client that is ready, from `after` on (nullptr: from the first).

@@ -404,11 +404,13 @@ FaultService::Outcome FaultService::answer_evicted(Client& client, PendingFault&
     finish_fault(client, fault, counters_.faults_same_filled);
     return Outcome::done;
   }
-  // A fault where the last window ended doubles the window; anything else is one page again.
+  // A fault where the last window ended, or on the first page after it that is out, doubles the
+  // window; anything else is one page again.
   const std::uint32_t most = std::clamp<std::uint32_t>(
       tunables_.readahead_max.load(std::memory_order_relaxed), 1, kMostWindow);
-  const std::uint32_t want =
-      fault.page == client.window_next ? std::min(client.window_pages * 2, most) : 1;
+  const std::uint32_t want = skip_resident(client, client.window_next) == fault.page
+                                 ? std::min(client.window_pages * 2, most)
+                                 : 1;
   const std::uint32_t room = want == 1 ? 1 : std::max(1U, clear_way(client, fault.page, want));
   std::uint32_t pages = fill_window(client, fault.page, entry, room);
   if (pages == 0 && window_on_disk_) return order_read(client, fault, want);
@@ -434,6 +436,15 @@ FaultService::Outcome FaultService::answer_evicted(Client& client, PendingFault&
       client, fault,
       entry.state() == PageState::object ? counters_.faults_pool : counters_.faults_same_filled);
   return Outcome::done;
+}
+
+std::uint64_t FaultService::skip_resident(const Client& client, std::uint64_t page) {
+  constexpr std::uint64_t kMostSkipped = 16;
+  const std::uint64_t end = page + kMostSkipped * kPage;
+  for (std::uint64_t at = page; at < end; at += kPage) {
+    if (client.map->load(at).state() != PageState::none) return at;
+  }
+  return page;
 }
 
 // HAZARDS 12: a window must not run over a guard that the program has put where a page was.

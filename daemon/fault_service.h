@@ -88,12 +88,15 @@ class FaultService {
   // 0: `first` does not verify, or is on disk (window_on_disk_).
   [[nodiscard]] std::uint32_t fill_window(Client& client, std::uint64_t start, Entry first,
                                           std::uint32_t most);
+  // The first page from `page` on that is out, or `page` itself when many are not.
+  [[nodiscard]] static std::uint64_t skip_resident(const Client& client, std::uint64_t page);
   // How many pages of a window have nothing in their place; 0: there is a guard where it begins.
   [[nodiscard]] std::uint32_t clear_way(Client& client, std::uint64_t start, std::uint32_t pages);
   void finish_fault(Client& client, const PendingFault& fault, Counter& kind);
 
   // -- what is on disk (fault_service_disk.cc)
   [[nodiscard]] Outcome order_read(Client& client, PendingFault& fault, std::uint32_t want);
+  std::uint64_t read_ahead(Client& client, std::uint64_t page, std::uint32_t left);
   // Puts to use what has been read. False: the descriptor has events to read first.
   [[nodiscard]] bool deliver(Client& client, StepResult& result);
   [[nodiscard]] bool deliver_order(Client& client, DiskReader::Order& order, StepResult& result);

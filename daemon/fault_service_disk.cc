@@ -22,10 +22,10 @@ FaultService::Outcome FaultService::order_read(Client& client, PendingFault& fau
   fault.retry_at_us = os_.now_us() + 1'000'000;
   if (reader_->find(client, fault.page) != nullptr) return Outcome::later;
   std::uint32_t pages = 0;
-  switch (reader_->begin(client, fault.page, want, true, pages)) {
+  switch (reader_->begin(client, fault.page, want, DiskReader::Purpose::demand, pages)) {
     case DiskReader::Begun::reading:
       client.window_pages = want;
-      client.window_next = fault.page + pages * kPage;
+      client.window_next = read_ahead(client, fault.page + pages * kPage, want - pages);
       return Outcome::later;
     case DiskReader::Begun::busy:
     case DiskReader::Begun::not_on_disk:  // it was when we looked; it has been freed since
@@ -33,6 +33,26 @@ FaultService::Outcome FaultService::order_read(Client& client, PendingFault& fau
   }
   fault.retry_at_us = os_.now_us() + kRetryBusyUs;
   return Outcome::later;
+}
+
+// Orders the rest of a window whose first run of evicted pages ends at `page`, over what is
+// resident in between. Returns where it ends. A stream gets another window at once: that is read
+// while the first is unpacked.
+std::uint64_t FaultService::read_ahead(Client& client, std::uint64_t page, std::uint32_t left) {
+  const std::uint32_t most = std::clamp<std::uint32_t>(
+      tunables_.readahead_max.load(std::memory_order_relaxed), 1, kMostWindow);
+  if (client.window_pages == most && most > 1) left += most;
+  while (left != 0) {
+    const std::uint64_t next = skip_resident(client, page);
+    std::uint32_t pages = 0;
+    if (reader_->find(client, next) != nullptr ||
+        reader_->begin(client, next, left, DiskReader::Purpose::ahead, pages) !=
+            DiskReader::Begun::reading)
+      break;
+    page = next + pages * kPage;
+    left -= pages;
+  }
+  return page;
 }
 
 bool FaultService::order_back(Client& client, std::uint64_t& cursor, StepResult& result) {
@@ -43,7 +63,8 @@ bool FaultService::order_back(Client& client, std::uint64_t& cursor, StepResult&
     cursor = there->start + there->pages * kPage;
     return true;
   }
-  if (reader_->begin(client, cursor, kMostWindow, false, pages) != DiskReader::Begun::reading)
+  if (reader_->begin(client, cursor, kMostWindow, DiskReader::Purpose::back, pages) !=
+      DiskReader::Begun::reading)
     return false;
   cursor += pages * kPage;
   return true;
@@ -71,9 +92,10 @@ bool FaultService::deliver_order(Client& client, DiskReader::Order& order, StepR
   if (pages == 0) return give_up_order(client, order);
   if (pages > 1) pages = std::max(1U, clear_way(client, order.start, pages));
   std::uint32_t done = 0;
-  Outcome outcome = copy_in(client, order.start, pages, order.demanded, done);
+  const bool demanded = order.purpose == DiskReader::Purpose::demand;
+  Outcome outcome = copy_in(client, order.start, pages, demanded, done);
   if (done == 0 && pages > 1 && outcome == Outcome::later)
-    outcome = copy_in(client, order.start, 1, order.demanded, done);
+    outcome = copy_in(client, order.start, 1, demanded, done);
   switch (outcome) {
     case Outcome::changing:
       return false;
@@ -138,7 +160,9 @@ bool FaultService::give_up_order(Client& client, DiskReader::Order& order) {
   }
   // For nobody in particular: poisoned first, noted then, because until the kernel has it the page
   // must not count as dealt with. For a fault, its answer does it.
-  if (!order.demanded && os_.uffd_poison(client.uffd.get(), page) == -EAGAIN) return false;
+  if (order.purpose != DiskReader::Purpose::demand &&
+      os_.uffd_poison(client.uffd.get(), page) == -EAGAIN)
+    return false;
   if (store_.poison(client, page, entry)) {
     spdlog::error("{}: page {:#x} cannot be read from the backing file: it is poisoned",
                   client.label(), page);
@@ -159,9 +183,11 @@ void FaultService::finish_delivered(Client& client, const DiskReader::Order& ord
     ++faulted;
     return true;
   });
-  if (!order.demanded) return;
-  if (pages > faulted) bump(counters_.readahead_pages, pages - std::max(faulted, 1U));
-  client.window_next = end;
+  if (order.purpose == DiskReader::Purpose::back) return;
+  const std::uint32_t asked =
+      order.purpose == DiskReader::Purpose::demand ? std::max(faulted, 1U) : faulted;
+  if (pages > asked) bump(counters_.readahead_pages, pages - asked);
+  if (order.purpose == DiskReader::Purpose::demand && pages < order.pages) client.window_next = end;
 }
 
 }  // namespace foldswap
