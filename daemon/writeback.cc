@@ -20,6 +20,7 @@ constexpr std::size_t kCandidates = 2048;
 // Room in the pool below which cold objects leave, as a part of its limit; they do until there is
 // twice as much.
 constexpr std::uint64_t kLowPart = 8, kLowLeast = 8 * kMiB, kLowMost = 512 * kMiB;
+constexpr std::uint64_t kLeastBytes = 2 * kSegment;  // in the pool, worth a look for what is cold
 constexpr std::uint64_t kFloorBytes = 16 * kMiB;  // of the pool, that memory pressure leaves alone
 
 constexpr std::uint64_t kYieldUs = 2'000;  // the longest that a write waits for reads of faults
@@ -127,7 +128,10 @@ Writeback::Need Writeback::need() {
   const std::uint64_t spare = pool_.spare_bytes();
   if (spare < low) writing_ = true;
   if (spare > std::min(2 * low, pool.limit_bytes / 4 * 3)) writing_ = false;
-  if (writing_ && pool.objects != 0) return spare < low / 2 ? Need::urgent : Need::some;
+  // What would not fill a segment or two stays, unless there is hardly any room: what room is taken
+  // is taken by batches that are under way, then.
+  const bool enough = spare < low / 2 ? pool.objects != 0 : pool.compressed_bytes > kLeastBytes;
+  if (writing_ && enough) return spare < low / 2 ? Need::urgent : Need::some;
   pressed_ = pressure_.high({tunables_.available_low.load(std::memory_order_relaxed),
                              tunables_.psi_ms.load(std::memory_order_relaxed)});
   if (pressed_ && pool.compressed_bytes > kFloorBytes) return Need::some;
@@ -213,7 +217,6 @@ bool Writeback::open_segment(Buffer& buffer, bool for_cleaning) {
     return false;
   }
   if (!for_cleaning) no_room_ = false;
-  std::erase(stuck_, claim->segment);  // what was stuck in it has gone
   buffer.claim = *claim;
   buffer.state = Buffer::State::filling;
   buffer.used = 0;
@@ -223,11 +226,17 @@ bool Writeback::open_segment(Buffer& buffer, bool for_cleaning) {
 
 bool Writeback::next_candidate(ObjectId& id) {
   if (next_candidate_ == candidates_.size()) {
+    const std::uint64_t begun_us = os_.now_us();
+    if (begun_us < search_again_us_) return false;
     const std::size_t objects = pool_.stats().objects;
     candidates_ = pool_.oldest(
         kCandidates,
         {.unsettled = false, .least_age = 0, .among = std::max<std::size_t>(8192, objects / 8)});
     next_candidate_ = 0;
+    // The search goes over the records of what is on disk, too: no more than a fifth of our time
+    // for it where it finds little.
+    const std::uint64_t cost_us = os_.now_us() - begun_us;
+    search_again_us_ = candidates_.size() < kCandidates / 2 ? begun_us + 5 * cost_us : 0;
     if (candidates_.empty()) return false;
   }
   id = candidates_[next_candidate_++];

@@ -131,6 +131,7 @@ class Writeback {
   std::unordered_set<ObjectId> leaving_;  // being written, and still in the pool
   std::vector<ObjectId> candidates_;
   std::size_t next_candidate_ = 0;
+  std::uint64_t search_again_us_ = 0;  // not before: the last search found little
   Mapping memory_;
   std::array<Buffer, kBuffers> buffers_;
   Buffer* cleaned_ = nullptr;  // being filled with what cleaning keeps
