@@ -223,7 +223,7 @@ std::span<const std::byte> DiskReader::open(const Order& order, std::uint32_t in
   return plain;
 }
 
-bool DiskReader::read_again(Order& order) {
+bool DiskReader::read_again(Order& order, bool moved) {
   for (std::uint32_t i = 1; i < order.pages; ++i) {
     if (order.page[i].on_disk) store_.unref(ObjectId{order.page[i].entry.object_id()});
   }
@@ -235,7 +235,7 @@ bool DiskReader::read_again(Order& order) {
   page.info = *info;
   page.generation = file_.generation(info->place.segment);
   (void)add_part(order, page);
-  ++order.tries;
+  if (!moved) ++order.tries;
   start(order);
   return true;
 }

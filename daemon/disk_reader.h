@@ -90,8 +90,9 @@ class DiskReader {
   // is not what was written.
   [[nodiscard]] std::span<const std::byte> open(const Order& order, std::uint32_t page,
                                                 std::span<std::byte, kPage> packed) const;
-  // Only the first page, from where it lies now. False: it is not on disk any more.
-  [[nodiscard]] bool read_again(Order& order);
+  // Only the first page, from where it lies now; that is another try, unless it has `moved`. False:
+  // it is not on disk any more.
+  [[nodiscard]] bool read_again(Order& order, bool moved);
   void done(Order& order);
   // The client goes: its orders are nobody's from here.
   void forget(const Client& client);

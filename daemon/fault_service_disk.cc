@@ -151,11 +151,11 @@ bool FaultService::give_up_order(Client& client, DiskReader::Order& order) {
   const auto now = store_.on_disk(entry);
   const bool moved = !now || now->place != order.page[0].info.place;
   if (!moved) bump(counters_.disk_errors);
-  if (order.tries < kMostTries) {
+  if (moved || order.tries < kMostTries) {
     for (PendingFault& fault : client.pending) {
       if (fault.page - page < order.pages * kPage) fault.retry_at_us = 0;
     }
-    if (!reader_->read_again(order)) reader_->done(order);
+    if (!reader_->read_again(order, moved)) reader_->done(order);
     return true;
   }
   // For nobody in particular: poisoned first, noted then, because until the kernel has it the page
