@@ -16,7 +16,7 @@ class CoreFixture : public ::testing::Test, public ForkHost {
  protected:
   void SetUp() override {
     state = State::create(os).value();
-    pool = Pool::create(os, PoolConfig{}).value();
+    pool = Pool::create(os, pool_config).value();
     store = std::make_unique<PageStore>(*pool);
     codec = PageCodec::make().value();
     service = std::make_unique<FaultService>(os, *state, *store, *this, tunables,
@@ -102,6 +102,7 @@ class CoreFixture : public ::testing::Test, public ForkHost {
 
   static constexpr SimOs::PageBytes kZeros{};
   SimOs os;
+  PoolConfig pool_config;  // before SetUp()
   Tunables tunables;
   std::unique_ptr<State> state;
   std::unique_ptr<Pool> pool;

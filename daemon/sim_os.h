@@ -40,6 +40,8 @@ class SimOs final : public Os {
   std::uint64_t clock_ns = 1'000'000'000;
   std::deque<int> fail_copies;  // errno of the next COPYs; 0: succeeds
   SimDisk disk;
+  std::map<std::string, std::string> texts;  // what read_file() finds
+  int texts_read = 0;
   std::function<void()> before_fill;  // runs once, when the next page is about to be filled
 
   void add_range(int fd, std::uint64_t start, std::uint64_t pages) {
@@ -149,7 +151,11 @@ class SimOs final : public Os {
                                           unsigned depth) override {
     return disk.make_ring(fd, buffers, depth);
   }
-  Result<std::string> read_file(const std::string& path) override { return fail("no " + path); }
+  Result<std::string> read_file(const std::string& path) override {
+    ++texts_read;
+    const auto found = texts.find(path);
+    return found == texts.end() ? fail("no " + path) : Result<std::string>(found->second);
+  }
   Result<std::string> read_link(const std::string& path) override { return fail("no " + path); }
   int pagemap_scan(int, uapi::PmScanArg&) override { return -ENOTTY; }
   // The page map of the space that pagemap_of names.
