@@ -416,6 +416,7 @@ FaultService::Outcome FaultService::answer_evicted(Client& client, PendingFault&
   if (pages == 0 && window_on_disk_) return order_read(client, fault, want);
   if (pages == 0) {
     if (store_.poison(client, fault.page, entry)) {
+      bump(counters_.lost_pages);
       spdlog::error("{}: the object of page {:#x} does not verify: the page is poisoned",
                     client.label(), fault.page);
     }

@@ -164,6 +164,7 @@ bool FaultService::give_up_order(Client& client, DiskReader::Order& order) {
       os_.uffd_poison(client.uffd.get(), page) == -EAGAIN)
     return false;
   if (store_.poison(client, page, entry)) {
+    bump(counters_.lost_pages);
     spdlog::error("{}: page {:#x} cannot be read from the backing file: it is poisoned",
                   client.label(), page);
   }

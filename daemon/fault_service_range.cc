@@ -60,6 +60,7 @@ bool FaultService::bring_back(Client& client, std::uint64_t start, std::uint64_t
         return false;
       }
       if (store_.poison(client, cursor, entry)) {
+        bump(counters_.lost_pages);
         spdlog::error("{}: the object of page {:#x} does not verify: the page is poisoned",
                       client.label(), cursor);
       }

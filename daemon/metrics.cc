@@ -69,6 +69,7 @@ json faults_json(const Counters& c) {
           {"rescued", rescued},
           {"readahead_pages", value(c.readahead_pages)},
           {"poisoned", poisoned},
+          {"lost_pages", value(c.lost_pages)},
           {"latency_us",
            {{"p50", us(0.5)},
             {"p90", us(0.9)},

@@ -34,6 +34,7 @@ struct Counters {
   Counter faults_zero, faults_same_filled, faults_pool, faults_disk, faults_rescued,
       faults_poisoned;
   Counter readahead_pages;
+  Counter lost_pages;  // that could not be given back, and were poisoned, met by a fault or not
   Counter evict_pages, evict_pinned, evict_shared, evict_aborted;
   Counter disk_written_bytes, disk_read_bytes;  // writeback; what cleaning moves is in the first
   Counter disk_cleaned_bytes;                   // of these, written again by cleaning

@@ -20,7 +20,6 @@ constexpr std::size_t kCandidates = 2048;
 // Room in the pool below which cold objects leave, as a part of its limit; they do until there is
 // twice as much.
 constexpr std::uint64_t kLowPart = 8, kLowLeast = 8 * kMiB, kLowMost = 512 * kMiB;
-constexpr std::uint64_t kLeastBytes = 2 * kSegment;  // in the pool, worth a look for what is cold
 constexpr std::uint64_t kFloorBytes = 16 * kMiB;  // of the pool, that memory pressure leaves alone
 
 constexpr std::uint64_t kYieldUs = 2'000;  // the longest that a write waits for reads of faults
@@ -128,10 +127,7 @@ Writeback::Need Writeback::need() {
   const std::uint64_t spare = pool_.spare_bytes();
   if (spare < low) writing_ = true;
   if (spare > std::min(2 * low, pool.limit_bytes / 4 * 3)) writing_ = false;
-  // What would not fill a segment or two stays, unless there is hardly any room: what room is taken
-  // is taken by batches that are under way, then.
-  const bool enough = spare < low / 2 ? pool.objects != 0 : pool.compressed_bytes > kLeastBytes;
-  if (writing_ && enough) return spare < low / 2 ? Need::urgent : Need::some;
+  if (writing_ && pool.objects != 0) return spare < low / 2 ? Need::urgent : Need::some;
   pressed_ = pressure_.high({tunables_.available_low.load(std::memory_order_relaxed),
                              tunables_.psi_ms.load(std::memory_order_relaxed)});
   if (pressed_ && pool.compressed_bytes > kFloorBytes) return Need::some;
