@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 
 #include "daemon/fault_service.h"
 
@@ -175,18 +176,18 @@ bool FaultService::give_up_order(Client& client, DiskReader::Order& order) {
 void FaultService::finish_delivered(Client& client, const DiskReader::Order& order,
                                     std::uint32_t pages) {
   const std::uint64_t end = order.start + pages * kPage;
-  std::uint32_t faulted = 0;
+  std::uint64_t faulted = 0;  // a bit for each page; several threads may have waited for one
   std::erase_if(client.pending, [&](const PendingFault& fault) {
     // Nothing was copied: its waiters were woken, and raise it again.
     if (pages == 0) return fault.page == order.start;
     if (fault.page < order.start || fault.page >= end) return false;
     finish_fault(client, fault, counters_.faults_disk);
-    ++faulted;
+    faulted |= 1ULL << ((fault.page - order.start) / kPage);
     return true;
   });
   if (order.purpose == DiskReader::Purpose::back) return;
-  const std::uint32_t asked =
-      order.purpose == DiskReader::Purpose::demand ? std::max(faulted, 1U) : faulted;
+  const std::uint32_t least = order.purpose == DiskReader::Purpose::demand ? 1 : 0;
+  const auto asked = std::max(least, static_cast<std::uint32_t>(std::popcount(faulted)));
   if (pages > asked) bump(counters_.readahead_pages, pages - asked);
   if (order.purpose == DiskReader::Purpose::demand && pages < order.pages) client.window_next = end;
 }
