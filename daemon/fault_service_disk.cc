@@ -91,7 +91,14 @@ bool FaultService::deliver_order(Client& client, DiskReader::Order& order, StepR
   }
   std::uint32_t pages = unpack_order(client, order);
   if (pages == 0) return give_up_order(client, order);
-  if (pages > 1) pages = std::max(1U, clear_way(client, order.start, pages));
+  if (pages > 1 || !order.demanded) {
+    const std::uint32_t clear = clear_way(client, order.start, pages);
+    if (clear == 0 && !order.demanded) {
+      end_order(client, order);  // a guard was put there meanwhile (HAZARDS 12)
+      return true;
+    }
+    pages = std::max(1U, clear);
+  }
   std::uint32_t done = 0;
   const bool demanded = order.purpose == DiskReader::Purpose::demand;
   Outcome outcome = copy_in(client, order.start, pages, demanded, done);
