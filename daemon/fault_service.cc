@@ -115,6 +115,7 @@ StepResult FaultService::step_doomed(Client& client) {
       (void)os_.uffd_wake(client.uffd.get(), fault.page, kPage);  // raised again in a moment
   }
   client.pending.clear();
+  if (reader_ != nullptr) reader_->forget(client);
   return result;
 }
 
