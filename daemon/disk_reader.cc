@@ -40,7 +40,9 @@ Result<std::unique_ptr<DiskReader>> DiskReader::create(Os& os, PageStore& store,
 DiskReader::~DiskReader() {
   ring_.reset();  // waits for what is under way; the buffers go after it
   for (Order& order : orders_) {
-    if (order.state != Order::State::idle) done(order);
+    if (order.state == Order::State::idle) continue;
+    if (order.state == Order::State::reading && order.demanded) traffic_.demand.fetch_sub(1);
+    done(order);
   }
 }
 
