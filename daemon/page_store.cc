@@ -30,9 +30,12 @@ Result<PageStore::Fetched> PageStore::fetch(Entry entry, PageCodec& codec,
   const auto loaded = pool_.load(object_of(entry), packed);
   if (!loaded) return std::unexpected(loaded.error());
   if (loaded->elsewhere) {
-    if (!holds(loaded->elsewhere->place, loaded->elsewhere->length))
-      return fail_errno("its record names a place on disk where nothing is", EIO);
-    return Fetched::on_disk;
+    const SegmentPlace place = loaded->elsewhere->place;
+    if (holds(place, loaded->elsewhere->length)) return Fetched::on_disk;
+    // Cleaning may have moved it since, and its old segment be free already.
+    const auto now = pool_.peek(object_of(entry));
+    if (now && now->tier == Tier::segment && now->place != place) return Fetched::on_disk;
+    return fail_errno("its record names a place on disk where nothing is", EIO);
   }
   if (loaded->codec == Codec::pattern) {
     fill_pattern(page, loaded->pattern);
