@@ -8,6 +8,7 @@ namespace {
 // A hole between two wanted places is read over rather than asked for separately, up to here.
 constexpr std::uint64_t kReadOver = 32 * 1024;
 constexpr unsigned kDepth = 128;
+constexpr std::ptrdiff_t kForDemand = 4;  // orders that are not for reading ahead
 
 std::uint64_t file_offset(SegmentPlace place) {
   return BackingFile::offset_of(place.segment) + place.unit * BackingFile::kUnit;
@@ -56,6 +57,10 @@ DiskReader::Begun DiskReader::begin(Client& client, std::uint64_t start, std::ui
   auto* const free =
       std::ranges::find(orders_, Order::State::idle, [](const Order& o) { return o.state; });
   if (free == orders_.end()) return Begun::busy;
+  // What nobody waits for yet leaves some for whoever comes with a fault.
+  const auto idle =
+      std::ranges::count(orders_, Order::State::idle, [](const Order& o) { return o.state; });
+  if (purpose == Purpose::ahead && idle <= kForDemand) return Begun::busy;
   Order& order = *free;
   order.client = &client;
   order.start = start;
