@@ -42,7 +42,8 @@ DiskReader::~DiskReader() {
   ring_.reset();  // waits for what is under way; the buffers go after it
   for (Order& order : orders_) {
     if (order.state == Order::State::idle) continue;
-    if (order.state == Order::State::reading && order.demanded) traffic_.demand.fetch_sub(1);
+    if (order.state == Order::State::reading && order.purpose == Purpose::demand)
+      traffic_.demand.fetch_sub(1);
     done(order);
   }
 }

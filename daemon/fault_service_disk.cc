@@ -91,16 +91,16 @@ bool FaultService::deliver_order(Client& client, DiskReader::Order& order, StepR
   }
   std::uint32_t pages = unpack_order(client, order);
   if (pages == 0) return give_up_order(client, order);
-  if (pages > 1 || !order.demanded) {
+  const bool demanded = order.purpose == DiskReader::Purpose::demand;
+  if (pages > 1 || !demanded) {
     const std::uint32_t clear = clear_way(client, order.start, pages);
-    if (clear == 0 && !order.demanded) {
+    if (clear == 0 && !demanded) {
       end_order(client, order);  // a guard was put there meanwhile (HAZARDS 12)
       return true;
     }
     pages = std::max(1U, clear);
   }
   std::uint32_t done = 0;
-  const bool demanded = order.purpose == DiskReader::Purpose::demand;
   Outcome outcome = copy_in(client, order.start, pages, demanded, done);
   if (done == 0 && pages > 1 && outcome == Outcome::later)
     outcome = copy_in(client, order.start, 1, demanded, done);

@@ -126,7 +126,7 @@ Writeback::Need Writeback::need() {
       std::min(std::clamp(pool.limit_bytes / kLowPart, kLowLeast, kLowMost), pool.limit_bytes / 2);
   const std::uint64_t spare = pool_.spare_bytes();
   if (spare < low) writing_ = true;
-  if (spare > std::min(2 * low, pool.limit_bytes / 4 * 3)) writing_ = false;
+  if (spare > 2 * low) writing_ = false;
   if (writing_ && pool.objects != 0) return spare < low / 2 ? Need::urgent : Need::some;
   pressed_ = pressure_.high({tunables_.available_low.load(std::memory_order_relaxed),
                              tunables_.psi_ms.load(std::memory_order_relaxed)});
