@@ -371,14 +371,14 @@ void Writeback::keep_house(std::uint64_t now_us) {
   constexpr std::uint64_t kEveryUs = 500'000;
   constexpr std::uint32_t kKeep = 8;
   if (file_.collect() != 0) no_room_ = false;
-  if (now_us - house_us_ < kEveryUs) return;
-  house_us_ = now_us;
   const BackingFile::Limits limits{tunables_.writeback_max.load(std::memory_order_relaxed),
                                    tunables_.writeback_free_min.load(std::memory_order_relaxed)};
   if (limits.max_bytes != limits_.max_bytes || limits.free_min_bytes != limits_.free_min_bytes) {
     file_.set_limits(limits);
     limits_ = limits;
   }
+  if (now_us - house_us_ < kEveryUs) return;
+  house_us_ = now_us;
   // While something is written the places of what was freed are wanted again.
   file_.give_back(writing_ ? static_cast<std::uint32_t>(file_.used_bytes() / kSegment / 4) + kKeep
                            : kKeep);
