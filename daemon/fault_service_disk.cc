@@ -166,6 +166,10 @@ bool FaultService::give_up_order(Client& client, DiskReader::Order& order) {
     if (!reader_->read_again(order, moved)) reader_->done(order);
     return true;
   }
+  if (order.purpose == DiskReader::Purpose::ahead) {
+    end_order(client, order);  // whoever wants the page asks for it himself
+    return true;
+  }
   // For nobody in particular: poisoned first, noted then, because until the kernel has it the page
   // must not count as dealt with. For a fault, its answer does it.
   if (order.purpose != DiskReader::Purpose::demand &&

@@ -318,8 +318,27 @@ class Daemon:
             self.popen.wait()
 
 
-def conservation_errors(stats, quiet=False):
-    """What does not add up in a `stats --json`; quiet: nothing is in flight, so more must hold."""
+def check_writeback(stats, quiet, check):
+    """The part of the disk tier."""
+    disk, on_disk = stats["writeback"], sum(c["disk_pages"] for c in stats["clients"])
+    if not disk["enabled"]:
+        for key in ("file_bytes", "live_bytes", "pages", "written_bytes", "read_bytes", "errors"):
+            check(disk[key] == 0, f"no writeback, but writeback.{key} is {disk[key]}")
+        check(on_disk == 0, f"no writeback, but {on_disk} pages on disk")
+        return
+    check(disk["compressed_bytes"] <= disk["pages"] * 4096, "an object on disk is over a page")
+    check(disk["live_bytes"] <= disk["file_bytes"], "more is live than the file has")
+    if quiet:
+        check(disk["pages"] <= on_disk, f"{disk['pages']} objects on disk, {on_disk} mapped")
+        check(disk["compressed_bytes"] <= disk["live_bytes"],
+              "more compressed bytes on disk than live ones")
+        check((disk["pages"] == 0) == (disk["live_bytes"] == 0),
+              f"{disk['live_bytes']} live bytes of {disk['pages']} objects on disk")
+
+
+def conservation_errors(stats, quiet=False, poisoned=0):
+    """What does not add up in a `stats --json`; quiet: nothing is in flight, so more must hold.
+    poisoned: pages that a test has damaged and the program has met."""
     errors = []
 
     def check(ok, what):
@@ -348,7 +367,9 @@ def conservation_errors(stats, quiet=False):
           "an object is larger than a page")
     check(pool["compressed_bytes"] <= pool["frame_bytes"], "more compressed bytes than frames")
     check(pool["frame_bytes"] <= pool["limit_bytes"], "the pool is over its limit")
-    check(faults["poisoned"] == 0, f"{faults['poisoned']} pages poisoned")
+    check(faults["poisoned"] == poisoned,
+          f"{faults['poisoned']} pages poisoned, expected {poisoned}")
+    check_writeback(stats, quiet, check)
     latency = faults["latency_us"]
     check(latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["max"],
           f"latencies {latency}")
@@ -474,28 +495,28 @@ class E2E(unittest.TestCase):
 
     # -- checks
 
-    def check_conservation(self, quiet=True):
+    def check_conservation(self, quiet=True, poisoned=0):
         """Takes its own sample; a few tries, because counters of work under way may be read
         half-way."""
         errors = []
         for _ in range(20):
             stats = self.stats()
-            errors = conservation_errors(stats, quiet)
+            errors = conservation_errors(stats, quiet, poisoned)
             if not errors:
                 return stats
             time.sleep(0.1)
         self.fail("does not add up: " + "; ".join(errors))
 
-    def check_nothing_left(self):
+    def check_nothing_left(self, poisoned=0):
         """After the last client has gone every count is back at nothing."""
         wait_until("the last client to be forgotten", lambda: not self.clients(), 20)
-        stats = self.check_conservation()
+        stats = self.check_conservation(poisoned=poisoned)
         self.assertLess(stats["pool"]["frame_bytes"], MIB, "frames kept for nobody")
         return stats
 
-    def finish_daemon(self):
+    def finish_daemon(self, poisoned=0):
         """What a test ends with: all clients gone, everything adds up to nothing, a clean stop."""
-        stats = self.check_nothing_left()
+        stats = self.check_nothing_left(poisoned)
         self.daemon.stop()
         self.daemons.remove(self.daemon)
         return stats
