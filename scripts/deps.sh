@@ -8,7 +8,7 @@ build=(g++ cmake ninja-build ccache pkg-config git clang-19 clang-tidy-19 clang-
   libclang-rt-19-dev libzstd-dev liblz4-dev libxxhash-dev libspdlog-dev libfmt-dev libcli11-dev
   libtomlplusplus-dev nlohmann-json3-dev libsystemd-dev libcap-dev libgtest-dev libgmock-dev
   librapidcheck-dev libbenchmark-dev liburing-dev libsodium-dev)
-tests=(python3 sqlite3 redis-server redis-tools coreutils libcap2-bin gdb procps util-linux
+tests=(python3 sqlite3 redis-server redis-tools coreutils libcap2-bin gdb procps util-linux e2fsprogs
   stress-ng)
 
 missing=()
