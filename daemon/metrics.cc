@@ -134,6 +134,7 @@ json stats_json(Os& os, State& state, Registry& registry, PageStore& store, cons
             {"metadata_bytes",
              p.metadata_bytes + maps + (disk != nullptr ? disk->file().resident_bytes() : 0)},
             {"limit_bytes", p.limit_bytes},
+            {"limit_in_force_bytes", p.limit_in_force_bytes},
             {"empty_frame_bytes", p.empty_frame_bytes},
             {"unused_bytes", p.unused_bytes},
             {"moved_bytes", p.moved_bytes},

@@ -45,9 +45,9 @@ void Budget::set_limit(std::uint64_t frames) {
 // busy goes on: the owner looks at the target again before it leaves.
 void Budget::settle() {
   while (limit_frames_.load(std::memory_order_acquire) != target_frames_.load()) {
-    if (settling_.test_and_set(std::memory_order_acquire)) return;
+    if (settling_.test_and_set()) return;
     const std::uint64_t now = limit_frames_.load(), want = target_frames_.load();
-    bool done = true;
+    bool stuck = false;
     if (want > now) {
       limit_frames_.store(want);
       spare_.fetch_add(static_cast<std::int64_t>(want - now) * frame_room_);
@@ -59,10 +59,10 @@ void Budget::settle() {
       if (fall != 0 && take(spare_, static_cast<std::int64_t>(fall) * frame_room_)) {
         limit_frames_.store(now - fall);
       }
-      done = fall != 0;
+      stuck = fall == 0;
     }
-    settling_.clear(std::memory_order_release);
-    if (!done) return;
+    settling_.clear();
+    if (stuck && target_frames_.load() == want) return;
   }
 }
 

@@ -64,6 +64,10 @@ class Budget {
   [[nodiscard]] std::uint64_t limit_frames() const {
     return target_frames_.load(std::memory_order_relaxed);
   }
+  // Above limit_frames() while what was reserved before it was lowered may still be stored.
+  [[nodiscard]] std::uint64_t limit_in_force() const {
+    return limit_frames_.load(std::memory_order_acquire);
+  }
   [[nodiscard]] std::uint64_t empty_frames() const {
     return empty_frames_.load(std::memory_order_relaxed);
   }

@@ -60,11 +60,13 @@ TEST(Budget, LimitFallsAsReservationsAllow) {
   ASSERT_TRUE(budget.reserve(20));
   budget.set_limit(2);
   EXPECT_EQ(budget.limit_frames(), 2U);
+  EXPECT_EQ(budget.limit_in_force(), 5U);
   EXPECT_FALSE(budget.reserve(1));
   for (int i = 0; i < 5; ++i) EXPECT_TRUE(budget.begin_grow()) << "what was reserved is honoured";
   EXPECT_FALSE(budget.begin_grow());
   for (int i = 0; i < 5; ++i) budget.cancel_grow();
   budget.release(20);
+  EXPECT_EQ(budget.limit_in_force(), 2U);
   EXPECT_TRUE(budget.reserve(8));
   EXPECT_FALSE(budget.reserve(1));
   budget.set_limit(3);

@@ -383,6 +383,7 @@ PoolStats Pool::stats() {
   stats.empty_frame_bytes = budget_.empty_frames() * frame_bytes;
   stats.metadata_bytes += layout_.fixed_bytes();
   stats.limit_bytes = budget_.limit_frames() * frame_bytes;
+  stats.limit_in_force_bytes = budget_.limit_in_force() * frame_bytes;
   stats.reserved_bytes = budget_.reserved_places() * kObjectBytesMax;
   return stats;
 }

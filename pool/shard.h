@@ -32,6 +32,7 @@ struct PoolStats {
   std::uint64_t empty_frame_bytes = 0;
   std::uint64_t metadata_bytes = 0;  // all other memory of the pool
   std::uint64_t limit_bytes = 0;
+  std::uint64_t limit_in_force_bytes = 0;  // more: what was reserved before it was lowered
   std::uint64_t reserved_bytes = 0;
   std::uint64_t compactions = 0, compacted_bytes = 0;  // within frames, since create()
   std::uint64_t moved_bytes = 0;                       // between frames, since create()

@@ -46,8 +46,8 @@ class StormOrders(Disturber):
 
 
 class Gauge(threading.Thread):
-    """Watches the pool, and now and then changes its limit, until stop(). Frames may be above a limit
-    only while they have not been under it since it was lowered."""
+    """Watches the pool, and now and then changes its limit, until stop(). Frames may be above the limit
+    in force only while they have not been under it since it was lowered."""
 
     PERIOD = 0.25
 
@@ -67,12 +67,13 @@ class Gauge(threading.Thread):
     def sample(self):
         stats = self.test.stats()
         pool = stats["pool"]
-        frames, limit = pool["frame_bytes"], pool["limit_bytes"]
-        if frames <= limit:
-            self.ceiling = limit
+        frames, limit, force = (pool["frame_bytes"], pool["limit_bytes"],
+                                pool["limit_in_force_bytes"])
+        if frames <= force:
+            self.ceiling = force
         if frames > self.ceiling:
-            self.errors.append(f"{frames} bytes of frames, and the limit is {limit}, at most it was "
-                               f"{self.ceiling} since they were under it")
+            self.errors.append(f"{frames} bytes of frames, and the limit is {limit}, in force {force}, "
+                               f"at most it was {self.ceiling} since they were under it")
         if stats["faults"]["poisoned"]:
             self.errors.append(f"{stats['faults']['poisoned']} pages poisoned")
         self.samples += 1
