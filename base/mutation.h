@@ -39,6 +39,7 @@ enum class Mutation {
   prove_address_space,      // whoever offers an agent is believed
   inheriting_mutexes,       // mutexes with priority inheritance are evicted
   memory_of_a_dead_leader,  // a process whose main thread has ended seems empty
+  kept_without_looking,     // what is kept on disk of a page is taken for what it holds now
 };
 
 #if defined(FOLDSWAP_MUTATIONS)

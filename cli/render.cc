@@ -91,6 +91,7 @@ std::string render_writeback(const Json& writeback) {
   }
   const std::string trouble = text(writeback, "trouble");
   return "\nDisk\n" + line("holds", pages_of(writeback, "pages")) +
+         line("and still", pages_of(writeback, "kept_pages") + " that are in memory too") +
          line("file", fmt::format("{}, {} of it in use", size_of(writeback, "file_bytes"),
                                   size_of(writeback, "live_bytes"))) +
          line("written, read", fmt::format("{}, {}", size_of(writeback, "written_bytes"),
@@ -116,6 +117,7 @@ std::string render_faults(const Json& faults) {
 
 std::string render_evict(const Json& evict) {
   return "\nTaken out\n" + line("pages", pages_of(evict, "pages")) +
+         line("still on disk", pages_of(evict, "unchanged") + " of them, unchanged") +
          line("left in place", fmt::format("{} pinned, {} shared, {} quarantined, {} aborted",
                                            count(evict, "pinned"), count(evict, "shared"),
                                            count(evict, "quarantined"), count(evict, "aborted")));

@@ -40,6 +40,7 @@ bool AddressSpace::registered(const Client& client, std::uint64_t page) {
 
 // As PageStore::clear_range(), as far as this step may.
 bool AddressSpace::clear_some(Client& client, std::uint64_t start, std::uint64_t end) {
+  (void)store_.forget_copies(client, start, end);
   for (std::uint64_t p = client.map->next_out(start, end); p < end;
        p = client.map->next_out(p + kPage, end)) {
     if (left_ == 0) return false;
@@ -310,6 +311,7 @@ bool AddressSpace::apply_unmap(Client& client, const uffd_msg& message,
                                std::span<const std::uint64_t> occupied, bool in_slices) {
   const std::uint64_t start = message.arg.remove.start, end = message.arg.remove.end;
   if (in_slices) return clear_some(client, start, end);
+  (void)store_.forget_copies(client, start, end);
   for (std::uint64_t p = client.map->next_out(start, end); p < end;
        p = client.map->next_out(p + kPage, end)) {
     if (!std::ranges::binary_search(occupied, p)) store_.clear_range(client, p, p + kPage);

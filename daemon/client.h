@@ -25,6 +25,7 @@
 #include "base/mutex.h"
 #include "base/unique_fd.h"
 #include "base/wire.h"
+#include "daemon/kept_copies.h"
 #include "daemon/page_map.h"
 #include "daemon/proc_reader.h"
 #include "daemon/quarantine.h"
@@ -162,6 +163,8 @@ class Client {
   void learn_pid(pid_t pid);
   [[nodiscard]] int pidfd() const { return pidfd_.load(); }
   [[nodiscard]] int pagemap_fd() const { return pagemap_fd_.load(); }
+
+  KeptCopies kept;  // has locks of its own
 
   RankedMutex<LockRank::client> mutex;
   QuarantineList quarantine FS_GUARDED_BY(mutex);

@@ -28,7 +28,7 @@ class DiskFixture : public CoreFixture {
     std::array<std::byte, Seal::kKeyBytes> key{std::byte{7}};
     seal = Seal::make(Seal::best_encryption(), key).value();
     writeback = Writeback::create(os, *state, *store, *file, *seal, traffic, tunables).value();
-    store->set_backing(file.get());
+    store->set_backing(file.get(), keep_copies);
     service->read_from(
         DiskReader::create(os, *store, *file, *seal, traffic, state->counters()).value());
   }
@@ -157,6 +157,7 @@ class DiskFixture : public CoreFixture {
     return poisoned;
   }
   void expect_nothing_left() {
+    for (const auto& one : everybody) (void)store->forget_copies(*one);
     os.clock_ns += 20'000'000'000;  // no stop lasts longer
     write_steps(20);
     for (const auto& one : everybody) {
@@ -199,6 +200,7 @@ class DiskFixture : public CoreFixture {
   }
 
   std::uint32_t max_segments = 32;
+  bool keep_copies = false;
   DiskTraffic traffic;
   std::unique_ptr<BackingFile> file;
   std::unique_ptr<Seal> seal;

@@ -382,8 +382,14 @@ void Evictor::publish_page(Client& client, std::uint32_t half, std::uint32_t slo
   // private copy.
   const std::uint64_t offset = (std::uint64_t{half} * wire::kHalfPages + slot) * kPage;
   std::memcpy(page_.data(), client.transfer + offset, kPage);
-  const auto entry = store_.put(std::span<const std::byte, kPage>(page_.data(), kPage),
-                                tunables_.codec_spec(), *codec_);
+  const std::span<const std::byte, kPage> bytes(page_.data(), kPage);
+  Result<Entry> entry;
+  if (const auto unchanged = store_.reuse(client, page, bytes)) {
+    entry = *unchanged;
+    bump(counters_.evict_unchanged);
+  } else {
+    entry = store_.put(bytes, tunables_.codec_spec(), *codec_);
+  }
   if (!entry) {
     spdlog::warn("{}: a page finds no room ({}): it goes back", client.label(),
                  entry.error().text());

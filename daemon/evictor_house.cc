@@ -28,6 +28,7 @@ void Evictor::housekeeping(Client& client, std::uint64_t now_us) {
   // A forked child is not evicted and has no call of ours to unregister it: restored is all that it
   // can be.
   if (client.mailbox == nullptr && !client.restore_wanted) client.release_wanted = false;
+  if (client.kept.size() != 0 && !store_.keeps_copies()) store_.forget_copies(client);
   if (client.pid() <= 0) return;
   if (client.state() == ClientState::agentless || client.state() == ClientState::released) {
     (void)budgets_.sample(client, now_us);

@@ -470,6 +470,7 @@ std::uint32_t FaultService::fill_window(Client& client, std::uint64_t start, Ent
                                         std::uint32_t most) {
   std::uint32_t pages = 0;
   window_on_disk_ = false;
+  window_kept_ = 0;
   for (Entry entry = first; pages < most; entry = client.map->load(start + pages * kPage)) {
     if (!entry.evicted()) break;
     const std::span<std::byte, kPage> page(buffer_.data() + pages * kPage, kPage);
@@ -490,7 +491,13 @@ FaultService::Outcome FaultService::copy_in(Client& client, std::uint64_t start,
   // run read in sequence stays cold, so that it can leave again as a run.
   const unsigned heat = demanded && pages == 1 ? 1 : 0;
   for (std::uint32_t i = 0; i < done_pages; ++i) {
-    (void)store_.clear(client, start + i * kPage, window_[i], heat);
+    const std::uint64_t page = start + i * kPage;
+    const std::span<const std::byte, kPage> bytes(buffer_.data() + i * kPage, kPage);
+    if ((window_kept_ >> i & 1) != 0) {
+      (void)store_.clear_keeping(client, page, window_[i], bytes, heat);
+    } else {
+      (void)store_.clear(client, page, window_[i], heat);
+    }
   }
   client.copied_pages.fetch_add(done_pages, std::memory_order_relaxed);
   if (done_pages != 0) return Outcome::done;
@@ -590,7 +597,7 @@ void FaultService::let_go(Client& client, StepResult& result) {
     store_.clear_range(client, page, page + kPage);
     page = client.map->next_out(page + kPage, kAddressEnd);
   }
-  if (page < kAddressEnd) {
+  if (page < kAddressEnd || !store_.forget_copies(client, 0, kAddressEnd, 1)) {
     result.again = true;
     return;
   }

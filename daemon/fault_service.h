@@ -134,9 +134,10 @@ class FaultService {
   std::vector<UniqueFd>
       reserve_;  // descriptors kept for a FORK that finds the table full (HAZARDS 6)
   std::uint64_t read_error_said_us_ = 0;
-  Mapping buffer_;               // kMostWindow pages
-  std::vector<Entry> window_;    // the entries whose pages are in the buffer
-  bool window_on_disk_ = false;  // the entry that ended the window is on disk
+  Mapping buffer_;                 // kMostWindow pages
+  std::vector<Entry> window_;      // the entries whose pages are in the buffer
+  std::uint64_t window_kept_ = 0;  // a bit for each page in the buffer: its object stays on disk
+  bool window_on_disk_ = false;    // the entry that ended the window is on disk
   std::unique_ptr<DiskReader> reader_;
   static constexpr std::uint32_t kMostWindow = 64;
 };

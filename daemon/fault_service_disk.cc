@@ -134,6 +134,9 @@ void FaultService::end_order(Client& client, DiskReader::Order& order) {
 std::uint32_t FaultService::unpack_order(Client& client, const DiskReader::Order& order) {
   std::uint32_t pages = 0;
   std::array<std::byte, kPage> packed;
+  // Who brings everything back is about to let the client go.
+  const bool keep = order.purpose != DiskReader::Purpose::back && store_.keeps_copies();
+  window_kept_ = 0;
   for (; pages < order.pages; ++pages) {
     const DiskReader::Order::Page& wanted = order.page[pages];
     if (client.map->load(order.start + pages * kPage) != wanted.entry) break;
@@ -142,6 +145,7 @@ std::uint32_t FaultService::unpack_order(Client& client, const DiskReader::Order
       const auto bytes = reader_->open(order, pages, packed);
       if (bytes.empty() || !store_.unpack(wanted.entry, wanted.info.codec, bytes, *codec_, page))
         break;
+      if (keep) window_kept_ |= 1ULL << pages;
     } else {
       const auto fetched = store_.fetch(wanted.entry, *codec_, page);
       if (!fetched || *fetched != PageStore::Fetched::page) break;

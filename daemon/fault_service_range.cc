@@ -220,6 +220,7 @@ void FaultService::run_restore(Client& client, StepResult& result) {
   if (!client.restore_wanted || client.gone()) return;
   if (bring_back(client, 0, kAddressEnd, client.restore_cursor, result) &&
       client.batches.load() == 0) {
+    store_.forget_copies(client);
     client.restore_cursor = 0;
     client.restore_wanted = false;
   } else if (result.retry_us == 0) {

@@ -78,13 +78,15 @@ json faults_json(const Counters& c) {
 }
 
 // read_bytes and written_bytes: what went to and came from the disk, cleaning included.
-json writeback_json(const DiskTier* disk, const PoolStats& pool, const Counters& c) {
+json writeback_json(const DiskTier* disk, const PoolStats& pool, const Counters& c,
+                    std::uint64_t kept) {
   const bool enabled = disk != nullptr;
   return {{"enabled", enabled},
           {"file_bytes", enabled ? disk->file().file_bytes() : 0},
           {"live_bytes", enabled ? disk->file().live_bytes() : 0},
           {"max_bytes", enabled ? disk->file().max_bytes() : 0},
-          {"pages", pool.outside},
+          {"pages", pool.outside - std::min(kept, pool.outside)},  // of a fork's, once for all
+          {"kept_pages", kept},
           {"compressed_bytes", pool.outside_bytes},
           {"written_bytes", value(c.disk_written_bytes)},
           {"cleaned_bytes", value(c.disk_cleaned_bytes)},
@@ -108,9 +110,11 @@ json stats_json(Os& os, State& state, Registry& registry, PageStore& store, cons
                 std::uint64_t started_us) {
   const auto clients = registry.all();
   const PoolStats p = store.pool().stats();
-  std::uint64_t same_pages = 0, quarantined = 0, maps = state.resident_bytes();
+  std::uint64_t same_pages = 0, quarantined = 0, kept = 0, maps = state.resident_bytes();
   for (const auto& client : clients) {
     same_pages += value(client->record.same_filled_pages);
+    kept += client->kept.size();
+    maps += client->kept.resident_bytes();
     const RankedLock lock(client->mutex);
     maps += client->map->resident_bytes();
     quarantined += client->quarantine.pages();
@@ -139,14 +143,15 @@ json stats_json(Os& os, State& state, Registry& registry, PageStore& store, cons
             {"unused_bytes", p.unused_bytes},
             {"moved_bytes", p.moved_bytes},
             {"damaged_frames", p.damages}}},
-          {"writeback", writeback_json(disk, p, c)},
+          {"writeback", writeback_json(disk, p, c, kept)},
           {"faults", faults_json(c)},
           {"evict",
            {{"pages", value(c.evict_pages)},
             {"pinned", value(c.evict_pinned)},
             {"shared", value(c.evict_shared)},
             {"quarantined", quarantined},
-            {"aborted", value(c.evict_aborted)}}},
+            {"aborted", value(c.evict_aborted)},
+            {"unchanged", value(c.evict_unchanged)}}},
           {"clients", clients_json(registry, store)}};
 }
 

@@ -108,6 +108,35 @@ bool PageStore::clear(Client& client, std::uint64_t page, Entry entry, unsigned 
   return true;
 }
 
+bool PageStore::clear_keeping(Client& client, std::uint64_t page, Entry entry,
+                              std::span<const std::byte, kPage> bytes, unsigned heat) {
+  if (!client.map->replace(page, entry, Entry::none(heat))) return false;
+  count(client, entry, false);
+  const ObjectId lost = client.kept.put(page, object_of(entry), tagger_(bytes));
+  if (lost != ObjectId::none) unref(lost);
+  return true;
+}
+
+std::optional<Entry> PageStore::reuse(Client& client, std::uint64_t page,
+                                      std::span<const std::byte, kPage> bytes) {
+  const auto kept = client.kept.take(page);
+  if (!kept) return std::nullopt;
+  if (tagger_(bytes) == kept->tag || mutated(Mutation::kept_without_looking))
+    return Entry::object(static_cast<std::uint64_t>(kept->object));
+  unref(kept->object);
+  return std::nullopt;
+}
+
+bool PageStore::forget_copies(Client& client, std::uint64_t start, std::uint64_t end,
+                              unsigned rounds) {
+  for (; rounds != 0; --rounds) {
+    const std::vector<ObjectId> taken = client.kept.take_some(start, end);
+    for (const ObjectId id : taken) unref(id);
+    if (taken.size() < KeptCopies::kMostTaken) return true;
+  }
+  return false;
+}
+
 void PageStore::clear_range(Client& client, std::uint64_t start, std::uint64_t end) {
   for (std::uint64_t p = client.map->next_out(start, end); p < end;
        p = client.map->next_out(p + kPage, end)) {

@@ -20,9 +20,12 @@ class PageStore {
  public:
   explicit PageStore(Pool& pool) : pool_(pool) {}
 
-  // Where objects lie that are not in the pool's frames. Before any thread uses the store; it
-  // outlives the store.
-  void set_backing(BackingFile* file) { file_ = file; }
+  // Where objects lie that are not in the pool's frames, and whether those of pages that were read
+  // back stay there (kept_copies.h). Before any thread uses the store; it outlives the store.
+  void set_backing(BackingFile* file, bool keep_copies = true) {
+    file_ = file;
+    keep_copies_ = keep_copies;
+  }
 
   enum class Fetched : std::uint8_t { page, on_disk };
   // The bytes of an evicted page, unless they are on disk. Error: its object does not verify.
@@ -57,6 +60,22 @@ class PageStore {
   // Moves an entry to another address of the same client (mremap). The target is `none`.
   void move(Client& client, std::uint64_t from, std::uint64_t to, Entry entry);
 
+  // -- copies of resident pages that are still on disk (kept_copies.h)
+  // Whether there is room for them: they may have it while less than half of the file is in use.
+  [[nodiscard]] bool keeps_copies() const {
+    return keep_copies_ && file_ != nullptr && file_->used_bytes() < file_->max_bytes() / 2;
+  }
+  // As clear(), but what the entry held stays. `bytes`: what it holds, verified.
+  bool clear_keeping(Client& client, std::uint64_t page, Entry entry,
+                     std::span<const std::byte, kPage> bytes, unsigned heat);
+  // The entry of a page that leaves the client unchanged since it was read from disk: to publish,
+  // or to discard. Nothing: put() it. What was kept for the page is let go in that case.
+  [[nodiscard]] std::optional<Entry> reuse(Client& client, std::uint64_t page,
+                                           std::span<const std::byte, kPage> bytes);
+  // In so many rounds (of KeptCopies::kMostTaken). True: there is none left.
+  bool forget_copies(Client& client, std::uint64_t start = 0, std::uint64_t end = kAddressEnd,
+                     unsigned rounds = ~0U);
+
   [[nodiscard]] Pool& pool() { return pool_; }
 
  private:
@@ -64,6 +83,8 @@ class PageStore {
   [[nodiscard]] bool holds(SegmentPlace place, std::uint32_t length) const;
   Pool& pool_;
   BackingFile* file_ = nullptr;
+  bool keep_copies_ = false;
+  const PageTagger tagger_;
 };
 
 }  // namespace foldswap

@@ -36,6 +36,7 @@ struct Counters {
   Counter readahead_pages;
   Counter lost_pages;  // that could not be given back, and were poisoned, met by a fault or not
   Counter evict_pages, evict_pinned, evict_shared, evict_aborted;
+  Counter evict_unchanged;  // of the pages: they were on disk still, as they are
   Counter disk_written_bytes, disk_read_bytes;  // writeback; what cleaning moves is in the first
   Counter disk_cleaned_bytes;                   // of these, written again by cleaning
   Counter disk_errors;                          // reads and writes that failed or did not verify
@@ -107,7 +108,7 @@ struct StateHeader {
 
 class State {
  public:
-  static constexpr std::uint32_t kMagic = 0x53545346, kVersion = 3;  // "FSTS"
+  static constexpr std::uint32_t kMagic = 0x53545346, kVersion = 4;  // "FSTS"
   static Result<std::unique_ptr<State>> create(Os& os);
 
   [[nodiscard]] StateHeader& header() const { return *mapping_.as<StateHeader>(); }

@@ -51,6 +51,7 @@ CAUGHT_BY = {
     "prove_address_space": ("daemon", 1),
     "inheriting_mutexes": ("e2e_kernel_futex_inheriting", 2),
     "memory_of_a_dead_leader": ("ends_main_thread_ends_first_and_quiet", 2),
+    "kept_without_looking": ("daemon", 1),
 }
 TARGETS = ["foldswapd", "foldswap", "foldswap_preload", "daemon_test", "preload_test"]
 

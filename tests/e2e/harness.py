@@ -326,14 +326,15 @@ def check_writeback(stats, quiet, check):
             check(disk[key] == 0, f"no writeback, but writeback.{key} is {disk[key]}")
         check(on_disk == 0, f"no writeback, but {on_disk} pages on disk")
         return
-    check(disk["compressed_bytes"] <= disk["pages"] * 4096, "an object on disk is over a page")
+    objects = disk["pages"] + disk["kept_pages"]
+    check(disk["compressed_bytes"] <= objects * 4096, "an object on disk is over a page")
     check(disk["live_bytes"] <= disk["file_bytes"], "more is live than the file has")
     if quiet:
         check(disk["pages"] <= on_disk, f"{disk['pages']} objects on disk, {on_disk} mapped")
         check(disk["compressed_bytes"] <= disk["live_bytes"],
               "more compressed bytes on disk than live ones")
-        check((disk["pages"] == 0) == (disk["live_bytes"] == 0),
-              f"{disk['live_bytes']} live bytes of {disk['pages']} objects on disk")
+        check((objects == 0) == (disk["live_bytes"] == 0),
+              f"{disk['live_bytes']} live bytes of {objects} objects on disk")
 
 
 def conservation_errors(stats, quiet=False, poisoned=0):

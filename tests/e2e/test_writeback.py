@@ -119,7 +119,7 @@ class OnDisk(E2E):
         stats = super().check_nothing_left(poisoned)
         if not stats["writeback"]["enabled"]:
             return stats
-        for key in ("pages", "live_bytes", "compressed_bytes"):
+        for key in ("pages", "kept_pages", "live_bytes", "compressed_bytes"):
             self.assertEqual(stats["writeback"][key], 0, key)
         wait_until("the file to shrink",
                    lambda: self.writeback()["file_bytes"] < self.AFTERWARDS, 30)
@@ -338,10 +338,10 @@ class Damage(OnDisk):
         self.out(client)
         before = dict(self.file.segments())
         self.assertEqual(self.touch(client), 0)
-        client.ask("dirty")
+        client.ask("renew")
         for _ in range(3):
             self.out(client)
-            client.ask("dirty")
+            client.ask("renew")
         self.out(client)
         replayed = 0
         for at, data in before.items():

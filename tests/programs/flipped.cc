@@ -7,6 +7,7 @@
 //   child    a forked child does it                  -> likewise
 //   move     mremap everything elsewhere             -> ok
 //   dirty    new contents for every third page that can be read -> ok
+//   renew    new contents for every page that can be read       -> ok
 //   heal     discard the pages that raised SIGBUS in the last touch and fill them again -> ok
 //   quit, or the end of the input                    -> bye, exit 0
 // Its other memory is locked, so that what is damaged is the region's. A wrong byte ends it with
@@ -125,8 +126,8 @@ struct Held {
     region.moved_to(target);
   }
 
-  void dirty() {
-    for (std::size_t i = 0; i < region.pages(); i += 3) {
+  void dirty(std::size_t step) {
+    for (std::size_t i = 0; i < region.pages(); i += step) {
       if (look_at(i)) region.write(i);
     }
   }
@@ -158,7 +159,9 @@ bool obey(const std::string& command, Held& held) {
   } else if (command == "move") {
     held.move();
   } else if (command == "dirty") {
-    held.dirty();
+    held.dirty(3);
+  } else if (command == "renew") {
+    held.dirty(1);
   } else if (command == "heal") {
     held.heal();
   } else {
