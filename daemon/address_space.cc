@@ -17,15 +17,15 @@ constexpr bool overlap(std::uint64_t a, std::uint64_t a_bytes, std::uint64_t b,
 }
 
 constexpr std::uint64_t kMostPages = 16'384;
+constexpr std::int64_t kMostGaps = 64;  // in the inbox
 constexpr std::uint64_t kMostFullUs = 5'000'000;
 constexpr std::uint64_t kMostTakingOverUs = 10'000'000;
-constexpr std::uint32_t kTaken = ~0U;  // the descriptor of a FORK whose child is being taken over
 
 }  // namespace
 
 void AddressSpace::forget_events(Client& client) {
   for (const uffd_msg& message : std::span(client.record.inbox, client.record.inbox_count)) {
-    if (message.event == UFFD_EVENT_FORK && message.arg.fork.ufd != kTaken)
+    if (message.event == UFFD_EVENT_FORK && message.arg.fork.ufd != kForkTaken)
       host_.doom(UniqueFd(static_cast<int>(message.arg.fork.ufd)));
   }
   client.record.inbox_count = 0;
@@ -54,14 +54,13 @@ bool AddressSpace::clear_some(Client& client, std::uint64_t start, std::uint64_t
 // a kept move touches it.
 bool AddressSpace::apply_early_removes(Client& client, std::uint64_t now_us) {
   ClientRecord& record = client.record;
-  std::uint32_t kept = 0;
   bool fork = false, all = true;
   for (std::uint32_t i = 0; i < record.inbox_count; ++i) {
     const uffd_msg message = record.inbox[i];
     fork = fork || (message.event == UFFD_EVENT_FORK && !mutated(Mutation::h01_fork_before_frees));
     if (message.event == UFFD_EVENT_REMOVE && !fork && all) {
       const auto start = message.arg.remove.start, bytes = message.arg.remove.end - start;
-      const bool moving = std::any_of(record.inbox, record.inbox + kept, [&](const uffd_msg& m) {
+      const bool moving = std::any_of(record.inbox, record.inbox + i, [&](const uffd_msg& m) {
         return m.event == UFFD_EVENT_REMAP &&
                (overlap(start, bytes, m.arg.remap.from, m.arg.remap.len) ||
                 overlap(start, bytes, m.arg.remap.to, m.arg.remap.len));
@@ -69,13 +68,31 @@ bool AddressSpace::apply_early_removes(Client& client, std::uint64_t now_us) {
       if (!moving) {
         apply_remove(client, message, now_us);
         all = clear_some(client, start, start + bytes);
-        if (all) continue;
+        if (all) record.inbox[i] = uffd_msg{};
       }
     }
-    record.inbox[kept++] = message;
   }
-  record.inbox_count = kept;
+  close_gaps(record);
   return all;
+}
+
+// Applied events are zeros; whoever finds the inbox as a dead daemon left it must not see one
+// twice.
+void AddressSpace::close_gaps(ClientRecord& record) {
+  std::uint32_t end = record.inbox_count;
+  while (end != 0 && record.inbox[end - 1].event == 0) --end;
+  record.inbox_count = end;
+  const auto gaps = std::count_if(record.inbox, record.inbox + end,
+                                  [](const uffd_msg& m) { return m.event == 0; });
+  if (gaps < kMostGaps) return;
+  record.shifting = 1;
+  std::uint32_t kept = 0;
+  for (std::uint32_t i = 0; i < end; ++i) {
+    if (record.inbox[i].event != 0) record.inbox[kept++] = record.inbox[i];
+  }
+  std::fill(record.inbox + kept, record.inbox + end, uffd_msg{});
+  record.inbox_count = kept;
+  record.shifting = 0;
 }
 
 std::vector<Move> AddressSpace::moves_of(std::span<const uffd_msg> inbox) {
@@ -134,6 +151,7 @@ bool AddressSpace::apply(Client& client, std::uint64_t now_us) {
     record.inbox_count = 0;
     return true;
   }
+  record.moving = moves.empty() ? 0 : 1;
   for (const Move& move : moves) apply_move(client, move);
   // What may take more steps than this one comes last, and the moves are not done again then: with
   // moves in the set, unmapping is done in one step, and only discarding is left.
@@ -143,6 +161,7 @@ bool AddressSpace::apply(Client& client, std::uint64_t now_us) {
     if (!apply_unmap(client, message, occupied, moves.empty())) return false;
     message.event = 0;
   }
+  record.moving = 0;
   for (uffd_msg& message : inbox) {
     if (message.event != UFFD_EVENT_REMOVE) continue;
     apply_remove(client, message, now_us);
@@ -174,8 +193,8 @@ bool AddressSpace::apply_forks(Client& parent, std::span<const Move> moves, std:
     if (parent.child == nullptr) {
       const auto fork_seq = static_cast<std::uint32_t>(inbox[i].arg.reserved.reserved2);
       UniqueFd uffd(static_cast<int>(inbox[i].arg.fork.ufd));
-      inbox[i].arg.fork.ufd = kTaken;
       parent.child = host_.adopt_child(parent, std::move(uffd), fork_seq);
+      inbox[i].arg.fork.ufd = kForkTaken;  // its number is noted elsewhere by now
       parent.child_since_us = now_us;
       parent.child_cursor = 0;
     }
@@ -196,7 +215,7 @@ bool AddressSpace::apply_forks(Client& parent, std::span<const Move> moves, std:
 
 void AddressSpace::end_taking_over(Client& parent, bool whole) {
   for (uffd_msg& message : std::span(parent.record.inbox, parent.record.inbox_count)) {
-    if (message.event == UFFD_EVENT_FORK && message.arg.fork.ufd == kTaken) message.event = 0;
+    if (message.event == UFFD_EVENT_FORK && message.arg.fork.ufd == kForkTaken) message.event = 0;
   }
   if (!whole) parent.child->kill("not every page of its parent could be taken over");
   host_.child_ready(std::exchange(parent.child, nullptr));

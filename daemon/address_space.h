@@ -47,6 +47,9 @@ class ForkHost {
          message.event == UFFD_EVENT_UNMAP || message.event == UFFD_EVENT_REMOVE;
 }
 
+// The descriptor of a FORK in the inbox whose child has a record of its own by now.
+inline constexpr std::uint32_t kForkTaken = ~0U;
+
 class AddressSpace {
  public:
   AddressSpace(Os& os, PageStore& store, ForkHost& host, ForkClone::ReadMore read_more)
@@ -62,6 +65,7 @@ class AddressSpace {
   [[nodiscard]] bool wait_for_rest(Client& client, std::uint64_t now_us);
   // False: there was more to let go than one step may do; call again.
   [[nodiscard]] bool apply_early_removes(Client& client, std::uint64_t now_us);
+  static void close_gaps(ClientRecord& record);
   void apply_remove(Client& client, const uffd_msg& message, std::uint64_t now_us);
   // False: call again, a child cannot be asked now.
   [[nodiscard]] bool apply_forks(Client& parent, std::span<const Move> moves, std::uint64_t now_us);

@@ -36,12 +36,30 @@ Client::Client(ClientParts parts, Os& seam)
       pidfd_(agent_.pidfd.get()),
       pagemap_fd_(agent_.pagemap.get()) {
   pending.reserve(kMostPending);
+  note_fds();
+  record.fds.uffd.note(uffd.get());
+  record.fds.map.note(map->fd());
   if (agent_.mailbox.valid()) {
     transfer.publish(agent_.transfer.data());
     mailbox.publish(agent_.mailbox.as<wire::Mailbox>());
   } else {
     state_ = ClientState::agentless;
   }
+  record.state = static_cast<std::uint32_t>(state_.load());
+}
+
+// The mailbox last: who has one has the rest.
+void Client::note_fds() {
+  record.fds.pidfd.note(agent_.pidfd.get());
+  record.fds.pagemap.note(agent_.pagemap.get());
+  record.fds.lifeline.note(agent_.lifeline.get());
+  record.fds.transfer.note(agent_.transfer_fd.get());
+  record.fds.mailbox.note(agent_.mailbox_fd.get());
+}
+
+UniqueFd Client::release_lifeline() {
+  record.fds.lifeline.note(-1);
+  return std::move(agent_.lifeline);
 }
 
 void Client::take_agent() {
@@ -58,10 +76,12 @@ void Client::take_agent() {
   }
   record.staging = offer.staging;
   std::ranges::copy(offer.own, record.own);
+  note_fds();
   transfer.publish(agent_.transfer.data());
   mailbox.publish(agent_.mailbox.as<wire::Mailbox>());
   ClientState agentless = ClientState::agentless;
-  (void)state_.compare_exchange_strong(agentless, ClientState::active);
+  if (state_.compare_exchange_strong(agentless, ClientState::active))
+    record.state = static_cast<std::uint32_t>(ClientState::active);
   if (doomed()) kill("");
 }
 
@@ -78,6 +98,7 @@ void Client::set_state(ClientState state) {
     if (seen == ClientState::exiting || seen == state) return;
     if (seen == ClientState::agentless && state != ClientState::exiting) return;
   } while (!state_.compare_exchange_weak(seen, state));
+  record.state = static_cast<std::uint32_t>(state);
   if (mailbox == nullptr) return;
   const auto mode = state == ClientState::active     ? wire::ClientMode::active
                     : state == ClientState::released ? wire::ClientMode::released
@@ -89,6 +110,7 @@ void Client::set_state(ClientState state) {
 }
 
 void Client::kill(const std::string& why) {
+  record.doomed = 1;
   if (!doomed_.exchange(true)) spdlog::error("{}: killed: {}", label(), why);
   if (pidfd() >= 0) (void)os.pidfd_signal(pidfd(), SIGKILL);
 }
@@ -107,6 +129,8 @@ void Client::learn_pid(pid_t pid) {
     agent_.pidfd = std::move(pidfd);
     pagemap_fd_ = agent_.pagemap.get();
     pidfd_ = agent_.pidfd.get();
+    record.fds.pagemap.note(pagemap_fd_);
+    record.fds.pidfd.note(pidfd_);
   }
   if (doomed()) kill("");
 }

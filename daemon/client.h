@@ -119,7 +119,7 @@ class Client {
   Published<const std::byte> transfer;
   // The control thread's, like the one that takes it away when the client has gone.
   [[nodiscard]] int lifeline() const { return agent_.lifeline.get(); }
-  [[nodiscard]] UniqueFd release_lifeline() { return std::move(agent_.lifeline); }
+  [[nodiscard]] UniqueFd release_lifeline();
   [[nodiscard]] int transfer_fd() const { return agent_.transfer_fd.get(); }
 
   // -- a forked child's agent, on its way: see AgentOffer
@@ -261,6 +261,8 @@ class Client {
   bool transfer_in_use = false;
 
  private:
+  void note_fds();
+
   std::atomic<ClientState> state_{ClientState::active};
   std::atomic<bool> doomed_{false};
   AgentParts agent_;

@@ -214,6 +214,7 @@ FaultService::ReadResult FaultService::read_messages(Client& client) {
     // reading, because that lets the parent go on to its next fork. (A raw clone() gets a number
     // that is not its own: whoever claims it must prove it.)
     if (client.mailbox != nullptr) fork_seq = load_word(client.mailbox->fork_seq) | 1U;
+    record.reading_fork_seq = fork_seq;
     count = os_.uffd_read(client.uffd.get(), inbox);
     if (count > 0 && std::any_of(tail, tail + count, is_address_event)) {
       client.unapplied = true;  // before the epoch moves: see client.h
@@ -238,24 +239,31 @@ FaultService::ReadResult FaultService::read_messages(Client& client) {
   }
   keep_reserve();
   const std::uint64_t now_ns = os_.now_ns();
-  for (int i = 0; i < count; ++i) take_message(client, tail[i], fork_seq, now_ns);
+  bool events = false;
+  for (int i = 0; i < count; ++i)
+    events = take_message(client, tail[i], fork_seq, now_ns) || events;
+  // Where they are, they are kept until they are applied; what lies between them is zeros by now.
+  if (events) record.inbox_count += static_cast<std::uint32_t>(count);
   return ReadResult::some;
 }
 
-void FaultService::take_message(Client& client, const uffd_msg& message, std::uint32_t fork_seq,
+// Whether it is an event that stays in the inbox. Faults leave it: they can be raised again.
+bool FaultService::take_message(Client& client, uffd_msg& message, std::uint32_t fork_seq,
                                 std::uint64_t now_ns) {
   if (is_address_event(message)) {
-    // Events stay in the inbox until they are applied; faults leave it (they can be raised again).
-    uffd_msg& kept = client.record.inbox[client.record.inbox_count++];
-    kept = message;
     if (message.event == UFFD_EVENT_FORK) {
       client.forks.fetch_add(1);
       client.may_share = true;
-      kept.arg.reserved.reserved2 = fork_seq;
+      message.arg.reserved.reserved2 = fork_seq;
     }
-    return;
+    return true;
   }
-  if (message.event != UFFD_EVENT_PAGEFAULT) return;
+  const uffd_msg taken = std::exchange(message, uffd_msg{});
+  if (taken.event == UFFD_EVENT_PAGEFAULT) take_fault(client, taken, now_ns);
+  return false;
+}
+
+void FaultService::take_fault(Client& client, const uffd_msg& message, std::uint64_t now_ns) {
   PendingFault fault;
   fault.page = page_floor(message.arg.pagefault.address);
   fault.read_ns = now_ns;

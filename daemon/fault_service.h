@@ -64,8 +64,9 @@ class FaultService {
   void forget_unmapped(Client& client, std::uint64_t page);
 
   [[nodiscard]] ReadResult read_messages(Client& client);
-  void take_message(Client& client, const uffd_msg& message, std::uint32_t fork_seq,
-                    std::uint64_t now_ns);
+  [[nodiscard]] bool take_message(Client& client, uffd_msg& message, std::uint32_t fork_seq,
+                                  std::uint64_t now_ns);
+  void take_fault(Client& client, const uffd_msg& message, std::uint64_t now_ns);
   [[nodiscard]] bool answer_faults(Client& client, StepResult& result);
 
   [[nodiscard]] Outcome answer(Client& client, PendingFault& fault);

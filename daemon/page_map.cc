@@ -46,7 +46,76 @@ Result<std::unique_ptr<PageMap>> PageMap::create(Os& os) {
   if (!fd) return std::unexpected(fd.error());
   auto mapping = Mapping::shared(fd->get(), kMapBytes);
   if (!mapping) return std::unexpected(mapping.error());
-  return std::unique_ptr<PageMap>(new PageMap(os, std::move(*fd), std::move(*mapping)));
+  std::unique_ptr<PageMap> map(new PageMap(os, std::move(*fd), std::move(*mapping)));
+  map->header_->magic = kMagic;
+  map->header_->version = kVersion;
+  return map;
+}
+
+Result<std::unique_ptr<PageMap>> PageMap::take_over(Os& os, UniqueFd fd) {
+  std::byte last{};
+  if (os.read_at(fd.get(), &last, 1, kMapBytes - 1) != 1)
+    return fail("the page map that was left behind is too short to be one");
+  auto mapping = Mapping::shared(fd.get(), kMapBytes);
+  if (!mapping) return std::unexpected(mapping.error());
+  std::unique_ptr<PageMap> map(new PageMap(os, std::move(fd), std::move(*mapping)));
+  if (map->header_->magic != kMagic || map->header_->version != kVersion)
+    return fail("the page map that was left behind is of another version");
+  if (auto rebuilt = map->rebuild(); !rebuilt) return std::unexpected(rebuilt.error());
+  return map;
+}
+
+// A leaf may have been on its way into the tree, or out of it: it is in the tree or it is free.
+Status PageMap::rebuild() {
+  const auto damaged = [] { return fail("the page map that was left behind has no sound tree"); };
+  Header& h = *header_;
+  if (h.nodes_used > kMostNodes || h.leaves_used > kMostLeaves) return damaged();
+  h.out_pages = 0;
+  h.evicted_pages = 0;
+  for (std::uint32_t leaf = 1; leaf <= h.leaves_used; ++leaf) infos_[leaf - 1].in_use = 0;
+  std::vector<bool> seen(h.nodes_used + 1);
+  for (std::uint32_t i = 0; i < kFan; ++i) {
+    const std::uint32_t node = directory_[i].load(std::memory_order_relaxed);
+    if (node == 0) continue;
+    if (node > h.nodes_used || seen[node]) return damaged();
+    seen[node] = true;
+    for (std::uint32_t j = 0; j < kFan; ++j) {
+      const std::uint32_t leaf =
+          nodes_[std::size_t{node - 1} * kFan + j].load(std::memory_order_relaxed);
+      if (leaf == 0) continue;
+      if (leaf > h.leaves_used || infos_[leaf - 1].in_use != 0) return damaged();
+      if (auto sound = rebuild_leaf(leaf, i * kFan + j); !sound) return sound;
+    }
+  }
+  std::vector<std::uint32_t> spare;
+  for (std::uint32_t leaf = 1; leaf <= h.leaves_used; ++leaf) {
+    if (infos_[leaf - 1].in_use == 0) spare.push_back(leaf);
+  }
+  punch_leaves(spare);
+  h.free_leaf = 0;
+  h.leaves_in_use = h.leaves_used;
+  recycle_leaves(spare);
+  return {};
+}
+
+Status PageMap::rebuild_leaf(std::uint32_t leaf, std::uint32_t extent) {
+  LeafInfo& info = infos_[leaf - 1];
+  info.extent = extent;
+  info.in_use = 1;
+  std::uint32_t out = 0;
+  std::uint64_t evicted = 0;
+  const auto* words = leaf_words(leaf);
+  for (std::uint32_t i = 0; i < wire::kExtentPages; ++i) {
+    const Entry entry(words[i].load(std::memory_order_relaxed));
+    if (entry.state() > PageState::bad)
+      return fail("the page map that was left behind has entries of no kind");
+    out += entry.state() != PageState::none ? 1 : 0;
+    evicted += entry.evicted() ? 1 : 0;
+  }
+  info.out_pages = out;
+  header_->out_pages.fetch_add(out, std::memory_order_relaxed);
+  header_->evicted_pages.fetch_add(evicted, std::memory_order_relaxed);
+  return {};
 }
 
 PageMap::PageMap(Os& os, UniqueFd fd, Mapping mapping)
@@ -56,10 +125,7 @@ PageMap::PageMap(Os& os, UniqueFd fd, Mapping mapping)
       header_(mapping_.as<Header>()),
       directory_(mapping_.as<std::atomic<std::uint32_t>>(kDirectoryOffset)),
       nodes_(mapping_.as<std::atomic<std::uint32_t>>(kNodesOffset)),
-      infos_(mapping_.as<LeafInfo>(kInfosOffset)) {
-  header_->magic = kMagic;
-  header_->version = kVersion;
-}
+      infos_(mapping_.as<LeafInfo>(kInfosOffset)) {}
 
 std::uint64_t PageMap::leaf_offset(std::uint32_t leaf) const {
   return kLeavesOffset + std::uint64_t{leaf - 1} * kPage;

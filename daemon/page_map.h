@@ -37,6 +37,9 @@ inline constexpr std::uint64_t kAddressEnd = 1ULL << 47;
 class PageMap {
  public:
   static Result<std::unique_ptr<PageMap>> create(Os& os);
+  // As a daemon left it that has died: the words are the truth, and counts, the tree's spare parts
+  // and the like are made anew. Error: it is of another version, or its tree is none.
+  static Result<std::unique_ptr<PageMap>> take_over(Os& os, UniqueFd fd);
 
   [[nodiscard]] Entry load(std::uint64_t address) const {
     const auto* word = find(address);
@@ -76,6 +79,8 @@ class PageMap {
   struct Header;
   struct LeafInfo;
   PageMap(Os& os, UniqueFd fd, Mapping mapping);
+  [[nodiscard]] Status rebuild();
+  [[nodiscard]] Status rebuild_leaf(std::uint32_t leaf, std::uint32_t extent);
   [[nodiscard]] std::uint32_t leaf_of(std::uint64_t address) const;
   [[nodiscard]] std::atomic<std::uint64_t>* leaf_words(std::uint32_t leaf) const;
   [[nodiscard]] std::uint64_t leaf_offset(std::uint32_t leaf) const;

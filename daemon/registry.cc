@@ -13,6 +13,7 @@
 namespace foldswap {
 
 void Registry::add(std::shared_ptr<Client> client) {
+  client->record.life = Life::serving;
   {
     const RankedLock lock(mutex_);
     clients_.push_back(client);
@@ -87,6 +88,7 @@ std::shared_ptr<Client> Registry::make_client(ClientParts parts) {
   auto client = std::make_unique<Client>(std::move(parts), os_);
   return {client.release(), [this](Client* gone) {
             ClientRecord* record = &gone->record;
+            record->life = Life::ending;  // before its descriptors' numbers are anybody's again
             std::unique_ptr<Client>(gone).reset();
             state_.wipe_record(record);
             const RankedLock lock(mutex_);
@@ -135,6 +137,11 @@ std::shared_ptr<Client> Registry::adopt_child(Client& parent, UniqueFd uffd,
 
 void Registry::doom(UniqueFd uffd) {
   const RankedLock lock(mutex_);
+  for (NotedFd& note : state_.header().doomed) {
+    if (note.get() >= 0) continue;
+    note.note(uffd.get());
+    break;
+  }
   doomed_.push_back(std::move(uffd));
 }
 
@@ -145,7 +152,12 @@ void Registry::reap_doomed() {
     doomed.swap(doomed_);
   }
   std::erase_if(doomed, [&](const UniqueFd& uffd) {
-    if (os_.uffd_probe(uffd.get(), kPage) == Probe::gone) return true;
+    if (os_.uffd_probe(uffd.get(), kPage) == Probe::gone) {
+      for (NotedFd& note : state_.header().doomed) {
+        if (note.get() == uffd.get()) note.note(-1);
+      }
+      return true;
+    }
     std::array<uffd_msg, 16> messages{};
     const int count = os_.uffd_read(uffd.get(), messages);
     for (int i = 0; i < count; ++i) {

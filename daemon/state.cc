@@ -2,8 +2,10 @@
 
 #include <bit>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <new>
+#include <string>
 #include <utility>
 
 namespace foldswap {
@@ -37,12 +39,8 @@ Result<std::unique_ptr<State>> State::create(Os& os) {
   if (!fd) return std::unexpected(fd.error());
   auto mapping = Mapping::shared(fd->get(), kStateBytes);
   if (!mapping) return std::unexpected(mapping.error());
-  return std::unique_ptr<State>(new State(os, std::move(*fd), std::move(*mapping)));
-}
-
-State::State(Os& os, UniqueFd fd, Mapping mapping)
-    : os_(os), fd_(std::move(fd)), mapping_(std::move(mapping)) {
-  StateHeader& h = header();
+  std::unique_ptr<State> state(new State(os, std::move(*fd), std::move(*mapping)));
+  StateHeader& h = state->header();
   h.magic = kMagic;
   h.version = kVersion;
   h.bytes = kStateBytes;
@@ -51,6 +49,38 @@ State::State(Os& os, UniqueFd fd, Mapping mapping)
   h.most_clients = kMostClients;
   h.incarnation = 1;
   h.next_client_id = 1;
+  return state;
+}
+
+Result<std::unique_ptr<State>> State::take_over(Os& os, UniqueFd fd) {
+  // The file may be shorter than what would be mapped.
+  StateHeader head;
+  if (os.read_at(fd.get(), static_cast<void*>(&head), offsetof(StateHeader, counters), 0) !=
+      static_cast<int>(offsetof(StateHeader, counters))) {
+    return fail("the state that was left behind is too short to be one");
+  }
+  if (head.magic != kMagic) return fail("what was left behind is no state of foldswapd");
+  if (head.version != kVersion || head.bytes != kStateBytes ||
+      head.client_record_bytes != kRecordBytes || head.clients_offset != kClientsOffset ||
+      head.most_clients != kMostClients) {
+    return fail("the state that was left behind is of version " + std::to_string(head.version) +
+                ", and this is version " + std::to_string(kVersion) +
+                ": drain before changing versions");
+  }
+  auto mapping = Mapping::shared(fd.get(), kStateBytes);
+  if (!mapping) return std::unexpected(mapping.error());
+  std::unique_ptr<State> state(new State(os, std::move(fd), std::move(*mapping)));
+  ++state->header().incarnation;
+  return state;
+}
+
+std::vector<ClientRecord*> State::records() const {
+  std::vector<ClientRecord*> records;
+  for (std::uint32_t i = 0; i < kMostClients; ++i) {
+    if (header().record_in_use[i] != 0)
+      records.push_back(reinterpret_cast<ClientRecord*>(record_at(i)));
+  }
+  return records;
 }
 
 std::byte* State::record_at(std::uint32_t index) const {
@@ -63,6 +93,7 @@ ClientRecord* State::claim_record() {
     if (h.record_in_use[i] != 0) continue;
     h.record_in_use[i] = 1;
     auto* record = reinterpret_cast<ClientRecord*>(record_at(i));
+    record->life = Life::forming;
     record->id = h.next_client_id.fetch_add(1);
     record->resident_max_bytes = wire::kNoLimit;
     record->group_max_bytes = wire::kNoLimit;

@@ -11,6 +11,8 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "base/mapping.h"
 #include "base/os.h"
@@ -75,9 +77,34 @@ struct BatchRecord {
   std::uint64_t page[wire::kHalfPages];
 };
 
+// A descriptor that whoever comes after a daemon finds under the same number (keeper.h); all zeros:
+// none. Noted when it is ours, and taken back before it is closed.
+class NotedFd {
+ public:
+  void note(int fd) { plus_one_.store(fd < 0 ? 0 : fd + 1, std::memory_order_release); }
+  [[nodiscard]] int get() const { return plus_one_.load(std::memory_order_acquire) - 1; }
+
+ private:
+  std::atomic<std::int32_t> plus_one_;
+};
+
+struct ClientFds {
+  NotedFd uffd, map, pidfd, pagemap, lifeline, mailbox, transfer;
+};
+
+// Of a record: a client that is being made, or a forked child that does not have all of its
+// parent's pages yet; one that is served; one whose descriptors are being closed.
+enum class Life : std::uint32_t { none, forming, serving, ending };
+
 struct ClientRecord {
   std::atomic<std::int32_t> pid;  // 0: not known yet (a forked child before its hello)
-  std::uint32_t reserved;
+  std::atomic<Life> life;
+  ClientFds fds;
+  std::atomic<std::uint32_t> state;   // ClientState
+  std::atomic<std::uint32_t> doomed;  // it has been killed, and may only wait for its end
+  // Work on the inbox that cannot be begun anew by somebody else: see AddressSpace.
+  std::atomic<std::uint32_t> moving, shifting;
+  std::atomic<std::uint32_t> reading_fork_seq;  // of a FORK that may just be read
   std::uint64_t id, parent_id;
   std::uint32_t uid, fork_seq;
   std::uint64_t staging;                                           // 0: none (a forked child)
@@ -86,14 +113,19 @@ struct ClientRecord {
   char name[wire::kNameBytes];
   char group[wire::kNameBytes];
   Counter pool_pages, same_filled_pages, faults;
-  // The event inbox: read(2) writes straight into it. The reader's. inbox_count entries are not yet
-  // applied.
+  // The event inbox: read(2) writes straight into it. The reader's. Of the first inbox_count
+  // entries those that are not all zeros are not yet applied; what lies behind them has been read,
+  // and not been looked at, or is zeros.
   std::uint32_t inbox_count, inbox_reserved;
   uffd_msg inbox[kInboxMessages];
   std::uint32_t quarantine_count, quarantine_reserved;
   Quarantine quarantine[kQuarantines];
   BatchRecord batch[wire::kHalves];
 };
+
+// Userfaultfds of forked children that nobody can serve: whoever closes one lets its process read
+// zeros.
+inline constexpr std::uint32_t kMostDoomed = 1024;
 
 struct StateHeader {
   std::uint32_t magic, version;
@@ -104,25 +136,30 @@ struct StateHeader {
   Counters counters;
   WritebackState writeback;
   std::atomic<std::uint8_t> record_in_use[kMostClients];  // counted while others claim
+  NotedFd doomed[kMostDoomed];                            // Registry's
 };
 
 class State {
  public:
-  static constexpr std::uint32_t kMagic = 0x53545346, kVersion = 4;  // "FSTS"
+  static constexpr std::uint32_t kMagic = 0x53545346, kVersion = 5;  // "FSTS"
   static Result<std::unique_ptr<State>> create(Os& os);
+  // As a daemon left it that has died. Error: it is of another version or shape.
+  static Result<std::unique_ptr<State>> take_over(Os& os, UniqueFd fd);
 
   [[nodiscard]] StateHeader& header() const { return *mapping_.as<StateHeader>(); }
   [[nodiscard]] Counters& counters() const { return header().counters; }
   // A zeroed record, or nullptr when the table is full. Callers serialise claim_record() and
   // free_record().
   [[nodiscard]] ClientRecord* claim_record();
+  [[nodiscard]] std::vector<ClientRecord*> records() const;  // that are in use
   // Giving one back, in two steps because no system call is made under a lock.
   void wipe_record(ClientRecord* record);
   void free_record(ClientRecord* record) { header().record_in_use[index_of(record)] = 0; }
   [[nodiscard]] std::uint64_t resident_bytes() const;
 
  private:
-  State(Os& os, UniqueFd fd, Mapping mapping);
+  State(Os& os, UniqueFd fd, Mapping mapping)
+      : os_(os), fd_(std::move(fd)), mapping_(std::move(mapping)) {}
   [[nodiscard]] std::byte* record_at(std::uint32_t index) const;
   [[nodiscard]] std::uint32_t index_of(const ClientRecord* record) const;
   Os& os_;
