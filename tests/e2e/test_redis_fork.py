@@ -2,7 +2,6 @@
 their moment's memory was, and another, plain server that loads it has the same data."""
 
 import os
-import re
 import shutil
 import subprocess
 import threading
@@ -10,6 +9,7 @@ import time
 
 import harness
 from harness import E2E, MIB, rss_anon, slower, wait_until
+from redis_server import Server
 
 VALUE_BYTES = 1000
 KEY_COST = 1150  # bytes of memory for each key, about
@@ -26,55 +26,6 @@ for i = tonumber(ARGV[1]), tonumber(ARGV[2]) do
 end
 return redis.call('dbsize')
 """
-
-
-class Server:
-    """One redis-server and redis-cli for it, on a unix socket."""
-
-    def __init__(self, test, name, run, directory, *more):
-        self.test = test
-        self.socket = os.path.join(test.tmp, name + ".sock")
-        self.log = os.path.join(test.tmp, name + ".log")
-        self.proc = run(["redis-server", "--port", "0", "--unixsocket", self.socket, "--save", "",
-                         "--enable-debug-command", "local", "--daemonize", "no", "--dir", directory,
-                         "--logfile", self.log, *more])
-        wait_until(f"{name} to answer", lambda: self.cli("ping") == "PONG", 120)
-
-    def cli(self, *arguments):
-        result = subprocess.run(["redis-cli", "-s", self.socket, *arguments], capture_output=True,
-                                text=True, timeout=slower(300), check=False)
-        return result.stdout.strip()
-
-    def info(self, key):
-        found = re.search(rf"^{key}:(.*?)\r?$", self.cli("info"), re.MULTILINE)
-        return found.group(1) if found else None
-
-    def digest(self):
-        digest = self.cli("debug", "digest")
-        self.test.assertRegex(digest, "^[0-9a-f]{40}$")
-        return digest
-
-    def background(self, command, running, status):
-        """BGSAVE or BGREWRITEAOF to its end; the pid of the child, which is also a client's
-        child."""
-        said = self.cli(command)
-        self.test.assertIn("started", said)
-        wait_until(f"{command} to end", lambda: self.info(running) == "0", 300)
-        self.test.assertEqual(self.info(status), "ok", f"{command}: {self.log_text()}")
-
-    def save(self):
-        self.background("bgsave", "rdb_bgsave_in_progress", "rdb_last_bgsave_status")
-
-    def rewrite(self):
-        self.background("bgrewriteaof", "aof_rewrite_in_progress", "aof_last_bgrewrite_status")
-
-    def log_text(self):
-        with open(self.log, encoding="utf-8", errors="replace") as f:
-            return f.read()[-4000:]
-
-    def shutdown(self):
-        self.cli("shutdown", "nosave")
-        self.test.assertEqual(self.proc.finish(120), 0, self.log_text())
 
 
 class Load(threading.Thread):
