@@ -82,6 +82,31 @@ TEST_F(CleaningTest, FullIsFullAndSaysSo) {
   expect_everything_right();
 }
 
+// A segment that is not full, and no other to put together with it: nothing would be gained.
+TEST_F(CleaningTest, WhatGainsNothingIsNotMoved) {
+  put_noise(0, 5 * kPerSegment, 1);
+  ASSERT_EQ(all_out(), 0U);
+  ASSERT_EQ(file->used_bytes(), 5 * kSegment);
+  unmap(*client, kA, kPerSegment / 2);
+  unmap(*client, kA + 2 * kPerSegment * kPage, kPerSegment / 4);
+  EXPECT_NE(press(), 0U);
+  EXPECT_EQ(counters().disk_cleaned_bytes.load(), 0U);
+  EXPECT_NE(writeback->report().find("full"), std::string::npos) << writeback->report();
+  // A little more, and it is.
+  unmap(*client, kA + 3 * kPerSegment * kPage, kPerSegment / 3);
+  os.clock_ns += 2'000'000'000;
+  const std::uint64_t outside = pool->stats().outside;
+  all_out();
+  EXPECT_EQ(pool->stats().outside, outside + kPerSegment);
+  const std::uint64_t cleaned = counters().disk_cleaned_bytes.load();
+  EXPECT_GT(cleaned, 0U);
+  os.clock_ns += 2'000'000'000;
+  all_out();
+  EXPECT_EQ(counters().disk_cleaned_bytes.load(), cleaned);
+  expect_valid();
+  EXPECT_EQ(expect_everything_right(), 0U);
+}
+
 TEST_F(CleaningTest, WhatIsBeingMovedCanBeReadAndFreed) {
   fill_and_thin(4);
   put_noise(1'000, 2 * kPerSegment, 10'000);
@@ -165,8 +190,9 @@ TEST_F(CleaningTest, TheVictimIsUsedAgainMeanwhile) {
   put_noise(0, 5 * kPerSegment, 1);
   ASSERT_EQ(all_out(), 0U);
   for (std::uint64_t i = 0; i < 5 * kPerSegment; ++i) {
-    // The first segment is the sparsest.
-    const bool keep = place(*client, kA + i * kPage).segment == 0 ? i % 16 == 0 : i % 8 != 0;
+    // The first segment is the sparsest, and the second sparse enough to be cleaned with it.
+    const std::uint32_t segment = place(*client, kA + i * kPage).segment;
+    const bool keep = segment == 0 ? i % 16 == 0 : segment == 1 ? i % 8 == 0 : i % 8 != 0;
     if (!keep) unmap(*client, kA + i * kPage, 1);
   }
   std::vector<std::uint64_t> victims;

@@ -27,6 +27,11 @@ constexpr unsigned kMostTries = 3, kMostFailures = 3;
 constexpr std::uint64_t kRetryErrorUs = 10'000'000, kRetryRoomUs = 1'000'000;
 constexpr std::uint32_t kForCleaning = 3;  // segments that only cleaning may begin
 constexpr std::uint64_t kWorthCleaning = kSegment / 20 * 17;  // live bytes of a segment, at most
+// What cleaning can count on to fit into a segment, whatever the sizes; and how many segments it
+// takes at most until there is one less, each as full as is worth cleaning.
+constexpr std::uint64_t kFilled = kSegment - disk_bytes(kPage);
+constexpr std::size_t kRound = 8;
+static_assert(kRound * (kFilled - kWorthCleaning) >= kFilled);
 constexpr std::uint64_t kDaySeconds = 86'400;
 
 }  // namespace
@@ -432,13 +437,23 @@ bool Writeback::start_cleaning(Need need) {
     return false;
   }
   const std::uint64_t most = no_room_ ? kWorthCleaning : kSegment / 2;
-  const auto found = file_.sparsest(victims_.size() + stuck_.size() + 1, most);
-  const auto fresh = std::ranges::find_if(found, [&](std::uint32_t segment) {
+  const auto found = file_.sparsest(victims_.size() + stuck_.size() + kRound, most);
+  const auto is_fresh = [&](std::uint32_t segment) {
     const auto is_it = [&](const BackingFile::Claim& claim) {
       return claim.segment == segment && claim.generation == file_.generation(segment);
     };
     return std::ranges::none_of(victims_, is_it) && std::ranges::none_of(stuck_, is_it);
-  });
+  };
+  auto fresh = std::ranges::find_if(found, is_fresh);
+  // A round begins only if it ends with a segment less. Otherwise what it leaves in a segment that
+  // is not full would be the next one's victim, and so on for ever.
+  if (victims_.empty()) {
+    std::uint64_t gain = 0;
+    for (const std::uint32_t segment : found) {
+      if (is_fresh(segment)) gain += kFilled - std::min(kFilled, file_.live_bytes(segment));
+    }
+    if (gain < kFilled) fresh = found.end();
+  }
   if (fresh == found.end()) {
     const bool waits = cleaned_ != nullptr || cleaning_pending();
     flush_cleaned();
