@@ -135,7 +135,7 @@ class Foldswap:
     def stats(self):
         return json.loads(self.call("stats", "--json"))
 
-    def settle(self):
+    def settle(self, every=0.1):
         """Until nothing is written any more."""
         last, still = -1, 0
         for _ in range(300):
@@ -145,7 +145,7 @@ class Foldswap:
             last = now
             if still == 3:
                 return stats
-            time.sleep(0.1)
+            time.sleep(every)
         return self.stats()
 
     def cpu_seconds(self):
@@ -379,31 +379,47 @@ def first_writes(foldswap, fill, options):
 
 
 def churn(foldswap, order, options):
-    """Pages change while live data fills options.fill of the file; `order`: of the changes."""
-    pages = options.mib * MIB // PAGE
-    foldswap.call("set", "writeback.max", str(4 * options.mib * MIB))
-    foldswap.worker.ask("churn", pages // 2, order)
-    live = foldswap.stats()["writeback"]["live_bytes"]
-    limit = max(16 * MIB, int(live / options.fill))
+    """Pages change while live data fills options.fill of the file; `order`: of the changes.
+
+    How much is live depends on what stays in memory, and swings with the pool's level: so the
+    pool is small, and the file's maximum follows the mean over a time, until the mean of a time agrees with it. It falls
+    in steps: data that finds no room at once would stay in memory, and not be live on disk.
+    """
+    limit = 4 * options.mib * MIB
     foldswap.call("set", "writeback.max", str(limit))
-    foldswap.worker.ask("churn", pages, order)  # the file is full now, and cleaning in its stride
+    foldswap.call("set", "pool.limit", str(options.mib * MIB // 32))
+    changing(foldswap, order, 0.5, options)
+    limit = 2 * foldswap.stats()["writeback"]["file_bytes"]
+    for _ in range(16):
+        live = statistics.fmean(changing(foldswap, order, 0.25, options)[0])
+        if abs(live / limit - options.fill) < 0.015:
+            break
+        limit = int(max(16 * MIB, live / options.fill, 0.75 * limit))
+        foldswap.call("set", "writeback.max", str(limit))
     before = foldswap.stats()
-    fills, step, seconds = [], pages // 8, 0.0
-    for _ in range(8 * options.churn):
-        seconds += foldswap.worker.ask("churn", step, order)["seconds"]
-        part = foldswap.stats()["writeback"]
-        fills.append(part["live_bytes"] / limit)
+    live, seconds, rewritten = changing(foldswap, order, options.churn, options)
     after = foldswap.stats()
     result = Foldswap.difference(before, after)
     result.update({"order": order, "writeback_max": limit, "seconds": seconds,
-                   "rewritten_pages": 8 * options.churn * step,
-                   "fill_mean": statistics.fmean(fills), "fill_max": max(fills),
+                   "rewritten_pages": rewritten, "fill_mean": statistics.fmean(live) / limit,
+                   "fill_min": min(live) / limit, "fill_max": max(live) / limit,
                    "file_bytes": after["writeback"]["file_bytes"],
                    "trouble": after["writeback"]["trouble"]})
     fresh = result["written_bytes"] - result["cleaned_bytes"]
     result["amplification"] = result["written_bytes"] / fresh if fresh > 0 else None
     foldswap.worker.ask("check")
     return result
+
+
+def changing(foldswap, order, rounds, options):
+    """So many rounds of changes, which the daemon may always catch up with: live bytes on disk
+    at 16 moments of each, seconds of changes, pages."""
+    step = options.mib * MIB // PAGE // 16
+    live, seconds = [], 0.0
+    for _ in range(int(16 * rounds)):
+        seconds += foldswap.worker.ask("churn", step, order)["seconds"]
+        live.append(foldswap.settle(0.05)["writeback"]["live_bytes"])
+    return live, seconds, step * len(live)
 
 
 def median(results, what, key):
@@ -478,14 +494,20 @@ def report(results, options, notes):
         share = first[key]
         times = share * first["codec_ratio"]
         row(title, f"{share:.4f}", "1.0000", f"{times:.3f}", "<= 1.1", times <= 1.1)
+    if results["churn"]:
+        print("\nwrites while pages change: bytes written per byte that was new on the disk, with "
+              f"live data at {100 * options.fill:.0f} % of writeback.max")
     for part in results["churn"]:
         factor = part["amplification"]
-        row(f"writes while pages change, {part['order']}", "-" if factor is None else
-            f"{factor:.2f}", "-", "-", "< 1.3", factor is not None and factor < 1.3)
+        row(part["order"], "-" if factor is None else f"{factor:.2f}", "-", "-", "< 1.3",
+            factor is not None and factor < 1.3)
         print(f"    {part['rewritten_pages']} pages rewritten in {part['seconds']:.1f} s; "
               f"{part['written_bytes'] / MIB:.0f} MiB written, {part['cleaned_bytes'] / MIB:.0f} "
-              f"of that by cleaning; live data {100 * part['fill_mean']:.0f} % of "
-              f"{part['writeback_max'] / MIB:.0f} MiB (at most {100 * part['fill_max']:.0f} %)"
+              f"of that by cleaning, {part['read_bytes'] / MIB:.0f} read; live data "
+              f"{100 * part['fill_mean']:.0f} % of {part['writeback_max'] / MIB:.0f} MiB "
+              f"({100 * part['fill_min']:.0f} to {100 * part['fill_max']:.0f} %)"
+              + ("" if abs(part["fill_mean"] - options.fill) <= 0.03 else
+                 ": NOT the fill that was asked for")
               + (f"; {part['trouble']}" if part["trouble"] else ""))
 
 
@@ -498,7 +520,7 @@ def parse():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--touches", type=int, default=20_000, help="random reads in a round")
     parser.add_argument("--churn", type=int, default=2, help="how often all data changes; 0: no")
-    parser.add_argument("--orders", default="permuted,skewed",
+    parser.add_argument("--orders", default="permuted,uniform,skewed",
                         help="of the changes: permuted, uniform, skewed")
     parser.add_argument("--fill", type=float, default=0.7, help="share of the file that is live")
     parser.add_argument("--dir", help="on the disk (default: BUILD_DIR)")
