@@ -16,10 +16,11 @@ constexpr std::uint64_t kAccountPage = 4096;
 constexpr std::uint32_t kStep = 16;  // segments that the file grows by
 constexpr std::uint64_t kGenerationBlock = 1024;
 
-// A segment's word: objects in bits 0 to 19, units in 20 to 39, life from 40 on. Both counts go
-// down by one subtraction; they are at most 32768 each, so nothing is ever borrowed.
+// A segment's word: objects in bits 0 to 19, units in 20 to 39, life in 40 to 43, dead blocks in 44
+// to 53, holes from 54 on. All counts change by one addition; each has room for its most, so
+// nothing is ever carried or borrowed.
 struct Word {
-  static constexpr unsigned kUnitsShift = 20, kLifeShift = 40;
+  static constexpr unsigned kUnitsShift = 20, kLifeShift = 40, kDeadShift = 44, kHolesShift = 54;
   static constexpr std::uint64_t kMask = (1U << 20) - 1;
   static constexpr std::uint64_t kMost = BackingFile::kSegmentBytes / BackingFile::kUnit;
 
@@ -30,14 +31,30 @@ struct Word {
   static constexpr std::uint64_t of(Life life) {
     return static_cast<std::uint64_t>(life) << kLifeShift;
   }
+  static constexpr std::uint64_t dead(std::uint64_t blocks) { return blocks << kDeadShift; }
+  static constexpr std::uint64_t holes(std::uint64_t blocks) { return blocks << kHolesShift; }
   std::uint64_t word;
+  [[nodiscard]] std::uint64_t dead() const { return word >> kDeadShift & 0x3ff; }
+  [[nodiscard]] std::uint64_t holes() const { return word >> kHolesShift; }
   [[nodiscard]] std::uint64_t objects() const { return word & kMask; }
   [[nodiscard]] std::uint64_t units() const { return word >> kUnitsShift & kMask; }
   template <typename Life>
   [[nodiscard]] bool is(Life life) const {
-    return word >> kLifeShift == static_cast<std::uint64_t>(life);
+    return (word >> kLifeShift & 0xf) == static_cast<std::uint64_t>(life);
   }
 };
+
+constexpr std::uint32_t kUnitsPerBlock = BackingFile::kBlock / BackingFile::kUnit;
+// An object that begins at a block's last unit is not remembered: whoever walks along finds it.
+constexpr std::uint8_t kNoFirst = kUnitsPerBlock - 1;
+
+struct BlockRange {
+  std::uint32_t first, last;
+};
+BlockRange blocks_of(SegmentPlace place, std::uint64_t bytes) {
+  const auto end = static_cast<std::uint32_t>(place.unit + bytes / BackingFile::kUnit);
+  return {place.unit / kUnitsPerBlock, (end - 1) / kUnitsPerBlock};
+}
 
 std::uint64_t clamped(std::uint64_t max_bytes) {
   constexpr std::uint64_t kMostBytes = BackingFile::kMostSegments * BackingFile::kSegmentBytes;
@@ -87,7 +104,8 @@ Result<UniqueFd> BackingFile::open_file(Os& os, const std::string& directory, bo
 }
 
 Result<BackingFile::Account> BackingFile::make_account(Os& os) {
-  constexpr std::uint64_t kBytes = kAccountPage + std::uint64_t{kMostSegments} * sizeof(Segment);
+  constexpr std::uint64_t kBytes =
+      kAccountPage + std::uint64_t{kMostSegments} * (sizeof(Segment) + sizeof(Blocks));
   auto fd = os.memory_file("foldswap-segments", kBytes);
   if (!fd) return std::unexpected(fd.error());
   if (const int error = os.allocate(fd->get(), 0, kAccountPage); error != 0) {
@@ -137,8 +155,9 @@ BackingFile::Segment& BackingFile::segment(std::uint32_t number) const {
   return account_.as<Segment>(kAccountPage)[number];
 }
 
-std::uint32_t BackingFile::max_segments() const {
-  return static_cast<std::uint32_t>(max_bytes_.load() / kSegmentBytes);
+BackingFile::Blocks& BackingFile::blocks(std::uint32_t number) const {
+  assert(number < kMostSegments);
+  return account_.as<Blocks>(kAccountPage + std::uint64_t{kMostSegments} * sizeof(Segment))[number];
 }
 
 // The block is taken in the state file before one of it is used: the next daemon begins after it.
@@ -154,8 +173,8 @@ std::uint64_t BackingFile::next_generation() {
 
 // -- a segment's life
 
-Result<BackingFile::Claim> BackingFile::claim() {
-  if (used_segments_.load() >= max_segments()) {
+Result<BackingFile::Claim> BackingFile::claim(Purpose purpose) {
+  if (purpose == Purpose::more && !has_room()) {
     return fail_errno("the backing file is as large as it may become", ENOSPC);
   }
   if (free_.count() == 0) {
@@ -166,17 +185,29 @@ Result<BackingFile::Claim> BackingFile::claim() {
   const std::uint64_t generation = next_generation();
   Segment& s = segment(number);
   s.generation.store(generation);
-  s.word.store(Word::of(Life::writing));
+  for (auto& live : blocks(number).live) live.store(0, std::memory_order_relaxed);
+  blocks(number).first.fill(kNoFirst);
+  s.word.store(Word::of(Life::writing) + Word::dead(kBlocks));
+  dead_blocks_ += kBlocks;
   ++used_segments_;
   return Claim{number, generation};
 }
 
-void BackingFile::fill(std::uint32_t number, std::uint32_t objects, std::uint64_t bytes) {
-  assert(bytes % kUnit == 0 && bytes <= kSegmentBytes && objects <= bytes / kUnit);
-  live_objects_ += objects;
+void BackingFile::fill(SegmentPlace place, std::uint64_t bytes) {
+  const std::uint64_t units = bytes / kUnit;
+  assert(bytes % kUnit == 0 && units >= 1 && place.unit + units <= Word::kMost);
+  Blocks& in = blocks(place.segment);
+  const auto [first, last] = blocks_of(place, bytes);
+  std::uint32_t begun = 0;
+  for (std::uint32_t b = first; b <= last; ++b) begun += in.live[b].fetch_add(1) == 0 ? 1 : 0;
+  in.first[first] =
+      std::min(in.first[first], static_cast<std::uint8_t>(place.unit % kUnitsPerBlock));
+  ++live_objects_;
   live_bytes_ += bytes;
-  const Word before{segment(number).word.fetch_add(Word::counts(objects, bytes / kUnit))};
-  assert(before.is(Life::writing) && before.units() + bytes / kUnit <= Word::kMost);
+  dead_blocks_ -= begun;
+  const Word before{
+      segment(place.segment).word.fetch_add(Word::counts(1, units) - Word::dead(begun))};
+  assert(before.is(Life::writing) && before.units() + units <= Word::kMost);
   (void)before;
 }
 
@@ -191,23 +222,30 @@ void BackingFile::abandon(std::uint32_t number) {
   const Word before{segment(number).word.load()};
   assert(before.is(Life::writing));
   subtract_live(before.objects(), before.units());
+  dead_blocks_ -= static_cast<std::int64_t>(before.dead());
   make_free(number, Life::free);
   --used_segments_;
 }
 
-void BackingFile::release(std::uint32_t number, std::uint64_t bytes) {
+// The blocks first: when the word says that nothing is left, the segment may be used anew.
+void BackingFile::release(SegmentPlace place, std::uint64_t bytes) {
   assert(bytes % kUnit == 0);
   const std::uint64_t units = bytes / kUnit;
+  Blocks& in = blocks(place.segment);
+  const auto [first, last] = blocks_of(place, bytes);
+  std::uint32_t died = 0;
+  for (std::uint32_t b = first; b <= last; ++b) died += in.live[b].fetch_sub(1) == 1 ? 1 : 0;
   subtract_live(1, units);
-  const Word before{segment(number).word.fetch_sub(Word::counts(1, units))};
+  dead_blocks_ += died;
+  const Word before{
+      segment(place.segment).word.fetch_sub(Word::counts(1, units) - Word::dead(died))};
   assert((before.is(Life::writing) || before.is(Life::full)) && before.objects() >= 1 &&
          before.units() >= units);
   if (before.is(Life::full) && before.objects() == 1) ++dead_;
 }
 
 bool BackingFile::in_use(std::uint32_t number) const {
-  return number < kMostSegments && number * sizeof(Segment) < backed_bytes_.load() &&
-         Word{segment(number).word.load()}.objects() != 0;
+  return number < backed_.load() && Word{segment(number).word.load()}.objects() != 0;
 }
 
 std::uint64_t BackingFile::generation(std::uint32_t number) const {
@@ -236,11 +274,15 @@ std::uint32_t BackingFile::collect() {
   for (std::uint32_t i = 0; i < end_ && found < wanted; ++i) {
     const Word word{segment(i).word.load()};
     if (!word.is(Life::full) || word.objects() != 0) continue;
-    make_free(i, Life::free);
+    dead_blocks_ -= static_cast<std::int64_t>(word.dead());
+    hole_blocks_ -= word.holes();
+    --used_segments_;
+    // With holes its room would have to be asked for anew: that is done for segments that are one.
+    const bool hole = word.holes() != 0 && punch(offset_of(i), kSegmentBytes);
+    make_free(i, hole ? Life::hole : Life::free);
     ++found;
   }
   dead_ -= found;
-  used_segments_ -= found;
   return found;
 }
 
@@ -287,23 +329,38 @@ int BackingFile::take_room(std::uint32_t first, std::uint32_t count) {
   return error;
 }
 
-// Memory for the account of all segments below `end`, so that using it cannot fail.
-int BackingFile::back_account(std::uint32_t end) {
-  const std::uint64_t backed = backed_bytes_.load();
-  const std::uint64_t needed =
-      (kAccountPage + end * sizeof(Segment) + kAccountPage - 1) / kAccountPage * kAccountPage;
-  if (needed <= backed) return 0;
-  if (const int error = os_.allocate(account_fd_.get(), backed, needed - backed); error != 0) {
+// Memory for a part of the account.
+int BackingFile::back(std::uint64_t begin, std::uint64_t end) {
+  const auto page_of = [](std::uint64_t at) {
+    return (at + kAccountPage - 1) / kAccountPage * kAccountPage;
+  };
+  if (page_of(end) <= page_of(begin)) return 0;
+  const std::uint64_t bytes = page_of(end) - page_of(begin);
+  if (const int error = os_.allocate(account_fd_.get(), page_of(begin), bytes); error != 0)
     return error;
-  }
-  backed_bytes_ = needed;
+  backed_bytes_ += bytes;
   return 0;
+}
+
+// For all segments below `end`, so that using it cannot fail.
+int BackingFile::back_account(std::uint32_t end) {
+  constexpr std::uint64_t kTable = kAccountPage;
+  constexpr std::uint64_t kBlockTable = kTable + std::uint64_t{kMostSegments} * sizeof(Segment);
+  static_assert(kBlockTable % kAccountPage == 0);
+  const std::uint64_t from = backed_.load();
+  if (end <= from) return 0;
+  int error = back(kTable + from * sizeof(Segment), kTable + end * sizeof(Segment));
+  if (error == 0)
+    error = back(kBlockTable + from * sizeof(Blocks), kBlockTable + end * sizeof(Blocks));
+  if (error == 0) backed_ = end;
+  return error;
 }
 
 // Only when no free segment is left, so all that the file has is in use.
 Status BackingFile::extend() {
-  const auto room = static_cast<std::uint32_t>(max_segments() - used_segments_.load());
-  const auto wanted = affordable(std::min(room, kStep));
+  const std::uint64_t used = used_bytes(), most = max_bytes_.load();
+  const std::uint64_t room = has_room() ? (most - used) / kSegmentBytes : 1;  // for cleaning
+  const auto wanted = affordable(static_cast<std::uint32_t>(std::min<std::uint64_t>(room, kStep)));
   if (!wanted) return std::unexpected(wanted.error());
   std::uint32_t first = 0;
   std::uint32_t count = run_of_holes(*wanted, first);
@@ -321,8 +378,8 @@ Status BackingFile::extend() {
 }
 
 // Said once for each time that it begins to fail: give_back() comes again and again.
-bool BackingFile::punch(std::uint32_t first, std::uint32_t count) {
-  const int error = os_.punch(fd_.get(), offset_of(first), count * kSegmentBytes);
+bool BackingFile::punch(std::uint64_t offset, std::uint64_t bytes) {
+  const int error = os_.punch(fd_.get(), offset, bytes);
   if (error != 0 && !punch_failed_) {
     spdlog::warn("writeback: no hole could be made ({}): the backing file stays as large as it is",
                  std::strerror(-error));
@@ -334,20 +391,59 @@ bool BackingFile::punch(std::uint32_t first, std::uint32_t count) {
 
 // From the end, so that what stays lies together at the front; neighbours with one call.
 void BackingFile::give_back(std::uint32_t keep) {
-  const std::uint64_t used = used_segments_.load(), most = max_segments();
-  const std::uint64_t kept = std::min<std::uint64_t>(keep, most > used ? most - used : 0);
+  const std::uint64_t used = used_bytes(), most = max_bytes_.load();
+  const std::uint64_t kept =
+      std::min<std::uint64_t>(keep, most > used ? (most - used) / kSegmentBytes : 0);
   while (can_punch_ && free_.count() > kept) {
     const std::uint32_t last = *free_.highest();
     std::uint32_t first = last;
     while (first > 0 && free_.contains(first - 1) && last - first + 1 < free_.count() - kept) {
       --first;
     }
-    if (!punch(first, last - first + 1)) return;
+    if (!punch(offset_of(first), (last - first + 1) * kSegmentBytes)) return;
     for (std::uint32_t i = first; i <= last; ++i) {
       free_.remove(i);
       make_free(i, Life::hole);
     }
   }
+}
+
+std::uint64_t BackingFile::dead_bytes() const {
+  const std::int64_t blocks = dead_blocks_.load();
+  return can_punch_ && blocks > 0 ? static_cast<std::uint64_t>(blocks) * kBlock : 0;
+}
+
+// Nobody but the writer touches a dead block of a full segment: no object is there to be released.
+// (One that just died may not be in the word yet: that sum is right again a moment later.)
+std::uint32_t BackingFile::punch_dead(std::uint32_t number) {
+  auto& live = blocks(number).live;
+  std::uint32_t made = 0;
+  for (std::uint32_t first = 0, end = 0; first < kBlocks; first = end + 1) {
+    end = first;
+    while (end < kBlocks && live[end].load() == 0) ++end;
+    if (end == first) continue;
+    if (!punch(offset_of(number) + first * kBlock, (end - first) * kBlock)) break;
+    for (std::uint32_t b = first; b < end; ++b) live[b].store(kHole);
+    made += end - first;
+  }
+  segment(number).word.fetch_add(Word::holes(made) - Word::dead(made));
+  dead_blocks_ -= made;
+  hole_blocks_ += made;
+  return made;
+}
+
+// Round and round, so that each segment has time to collect dead blocks that lie together.
+std::uint64_t BackingFile::make_holes(std::uint64_t bytes) {
+  std::uint64_t made = 0;
+  for (std::uint32_t looked = 0; looked < end_ && made < bytes && dead_bytes() != 0; ++looked) {
+    if (next_hole_ >= end_) next_hole_ = 0;
+    const Word word{segment(next_hole_).word.load()};
+    if (word.is(Life::full) && word.objects() != 0 && word.dead() != 0)
+      made += punch_dead(next_hole_) * kBlock;
+    if (punch_failed_) break;
+    ++next_hole_;
+  }
+  return made;
 }
 
 std::uint64_t BackingFile::file_bytes() const {
@@ -361,20 +457,60 @@ std::uint64_t BackingFile::resident_bytes() const {
 // -- looking at all of it
 
 std::vector<std::uint32_t> BackingFile::sparsest(std::size_t most,
-                                                 std::uint64_t live_bytes_max) const {
-  using Candidate = std::pair<std::uint64_t, std::uint32_t>;  // live units, number
+                                                 std::uint32_t percent_max) const {
+  using Candidate = std::pair<std::uint64_t, std::uint32_t>;  // live units in 1024 blocks, number
   std::priority_queue<Candidate> best;                        // on top the one to drop first
   for (std::uint32_t i = 0; i < end_; ++i) {
     const Word word{segment(i).word.load()};
     if (!word.is(Life::full) || word.objects() == 0) continue;
-    if (word.units() * kUnit > live_bytes_max) continue;
-    best.emplace(word.units(), i);
+    const std::uint64_t kept = kBlocks - word.holes() - (can_punch_ ? word.dead() : 0);
+    if (kept > kBlocks) continue;  // release() is about to count what became a hole already
+    if (word.units() * 100 > kept * kUnitsPerBlock * percent_max) continue;
+    best.emplace(word.units() * 1024 / kept, i);
     if (best.size() > most) best.pop();
   }
   std::vector<std::uint32_t> numbers;
   for (; !best.empty(); best.pop()) numbers.push_back(best.top().second);
   std::ranges::reverse(numbers);
   return numbers;
+}
+
+BackingFile::BlockSet BackingFile::emptiest_blocks(std::uint32_t number) const {
+  constexpr std::size_t kFew = 32;
+  using Candidate = std::pair<std::uint16_t, std::uint32_t>;  // live objects, block
+  std::vector<Candidate> with_live;
+  for (std::uint32_t b = 0; b < kBlocks; ++b) {
+    const std::uint16_t live = blocks(number).live[b].load();
+    if (live != 0 && live != kHole) with_live.emplace_back(live, b);
+  }
+  std::ranges::sort(with_live);
+  if (can_punch_ && with_live.size() > kFew) with_live.resize(std::max(kFew, with_live.size() / 2));
+  BlockSet set;
+  for (const auto& [live, b] : with_live) set.set(b);
+  return set;
+}
+
+std::optional<std::uint32_t> BackingFile::first_unit(std::uint32_t number,
+                                                     std::uint32_t block) const {
+  const std::uint8_t first = blocks(number).first[block];
+  if (first == kNoFirst) return std::nullopt;
+  return block * kUnitsPerBlock + first;
+}
+
+const char* BackingFile::check_blocks(std::uint32_t number) const {
+  const Word word{segment(number).word.load()};
+  std::uint64_t dead = 0, holes = 0, touched = 0;
+  for (const auto& counter : blocks(number).live) {
+    const std::uint16_t live = counter.load();
+    if (live != kHole && live > kUnitsPerBlock) return "a block has more objects than units";
+    dead += live == 0 ? 1 : 0;
+    holes += live == kHole ? 1 : 0;
+    touched += live == kHole ? 0 : live;
+  }
+  if (dead != word.dead()) return "dead blocks do not add up";
+  if (holes != word.holes()) return "holes do not add up";
+  if (touched < word.objects()) return "an object is in no block";
+  return nullptr;
 }
 
 const char* BackingFile::check_segment(std::uint32_t number) const {
@@ -385,32 +521,36 @@ const char* BackingFile::check_segment(std::uint32_t number) const {
   if (word.is(Life::free) != free_.contains(number)) return "a free segment is not in the list";
   if (word.is(Life::hole) != holes_.contains(number)) return "a hole is not in the list";
   if (word.is(Life::free) || word.is(Life::hole)) {
-    return word.objects() == 0 ? nullptr : "a free segment has live objects";
+    const bool clean = word.objects() == 0 && word.dead() == 0 && word.holes() == 0;
+    return clean ? nullptr : "a free segment has live objects, or blocks";
   }
   if (!word.is(Life::writing) && !word.is(Life::full)) return "a segment is in no known state";
   const std::uint64_t generation = segment(number).generation.load();
   if (generation == 0 || generation >= state_.header().writeback.next_generation) {
     return "a generation was not reserved";
   }
-  return nullptr;
+  return check_blocks(number);
 }
 
 const char* BackingFile::validate() const {
   const auto& header = *account_.as<Header>();
   if (header.magic != kMagic || header.version != kVersion) return "not an account";
-  std::uint64_t objects = 0, units = 0, used = 0;
-  std::int64_t dead = 0;
+  std::uint64_t objects = 0, units = 0, used = 0, holes = 0;
+  std::int64_t dead = 0, dead_blocks = 0;
   for (std::uint32_t i = 0; i < end_; ++i) {
     if (const char* wrong = check_segment(i); wrong != nullptr) return wrong;
     const Word word{segment(i).word.load()};
     objects += word.objects();
     units += word.units();
+    dead_blocks += static_cast<std::int64_t>(word.dead());
+    holes += word.holes();
     used += word.is(Life::writing) || word.is(Life::full) ? 1 : 0;
     dead += word.is(Life::full) && word.objects() == 0 ? 1 : 0;
   }
   if (objects != live_objects_) return "live objects do not add up";
   if (units * kUnit != live_bytes_) return "live bytes do not add up";
   if (used != used_segments_) return "used segments do not add up";
+  if (dead_blocks != dead_blocks_ || holes != hole_blocks_) return "blocks do not add up";
   if (dead != dead_) return "dead segments do not add up";
   if (used + free_.count() + holes_.count() != end_) return "segments do not add up";
   return nullptr;

@@ -1,6 +1,11 @@
 // BackingFile: the file that cold objects are written to, as numbered segments of 512 KiB, and the
 // account of what lies where. Which objects those are, and what is written when, is writeback.cc's.
 //
+// Room is counted in blocks of 4 KiB. A block of a full segment in which nothing is live any more
+// is dead: it becomes a hole (make_holes()) and counts no longer, while the segment lives on. So
+// there may be more segments, with holes, than would fit the maximum without; a segment is written
+// as a whole and once, and its places are used again only when all of it is free.
+//
 // A segment's life:
 //   free -> claim() -> writing -> written() -> full -> nothing in it is live any more ->
 //   (collect())
@@ -12,22 +17,25 @@
 // that died: they are reserved in blocks in the state file (WritebackState::next_generation) before
 // one of a block is used.
 //
-// The account (one word per segment: live objects and bytes) lies in a memory file of its own with
-// a versioned header, position independent. Thread safety: release() and generation() from any
-// thread; the rest for one thread, the writer. Nothing is called or waited for under a lock; there
-// is none.
-// Invariants: a segment that a record points to is writing or full, and its live count includes
-// that
-//   object; it is not reused before that count is 0. Sum over segments of live bytes =
+// The account (a word and a generation per segment, a count per block) lies in a memory file of its
+// own with a versioned header, position independent. Thread safety: release() and generation() from
+// any thread; the rest for one thread, the writer. Nothing is called or waited for under a lock;
+// there is none. Invariants: a segment that a record points to is writing or full, and its live
+// count includes that
+//   object, and the count of each block that it touches does. The segment is not reused before its
+//   count is 0, and a block becomes no hole before its is. Sum over segments of live bytes =
 //   live_bytes().
 // Errors: ENOSPC the maximum, or what the file system must keep free, is reached; others are the
 //   file system's own. Units: bytes; places within a segment in units of kUnit.
 #pragma once
 
+#include <array>
 #include <atomic>
+#include <bitset>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -38,6 +46,7 @@
 #include "base/unique_fd.h"
 #include "daemon/segment_set.h"
 #include "daemon/state.h"
+#include "pool/record.h"
 
 namespace foldswap {
 
@@ -46,6 +55,7 @@ class BackingFile {
   static constexpr std::uint64_t kSegmentBytes = 512 * 1024;
   static constexpr std::uint64_t kUnit = 16;
   static constexpr std::uint64_t kBlock = 4096;  // reads and writes begin and end at multiples
+  static constexpr std::uint32_t kBlocks = kSegmentBytes / kBlock;
   // Numbers that the account has room for: 8 TiB. Limits beyond are cut to this, with a warning.
   static constexpr std::uint32_t kMostSegments = 1U << 24;
 
@@ -69,17 +79,19 @@ class BackingFile {
     std::uint32_t segment = 0;
     std::uint64_t generation = 0;
   };
-  // A segment to write. Prefers places that the file has already. ENOSPC: see above.
-  [[nodiscard]] Result<Claim> claim();
-  // What is about to be written there, all of it live. Before the write, and before any record
-  // points there. `bytes`, here and in release(): a multiple of kUnit.
-  void fill(std::uint32_t segment, std::uint32_t objects, std::uint64_t bytes);
+  // A segment to write. Prefers places that the file has already. ENOSPC: see above. Cleaning may
+  // go a segment or two beyond the maximum: it ends with less than there was.
+  enum class Purpose : std::uint8_t { more, cleaning };
+  [[nodiscard]] Result<Claim> claim(Purpose purpose = Purpose::more);
+  // An object that is about to be written there. Before the write, and before any record points
+  // there. `bytes`, here and in release(): a multiple of kUnit.
+  void fill(SegmentPlace place, std::uint64_t bytes);
   void written(std::uint32_t segment);
   // The write came to nothing and no record points there.
   void abandon(std::uint32_t segment);
 
-  // An object less. Any thread. `bytes` as it was counted by fill().
-  void release(std::uint32_t segment, std::uint64_t bytes);
+  // An object less. Any thread. As it was counted by fill().
+  void release(SegmentPlace place, std::uint64_t bytes);
   // Whether anything is live there. Any thread, any number.
   [[nodiscard]] bool in_use(std::uint32_t segment) const;
   // Of the write that a place of this segment came from. Any thread.
@@ -89,17 +101,31 @@ class BackingFile {
   std::uint32_t collect();
   // Holes where free segments were, but for `keep` of them (none beyond the maximum is kept).
   void give_back(std::uint32_t keep);
-  // Up to `most` full segments with the least live bytes, at most `live_bytes_max` each; fewest
-  // first.
+  // Holes where blocks are dead, until so many bytes are free; returns how many became.
+  std::uint64_t make_holes(std::uint64_t bytes);
+  // Up to `most` full segments with the least live bytes in a block that is not dead, sparsest
+  // first; at most `percent_max` of such blocks is live.
   [[nodiscard]] std::vector<std::uint32_t> sparsest(std::size_t most,
-                                                    std::uint64_t live_bytes_max) const;
+                                                    std::uint32_t percent_max) const;
+  // The blocks of a full segment that are best vacated: half of those with something live, the
+  // emptiest; all, where there are few, or where no holes can be made.
+  using BlockSet = std::bitset<kBlocks>;
+  [[nodiscard]] BlockSet emptiest_blocks(std::uint32_t segment) const;
+  // Where the first object begins that begins in the block, in units; nothing: none does. As it was
+  // written.
+  [[nodiscard]] std::optional<std::uint32_t> first_unit(std::uint32_t segment,
+                                                        std::uint32_t block) const;
   [[nodiscard]] std::uint64_t live_bytes(std::uint32_t segment) const;
 
   // -- any thread
   [[nodiscard]] std::uint64_t live_bytes() const { return live_bytes_.load(); }
   [[nodiscard]] std::uint64_t live_objects() const { return live_objects_.load(); }
-  // Segments that are writing or full.
-  [[nodiscard]] std::uint64_t used_bytes() const { return used_segments_.load() * kSegmentBytes; }
+  // Segments that are writing or full, without their holes.
+  [[nodiscard]] std::uint64_t used_bytes() const {
+    return used_segments_.load() * kSegmentBytes - hole_blocks_.load() * kBlock;
+  }
+  // Of that, what make_holes() could free.
+  [[nodiscard]] std::uint64_t dead_bytes() const;
   [[nodiscard]] std::uint64_t max_bytes() const { return max_bytes_.load(); }
   [[nodiscard]] std::uint64_t file_bytes() const;  // blocks, as the file system counts them
   [[nodiscard]] int fd() const { return fd_.get(); }
@@ -126,14 +152,19 @@ class BackingFile {
     std::uint32_t version, segment_bytes;
     std::uint64_t file_bytes;  // of the account
   };
-  // word: life, live units and live objects (Word in the .cc), so that the last release() and
-  // written() agree on who of them found the segment dead.
+  // word: life, live units and objects, dead blocks and holes (Word in the .cc), so that the last
+  // release() and written() agree on who of them found the segment dead.
   struct Segment {
     std::atomic<std::uint64_t> word;
     std::atomic<std::uint64_t> generation;
   };
+  struct Blocks {
+    std::array<std::atomic<std::uint16_t>, kBlocks> live;  // objects that touch it, or kHole
+    std::array<std::uint8_t, kBlocks> first;  // the writer's: a unit; kBlock / kUnit - 1: none
+  };
+  static constexpr std::uint16_t kHole = 0xffff;
   static constexpr std::uint64_t kMagic = 0x00544e4343414642;  // "BFACCNT"
-  static constexpr std::uint32_t kVersion = 1;
+  static constexpr std::uint32_t kVersion = 2;
 
   struct Account {
     UniqueFd fd;
@@ -145,17 +176,21 @@ class BackingFile {
   BackingFile(Os& os, State& state, UniqueFd fd, bool direct, Account account, Limits limits);
 
   [[nodiscard]] Segment& segment(std::uint32_t number) const;
-  [[nodiscard]] std::uint32_t max_segments() const;
+  [[nodiscard]] Blocks& blocks(std::uint32_t number) const;
+  [[nodiscard]] bool has_room() const { return used_bytes() + kSegmentBytes <= max_bytes_.load(); }
   [[nodiscard]] std::uint64_t next_generation();
   [[nodiscard]] Status extend();
   [[nodiscard]] Result<std::uint32_t> affordable(std::uint32_t wanted) const;
   [[nodiscard]] std::uint32_t run_of_holes(std::uint32_t most, std::uint32_t& first);
   [[nodiscard]] int take_room(std::uint32_t first, std::uint32_t count);
   [[nodiscard]] int back_account(std::uint32_t end);
+  [[nodiscard]] int back(std::uint64_t begin, std::uint64_t end);
   void make_free(std::uint32_t number, Life life);
   void subtract_live(std::uint64_t objects, std::uint64_t units);
-  [[nodiscard]] bool punch(std::uint32_t first, std::uint32_t count);
+  [[nodiscard]] bool punch(std::uint64_t offset, std::uint64_t bytes);
+  [[nodiscard]] std::uint32_t punch_dead(std::uint32_t number);
   [[nodiscard]] const char* check_segment(std::uint32_t number) const;
+  [[nodiscard]] const char* check_blocks(std::uint32_t number) const;
 
   // constant
   Os& os_;
@@ -168,12 +203,16 @@ class BackingFile {
   // any thread
   std::atomic<std::uint64_t> live_bytes_{0}, live_objects_{0}, used_segments_{0}, max_bytes_{0};
   std::atomic<std::int64_t> dead_{0};  // full without live objects; collect() may be ahead of it
+  std::atomic<std::int64_t> dead_blocks_{0};    // of used segments
+  std::atomic<std::uint64_t> hole_blocks_{0};   // likewise
   std::atomic<std::uint64_t> backed_bytes_{0};  // of the account
+  std::atomic<std::uint32_t> backed_{0};        // segments
 
   // the writer's
   std::uint64_t free_min_bytes_ = 0;
   SegmentSet free_, holes_;
-  std::uint32_t end_ = 0;  // one past the highest that was ever part of the file
+  std::uint32_t next_hole_ = 0;  // where make_holes() goes on
+  std::uint32_t end_ = 0;        // one past the highest that was ever part of the file
   std::uint64_t generation_ = 0, generations_end_ = 0;
   bool can_allocate_ = true, can_punch_ = true, punch_failed_ = false;
 };

@@ -18,6 +18,7 @@ namespace {
 namespace fs = std::filesystem;
 constexpr std::uint64_t kSegment = BackingFile::kSegmentBytes;
 constexpr std::uint64_t kUnit = BackingFile::kUnit;
+constexpr std::uint64_t kBlock = BackingFile::kBlock;
 
 std::unique_ptr<BackingFile> open_file(Os& os, State& state, const std::string& directory,
                                        BackingFile::Limits limits) {
@@ -26,11 +27,15 @@ std::unique_ptr<BackingFile> open_file(Os& os, State& state, const std::string& 
   return file ? std::move(*file) : nullptr;
 }
 
+void fill(BackingFile& file, std::uint32_t segment, std::uint32_t objects) {
+  for (std::uint32_t i = 0; i < objects; ++i) file.fill({segment, i}, kUnit);
+}
+
 // Claims one and fills it with objects of one unit each.
 std::uint32_t full_segment(BackingFile& file, std::uint32_t objects = 1) {
   const auto claim = file.claim();
   EXPECT_TRUE(claim.has_value()) << claim.error().text();
-  file.fill(claim->segment, objects, objects * kUnit);
+  fill(file, claim->segment, objects);
   file.written(claim->segment);
   return claim->segment;
 }
@@ -50,18 +55,20 @@ TEST_F(BackingFileTest, SegmentsLiveAndDie) {
   const auto claim = file->claim().value();
   EXPECT_EQ(file->used_bytes(), kSegment);
   EXPECT_EQ(file->generation(claim.segment), claim.generation);
-  file->fill(claim.segment, 3, 96);
+  file->fill({claim.segment, 0}, 16);
+  file->fill({claim.segment, 1}, 48);
+  file->fill({claim.segment, 4}, 32);
   EXPECT_EQ(file->live_objects(), 3U);
   EXPECT_EQ(file->live_bytes(), 96U);
   EXPECT_EQ(file->live_bytes(claim.segment), 96U);
-  file->release(claim.segment, 16);  // while it is being written
+  file->release({claim.segment, 0}, 16);  // while it is being written
   EXPECT_EQ(file->validate(), nullptr);
   file->written(claim.segment);
   EXPECT_EQ(file->collect(), 0U);
-  file->release(claim.segment, 48);
+  file->release({claim.segment, 1}, 48);
   EXPECT_EQ(file->collect(), 0U);
   EXPECT_EQ(file->used_bytes(), kSegment);
-  file->release(claim.segment, 32);
+  file->release({claim.segment, 4}, 32);
   EXPECT_EQ(file->validate(), nullptr);
   EXPECT_EQ(file->live_objects(), 0U);
   EXPECT_EQ(file->live_bytes(), 0U);
@@ -78,7 +85,7 @@ TEST_F(BackingFileTest, NothingIsUsedAgainBeforeItIsCollected) {
   for (int i = 0; i < 4; ++i) {
     const std::uint32_t segment = full_segment(*file);
     EXPECT_TRUE(seen.insert(segment).second);
-    file->release(segment, kUnit);
+    file->release({segment, 0}, kUnit);
   }
   EXPECT_EQ(file->claim().error().code, ENOSPC);
   EXPECT_EQ(file->collect(), 4U);
@@ -89,8 +96,8 @@ TEST_F(BackingFileTest, NothingIsUsedAgainBeforeItIsCollected) {
 TEST_F(BackingFileTest, DiesWhileItIsWritten) {
   const auto file = make(4);
   const auto claim = file->claim().value();
-  file->fill(claim.segment, 1, kUnit);
-  file->release(claim.segment, kUnit);
+  file->fill({claim.segment, 0}, kUnit);
+  file->release({claim.segment, 0}, kUnit);
   EXPECT_EQ(file->collect(), 0U);  // the write may still be under way
   file->written(claim.segment);
   EXPECT_EQ(file->validate(), nullptr);
@@ -100,7 +107,7 @@ TEST_F(BackingFileTest, DiesWhileItIsWritten) {
 TEST_F(BackingFileTest, AnAbandonedSegmentIsFreeAtOnce) {
   const auto file = make(1);
   const auto claim = file->claim().value();
-  file->fill(claim.segment, 32768, kSegment);
+  fill(*file, claim.segment, 32768);
   EXPECT_EQ(file->live_bytes(), kSegment);
   file->abandon(claim.segment);
   EXPECT_EQ(file->validate(), nullptr);
@@ -135,7 +142,7 @@ TEST_F(BackingFileTest, GrowsInStepsAndUsesWhatItHas) {
   EXPECT_EQ(file->file_bytes(), 16 * kSegment);
   for (int i = 1; i < 16; ++i) full_segment(*file);
   EXPECT_EQ(file->file_bytes(), 16 * kSegment);
-  file->release(first, kUnit);
+  file->release({first, 0}, kUnit);
   ASSERT_EQ(file->collect(), 1U);
   EXPECT_EQ(full_segment(*file), first);
   EXPECT_EQ(file->file_bytes(), 16 * kSegment);
@@ -152,12 +159,12 @@ TEST_F(BackingFileTest, ShrinksWhenTheMaximumDoes) {
   file->set_limits({10 * kSegment, 0});
   EXPECT_EQ(file->max_bytes(), 10 * kSegment);
   EXPECT_EQ(file->claim().error().code, ENOSPC);
-  for (int i = 0; i < 8; ++i) file->release(segments[static_cast<std::size_t>(i)], kUnit);
+  for (int i = 0; i < 8; ++i) file->release({segments[static_cast<std::size_t>(i)], 0}, kUnit);
   EXPECT_EQ(file->collect(), 8U);
   EXPECT_EQ(file->claim().error().code, ENOSPC);  // 12 are still in use
   file->give_back(100);                           // none beyond the maximum is kept
   EXPECT_EQ(file->file_bytes(), 12 * kSegment);
-  for (int i = 8; i < 12; ++i) file->release(segments[static_cast<std::size_t>(i)], kUnit);
+  for (int i = 8; i < 12; ++i) file->release({segments[static_cast<std::size_t>(i)], 0}, kUnit);
   EXPECT_EQ(file->collect(), 4U);
   file->give_back(100);
   EXPECT_EQ(file->file_bytes(), 10 * kSegment);
@@ -175,7 +182,7 @@ TEST_F(BackingFileTest, ShrinksWhenTheMaximumDoes) {
 TEST_F(BackingFileTest, NeighboursAreGivenBackTogether) {
   const auto file = make(16);
   for (int i = 0; i < 16; ++i) full_segment(*file);
-  for (std::uint32_t i = 4; i < 16; ++i) file->release(i, kUnit);
+  for (std::uint32_t i = 4; i < 16; ++i) file->release({i, 0}, kUnit);
   EXPECT_EQ(file->collect(), 12U);
   os.disk.fail_punches = {0, EIO};  // the second call would fail
   file->give_back(3);
@@ -197,7 +204,7 @@ TEST_F(BackingFileTest, KeepsTheFileSystemsRoom) {
   EXPECT_EQ(os.disk.info.free_bytes, 4 * kSegment);
   EXPECT_EQ(file->claim().error().code, ENOSPC);
   os.disk.info.free_bytes -= kSegment;  // somebody else's: what the file has is used on
-  file->release(0, kUnit);
+  file->release({0, 0}, kUnit);
   EXPECT_EQ(file->collect(), 1U);
   EXPECT_EQ(full_segment(*file), 0U);
   EXPECT_EQ(file->claim().error().code, ENOSPC);
@@ -224,7 +231,7 @@ TEST_F(BackingFileTest, DoesWithoutFallocate) {
   const auto file = make(3);
   for (int i = 0; i < 3; ++i) full_segment(*file);
   EXPECT_EQ(file->claim().error().code, ENOSPC);
-  file->release(1, kUnit);
+  file->release({1, 0}, kUnit);
   EXPECT_EQ(file->collect(), 1U);
   file->give_back(0);
   EXPECT_EQ(full_segment(*file), 1U);
@@ -244,20 +251,141 @@ TEST_F(BackingFileTest, TheMaximumIsWhatTheAccountHasRoomFor) {
   const std::uint64_t resident = file->resident_bytes();
   EXPECT_LE(resident, 4096U);
   full_segment(*file);
-  EXPECT_EQ(file->resident_bytes(), resident + 4096);
+  EXPECT_EQ(file->resident_bytes(), resident + 4096 + 8192);
 }
 
 TEST_F(BackingFileTest, FindsTheSparsest) {
   const auto file = make(10);
   const std::uint32_t counts[] = {50, 10, 30, 20, 40, 1};
   for (const std::uint32_t objects : counts) full_segment(*file, objects);
-  file->release(5, kUnit);  // dead: collect()'s, not worth reading
+  file->release({5, 0}, kUnit);  // dead: collect()'s, not worth reading
   (void)file->claim().value();
   using Numbers = std::vector<std::uint32_t>;
-  EXPECT_EQ(file->sparsest(2, kSegment), (Numbers{1, 3}));
-  EXPECT_EQ(file->sparsest(10, 30 * kUnit), (Numbers{1, 3, 2}));
-  EXPECT_EQ(file->sparsest(10, kSegment), (Numbers{1, 3, 2, 4, 0}));
-  EXPECT_EQ(file->sparsest(0, kSegment), Numbers{});
+  EXPECT_EQ(file->sparsest(2, 100), (Numbers{1, 3}));
+  EXPECT_EQ(file->sparsest(10, 12), (Numbers{1, 3, 2}));  // 30 of a block's 256 units
+  EXPECT_EQ(file->sparsest(10, 100), (Numbers{1, 3, 2, 4, 0}));
+  EXPECT_EQ(file->sparsest(0, 100), Numbers{});
+}
+
+// -- blocks
+
+// One object to a block.
+std::uint32_t segment_of_blocks(BackingFile& file, std::uint32_t count) {
+  const std::uint32_t segment = file.claim().value().segment;
+  for (std::uint32_t i = 0; i < count; ++i) file.fill({segment, i * 256}, kBlock);
+  file.written(segment);
+  return segment;
+}
+
+TEST_F(BackingFileTest, DeadBlocksBecomeHolesAndCountNoMore) {
+  const auto file = make(4);
+  const std::uint32_t a = segment_of_blocks(*file, 128), b = segment_of_blocks(*file, 100);
+  EXPECT_EQ(file->used_bytes(), 2 * kSegment);
+  EXPECT_EQ(file->dead_bytes(), 28 * kBlock);  // what was not written
+  for (std::uint32_t i = 10; i < 30; ++i) file->release({a, i * 256}, kBlock);
+  EXPECT_EQ(file->dead_bytes(), 48 * kBlock);
+  EXPECT_EQ(file->validate(), nullptr);
+  EXPECT_EQ(file->make_holes(1), 20 * kBlock);  // a segment at a time
+  EXPECT_EQ(file->used_bytes(), 2 * kSegment - 20 * kBlock);
+  EXPECT_EQ(file->make_holes(kSegment), 28 * kBlock);
+  EXPECT_EQ(file->make_holes(kSegment), 0U);
+  EXPECT_EQ(file->dead_bytes(), 0U);
+  EXPECT_EQ(file->used_bytes(), 2 * kSegment - 48 * kBlock);
+  EXPECT_EQ(file->file_bytes(), 4 * kSegment - 48 * kBlock);
+  EXPECT_EQ(file->validate(), nullptr);
+  // All of it goes: its room is asked for anew when it is used again.
+  for (std::uint32_t i = 0; i < 128; ++i) {
+    if (i < 10 || i >= 30) file->release({a, i * 256}, kBlock);
+  }
+  EXPECT_EQ(file->collect(), 1U);
+  EXPECT_EQ(file->used_bytes(), kSegment - 28 * kBlock);
+  EXPECT_EQ(file->file_bytes(), 3 * kSegment - 28 * kBlock);
+  EXPECT_EQ(file->validate(), nullptr);
+  for (std::uint32_t i = 0; i < 100; ++i) file->release({b, i * 256}, kBlock);
+  EXPECT_EQ(file->collect(), 1U);
+  EXPECT_EQ(file->used_bytes(), 0U);
+  EXPECT_EQ(file->validate(), nullptr);
+}
+
+TEST_F(BackingFileTest, ABlockLivesAsLongAsWhateverTouchesIt) {
+  const auto file = make(1);
+  const std::uint32_t segment = file->claim().value().segment;
+  file->fill({segment, 0}, 4128);                // all of block 0, and into 1
+  file->fill({segment, 258}, 4128);              // into 2
+  file->fill({segment, 255 + 512}, 2 * kBlock);  // from the end of 2 over all of 3 into 4
+  file->written(segment);
+  EXPECT_EQ(file->dead_bytes(), 123 * kBlock);
+  EXPECT_EQ(file->first_unit(segment, 0), 0U);
+  EXPECT_EQ(file->first_unit(segment, 1), 258U);
+  EXPECT_EQ(file->first_unit(segment, 3), std::nullopt);
+  file->release({segment, 0}, 4128);
+  EXPECT_EQ(file->dead_bytes(), 124 * kBlock);
+  file->release({segment, 255 + 512}, 2 * kBlock);
+  EXPECT_EQ(file->dead_bytes(), 126 * kBlock);
+  EXPECT_EQ(file->make_holes(~0ULL), 126 * kBlock);
+  EXPECT_EQ(file->emptiest_blocks(segment), BackingFile::BlockSet(0b110));
+  EXPECT_EQ(file->validate(), nullptr);
+  file->release({segment, 258}, 4128);
+  EXPECT_EQ(file->collect(), 1U);
+  EXPECT_EQ(file->validate(), nullptr);
+}
+
+TEST_F(BackingFileTest, HolesMakeRoomForMoreSegments) {
+  const auto file = make(4);
+  for (int i = 0; i < 4; ++i) segment_of_blocks(*file, 128);
+  EXPECT_EQ(file->claim().error().code, ENOSPC);
+  for (std::uint32_t i = 0; i < 128; ++i) {
+    if (i % 2 == 0) file->release({1, i * 256}, kBlock);
+    if (i % 2 != 0) file->release({2, i * 256}, kBlock);
+  }
+  EXPECT_EQ(file->claim().error().code, ENOSPC);
+  EXPECT_EQ(file->make_holes(kSegment), kSegment);
+  segment_of_blocks(*file, 128);
+  EXPECT_EQ(file->claim().error().code, ENOSPC);
+  EXPECT_EQ(file->used_bytes(), 4 * kSegment);
+  EXPECT_EQ(file->file_bytes(), 4 * kSegment);
+  EXPECT_EQ(file->validate(), nullptr);
+}
+
+TEST_F(BackingFileTest, HolesThatCannotBeMadeAreNotCounted) {
+  const auto file = make(4);
+  const std::uint32_t segment = segment_of_blocks(*file, 128);
+  for (std::uint32_t i = 0; i < 128; i += 2) file->release({segment, i * 256}, kBlock);
+  os.disk.fail_punches = {0, EIO};
+  EXPECT_EQ(file->make_holes(kSegment), kBlock);
+  EXPECT_EQ(file->validate(), nullptr);
+  EXPECT_EQ(file->make_holes(kSegment), 63 * kBlock);
+  EXPECT_EQ(file->validate(), nullptr);
+  const std::uint32_t other = segment_of_blocks(*file, 128);
+  file->release({other, 0}, kBlock);
+  os.disk.has_punch = false;
+  EXPECT_EQ(file->make_holes(kSegment), 0U);
+  EXPECT_EQ(file->dead_bytes(), 0U);  // none that could be used
+  EXPECT_EQ(file->emptiest_blocks(other).count(), 127U);
+  EXPECT_EQ(file->validate(), nullptr);
+}
+
+TEST_F(BackingFileTest, ReleasesWhileHolesAreMade) {
+  constexpr std::uint32_t kSegments = 32;
+  const auto file = make(kSegments);
+  for (std::uint32_t i = 0; i < kSegments; ++i) segment_of_blocks(*file, 128);
+  {
+    std::vector<std::jthread> threads;
+    for (std::uint32_t t = 0; t < 3; ++t) {
+      threads.emplace_back([&, t] {
+        for (std::uint32_t i = t; i < 128 * kSegments; i += 3)
+          file->release({i % kSegments, i / kSegments * 256}, kBlock);
+      });
+    }
+    std::uint32_t collected = 0;
+    while (collected < kSegments) {
+      (void)file->make_holes(kSegment);
+      (void)file->sparsest(4, 100);
+      collected += file->collect();
+    }
+  }
+  EXPECT_EQ(file->used_bytes(), 0U);
+  EXPECT_EQ(file->validate(), nullptr);
 }
 
 TEST_F(BackingFileTest, ReleasesFromManyThreadsAreAllCounted) {
@@ -273,7 +401,7 @@ TEST_F(BackingFileTest, ReleasesFromManyThreadsAreAllCounted) {
         for (std::uint32_t i = t; i < kObjects; i += kThreads) {
           for (const std::uint32_t segment : segments) {
             EXPECT_GT(file->generation(segment), 0U);
-            file->release(segment, kUnit);
+            file->release({segment, i}, kUnit);
           }
         }
       });
@@ -293,8 +421,8 @@ TEST_F(BackingFileTest, ReleaseAndWrittenAgreeOnWhoFoundItDead) {
   const auto file = make(1);
   for (int round = 0; round < 2000; ++round) {
     const auto claim = file->claim().value();
-    file->fill(claim.segment, 1, kUnit);
-    std::jthread other([&] { file->release(claim.segment, kUnit); });
+    file->fill({claim.segment, 0}, kUnit);
+    std::jthread other([&] { file->release({claim.segment, 0}, kUnit); });
     file->written(claim.segment);
     other.join();
     ASSERT_EQ(file->collect(), 1U);
@@ -360,7 +488,7 @@ TEST_F(BackingFileOnDisk, TakesBlocksAndGivesThemBack) {
   }
   const std::uint64_t full = file->file_bytes();
   EXPECT_GE(full, 32 * kSegment);
-  for (std::uint32_t i = 2; i < 20; ++i) file->release(i, kUnit);
+  for (std::uint32_t i = 2; i < 20; ++i) file->release({i, 0}, kUnit);
   EXPECT_EQ(file->collect(), 18U);
   file->give_back(1);
   EXPECT_LT(file->file_bytes(), 4 * kSegment);

@@ -98,7 +98,7 @@ void PageStore::discard(Entry entry) {
 void PageStore::unref(ObjectId id) {
   const auto vacated = pool_.unref(id);
   if (vacated && holds(vacated->place, vacated->length))
-    file_->release(vacated->place.segment, disk_bytes(vacated->length));
+    file_->release(vacated->place, disk_bytes(vacated->length));
 }
 
 bool PageStore::clear(Client& client, std::uint64_t page, Entry entry, unsigned heat) {

@@ -25,13 +25,10 @@ constexpr std::uint64_t kFloorBytes = 16 * kMiB;  // of the pool, that memory pr
 constexpr std::uint64_t kYieldUs = 2'000;  // the longest that a write waits for reads of faults
 constexpr unsigned kMostTries = 3, kMostFailures = 3;
 constexpr std::uint64_t kRetryErrorUs = 10'000'000, kRetryRoomUs = 1'000'000;
-constexpr std::uint32_t kForCleaning = 3;  // segments that only cleaning may begin
-constexpr std::uint64_t kWorthCleaning = kSegment / 20 * 17;  // live bytes of a segment, at most
-// What cleaning can count on to fit into a segment, whatever the sizes; and how many segments it
-// takes at most until there is one less, each as full as is worth cleaning.
-constexpr std::uint64_t kFilled = kSegment - disk_bytes(kPage);
-constexpr std::size_t kRound = 8;
-static_assert(kRound * (kFilled - kWorthCleaning) >= kFilled);
+constexpr std::uint32_t kForCleaning = 3;     // segments that only cleaning may begin
+constexpr std::uint32_t kWorthCleaning = 90;  // live percent of a segment's blocks, at most
+constexpr auto kBlock = static_cast<std::uint32_t>(BackingFile::kBlock);
+constexpr std::uint32_t kGapLeast = 64;  // bytes: a smaller one is not worth remembering
 constexpr std::uint64_t kDaySeconds = 86'400;
 
 }  // namespace
@@ -197,13 +194,19 @@ bool Writeback::write_cold() {
   return true;
 }
 
+// What is dead makes room at no cost.
+bool Writeback::make_room(std::uint64_t bytes) {
+  const std::uint64_t wanted = file_.used_bytes() + bytes, most = file_.max_bytes();
+  return wanted <= most || file_.make_holes(wanted - most) >= wanted - most;
+}
+
 bool Writeback::open_segment(Buffer& buffer, bool for_cleaning) {
-  if (!for_cleaning &&
-      file_.used_bytes() + std::uint64_t{kForCleaning} * kSegment > file_.max_bytes()) {
+  if (!for_cleaning && !make_room(kForCleaning * kSegment)) {
     no_room_ = true;
     return false;
   }
-  const auto claim = file_.claim();
+  const auto claim =
+      file_.claim(for_cleaning ? BackingFile::Purpose::cleaning : BackingFile::Purpose::more);
   if (!claim) {
     if (claim.error().code == ENOSPC && !for_cleaning && file_.used_bytes() != 0) {
       no_room_ = true;
@@ -220,8 +223,10 @@ bool Writeback::open_segment(Buffer& buffer, bool for_cleaning) {
   if (!for_cleaning) no_room_ = false;
   buffer.claim = *claim;
   buffer.state = Buffer::State::filling;
-  buffer.used = 0;
+  buffer.used = buffer.gaps = 0;
+  buffer.open.fill(0);
   buffer.tries = 0;
+  std::ranges::fill(buffer.bytes, std::byte{0});
   return true;
 }
 
@@ -265,11 +270,46 @@ void Writeback::add_cold(Buffer& buffer) {
   }
 }
 
+// The end of a block that has the least room of those with enough; else a new block. Where too much
+// would be left empty it goes on where the last one ended, across the border.
+std::optional<std::uint32_t> Writeback::make_place(Buffer& buffer, std::uint32_t bytes) {
+  const auto room = [](std::uint32_t at) {
+    return static_cast<std::uint32_t>(block_ceil(at)) - at;
+  };
+  std::uint32_t* best = nullptr;
+  for (std::uint32_t& gap : buffer.open) {
+    if (room(gap) >= bytes && (best == nullptr || room(gap) < room(*best))) best = &gap;
+  }
+  if (best != nullptr) {
+    const std::uint32_t at = *best;
+    const bool last = at == buffer.used;
+    last ? buffer.used += bytes : buffer.gaps -= bytes;
+    *best = room(at + bytes) >= kGapLeast ? at + bytes : 0;
+    return at;
+  }
+  const std::uint32_t rest = room(buffer.used);
+  const bool across = bytes > kBlock || buffer.gaps + rest > buffer.used / 12 + 4 * kBlock;
+  const std::uint32_t at = buffer.used + (across ? 0 : rest);
+  if (at + bytes > kSegment) return std::nullopt;
+  if (across) {
+    std::ranges::replace(buffer.open, buffer.used, 0U);
+  } else {
+    buffer.gaps += rest;
+  }
+  buffer.used = at + bytes;
+  auto* const smallest = std::ranges::min_element(buffer.open, {}, room);
+  if (const std::uint32_t left = room(buffer.used); left >= kGapLeast && left > room(*smallest))
+    *smallest = buffer.used;
+  return at;
+}
+
 bool Writeback::put(Buffer& buffer, Item item, std::span<const std::byte> packed) const {
-  const std::uint64_t bytes = disk_bytes(item.length);
-  if (buffer.used + bytes > kSegment || buffer.items.size() == kMostItems) return false;
-  item.to = {buffer.claim.segment, static_cast<std::uint32_t>(buffer.used / kUnit)};
-  const auto into = buffer.bytes.subspan(buffer.used, bytes);
+  const auto bytes = static_cast<std::uint32_t>(disk_bytes(item.length));
+  if (buffer.items.size() == kMostItems) return false;
+  const auto at = make_place(buffer, bytes);
+  if (!at) return false;
+  item.to = {buffer.claim.segment, static_cast<std::uint32_t>(*at / kUnit)};
+  const auto into = buffer.bytes.subspan(*at, bytes);
   const DiskHeader header{static_cast<std::uint32_t>(item.id),
                           static_cast<std::uint16_t>(item.length),
                           static_cast<std::uint16_t>(bytes / kUnit)};
@@ -277,16 +317,13 @@ bool Writeback::put(Buffer& buffer, Item item, std::span<const std::byte> packed
   const Seal::Place place{static_cast<std::uint64_t>(item.id), buffer.claim.generation,
                           item.to.unit};
   seal_.close(place, packed, into.subspan(sizeof(header), packed.size() + Seal::kTagBytes));
-  std::ranges::fill(into.subspan(kSealedOverhead + packed.size()), std::byte{0});
-  buffer.used += static_cast<std::uint32_t>(bytes);
   buffer.items.push_back(item);
   return true;
 }
 
 void Writeback::start_write(Buffer& buffer) {
   const auto end = static_cast<std::uint32_t>(block_ceil(buffer.used));
-  std::ranges::fill(buffer.bytes.subspan(buffer.used, end - buffer.used), std::byte{0});
-  file_.fill(buffer.claim.segment, static_cast<std::uint32_t>(buffer.items.size()), buffer.used);
+  for (const Item& item : buffer.items) file_.fill(item.to, disk_bytes(item.length));
   buffer.state = Buffer::State::writing;
   allowance_ -= std::min<std::uint64_t>(allowance_, end);
   submit_write(buffer);
@@ -329,9 +366,9 @@ void Writeback::end_write(Buffer& buffer, std::int32_t result) {
     return;
   }
   // What was to be moved may be tried again.
-  std::erase_if(victims_, [&](const BackingFile::Claim& victim) {
+  std::erase_if(victims_, [&](const Victim& victim) {
     return std::ranges::any_of(buffer.items, [&](const Item& item) {
-      return item.cleaned && item.from.segment == victim.segment;
+      return item.cleaned && item.from.segment == victim.claim.segment;
     });
   });
   drop(buffer);
@@ -348,9 +385,9 @@ void Writeback::publish(Buffer& buffer) {
     const bool moved =
         item.cleaned ? pool_.move_elsewhere(item.id, item.from, item.to)
                      : pool_.refs(item.id) > 1 && pool_.move_out(item.id, item.loaded, item.to);
-    if (!moved) file_.release(item.to.segment, bytes);
+    if (!moved) file_.release(item.to, bytes);
     if (moved && item.cleaned) {
-      file_.release(item.from.segment, bytes);
+      file_.release(item.from, bytes);
       bump(counters_.disk_cleaned_bytes, bytes);
     }
   }
@@ -375,6 +412,7 @@ void Writeback::drop(Buffer& buffer) {
 void Writeback::keep_house(std::uint64_t now_us) {
   constexpr std::uint64_t kEveryUs = 500'000;
   constexpr std::uint32_t kKeep = 8;
+  constexpr std::uint64_t kHoles = 16 * kMiB;
   if (file_.collect() != 0) no_room_ = false;
   const BackingFile::Limits limits{tunables_.writeback_max.load(std::memory_order_relaxed),
                                    tunables_.writeback_free_min.load(std::memory_order_relaxed)};
@@ -387,6 +425,7 @@ void Writeback::keep_house(std::uint64_t now_us) {
   // While something is written the places of what was freed are wanted again.
   file_.give_back(writing_ ? static_cast<std::uint32_t>(file_.used_bytes() / kSegment / 4) + kKeep
                            : kKeep);
+  if (!writing_ && file_.dead_bytes() > file_.used_bytes() / 8) (void)file_.make_holes(kHoles);
   if (pressed_) (void)pool_.trim(Pool::kKeepEmptyBytes);
   stuck_.resize(std::min<std::size_t>(stuck_.size(), 4096));
 }
@@ -408,14 +447,14 @@ bool Writeback::cleaning_pending() const {
   });
 }
 
-// What was written there then still lives there, some of it.
-bool Writeback::as_it_was(const BackingFile::Claim& claim) const {
-  return file_.live_bytes(claim.segment) != 0 &&
-         file_.generation(claim.segment) == claim.generation;
+// Nothing of it is gone since.
+bool Writeback::as_it_was(const Victim& victim) const {
+  const auto [segment, generation] = victim.claim;
+  return file_.live_bytes(segment) == victim.live_bytes && file_.generation(segment) == generation;
 }
 
-// What was to be moved has been. A victim with something left holds what does not open, or what its
-// headers do not lead to: it stays as it is.
+// What was to be moved has been. A victim of which nothing was holds what does not open, or what
+// its headers do not lead to: it stays as it is.
 void Writeback::forget_victims() {
   if (victims_.empty() || cleaning_pending()) return;
   std::erase_if(stuck_, [&](const auto& stuck) { return !as_it_was(stuck); });
@@ -436,24 +475,15 @@ bool Writeback::start_cleaning(Need need) {
     flush_cleaned();
     return false;
   }
-  const std::uint64_t most = no_room_ ? kWorthCleaning : kSegment / 2;
-  const auto found = file_.sparsest(victims_.size() + stuck_.size() + kRound, most);
-  const auto is_fresh = [&](std::uint32_t segment) {
-    const auto is_it = [&](const BackingFile::Claim& claim) {
-      return claim.segment == segment && claim.generation == file_.generation(segment);
+  const std::uint32_t most = no_room_ ? kWorthCleaning : 50;
+  const auto found = file_.sparsest(victims_.size() + stuck_.size() + 1, most);
+  const auto fresh = std::ranges::find_if(found, [&](std::uint32_t segment) {
+    const auto is_it = [&](const Victim& victim) {
+      return victim.claim.segment == segment &&
+             victim.claim.generation == file_.generation(segment);
     };
     return std::ranges::none_of(victims_, is_it) && std::ranges::none_of(stuck_, is_it);
-  };
-  auto fresh = std::ranges::find_if(found, is_fresh);
-  // A round begins only if it ends with a segment less. Otherwise what it leaves in a segment that
-  // is not full would be the next one's victim, and so on for ever.
-  if (victims_.empty()) {
-    std::uint64_t gain = 0;
-    for (const std::uint32_t segment : found) {
-      if (is_fresh(segment)) gain += kFilled - std::min(kFilled, file_.live_bytes(segment));
-    }
-    if (gain < kFilled) fresh = found.end();
-  }
+  });
   if (fresh == found.end()) {
     const bool waits = cleaned_ != nullptr || cleaning_pending();
     flush_cleaned();
@@ -469,7 +499,8 @@ bool Writeback::start_cleaning(Need need) {
   buffer->state = Buffer::State::reading;
   buffer->claim = {*fresh, file_.generation(*fresh)};
   buffer->used = 0;
-  victims_.push_back(buffer->claim);
+  buffer->vacate = file_.emptiest_blocks(*fresh);
+  victims_.push_back({buffer->claim, file_.live_bytes(*fresh)});
   const auto index = static_cast<std::uint64_t>(buffer - buffers_.data());
   (void)ring_->read(buffer->bytes, BackingFile::offset_of(*fresh), index);
   (void)ring_->submit();
@@ -494,14 +525,29 @@ bool Writeback::keep_live(Buffer& from) {
     DiskHeader header;
     std::memcpy(&header, from.bytes.data() + from.used, sizeof(header));
     if (header.length == 0 || header.length > kPage || header.units != disk_units(header.length) ||
-        from.used + disk_bytes(header.length) > kSegment)
-      break;
-    if (!keep_object(from, {segment, static_cast<std::uint32_t>(from.used / kUnit)}, header))
+        from.used + disk_bytes(header.length) > kSegment) {
+      from.used = next_block(from);  // after the last one of a block, or in a hole
+      continue;
+    }
+    const auto end = static_cast<std::uint32_t>(from.used + disk_bytes(header.length));
+    const bool wanted =
+        from.vacate.test(from.used / kBlock) || from.vacate.test((end - 1) / kBlock);
+    if (wanted &&
+        !keep_object(from, {segment, static_cast<std::uint32_t>(from.used / kUnit)}, header))
       return false;
-    from.used += static_cast<std::uint32_t>(disk_bytes(header.length));
+    from.used = end;
   }
   from.state = Buffer::State::idle;
   return true;
+}
+
+// Where the next object begins that begins in a block after this one.
+std::uint32_t Writeback::next_block(const Buffer& from) const {
+  for (std::uint32_t block = from.used / kBlock + 1; block < BackingFile::kBlocks; ++block) {
+    if (const auto unit = file_.first_unit(from.claim.segment, block))
+      return static_cast<std::uint32_t>(*unit * kUnit);
+  }
+  return kSegment;
 }
 
 // False: no room to move it to, now.

@@ -9,9 +9,12 @@
 // has ended does the record's one word change (Pool::move_out), if there is still anybody to see
 // it. Nobody waits for a write.
 //
-// Cleaning reads a whole segment, keeps of it what its objects' records still point to, and writes
-// that again as part of a segment, under a new generation. It is put off for as long as there is
-// free room: the longer, the less is left to move.
+// What is dead costs nothing where a whole block of it is: such blocks become holes when room is
+// wanted (BackingFile::make_holes), and so objects are packed not to cross from one block into the
+// next without reason. When that is not enough, cleaning reads the segment that is sparsest, takes
+// from its emptiest blocks what its objects' records still point to, and writes that again as part
+// of a segment of its own, under a new generation; the blocks are dead then. It is put off for as
+// long as there is room: the longer, the less is left to move.
 //
 // Shape (DESIGN §10): step() does what can be done now and never waits; system calls go through the
 // Os seam. Thread safety: one thread's (Writer below); counters and report() are for all.
@@ -23,6 +26,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_set>
 #include <vector>
@@ -55,6 +59,7 @@ class Writeback {
   [[nodiscard]] std::string report() const;
 
   static constexpr std::uint32_t kBuffers = 3;
+  static constexpr std::size_t kOpenBlocks = 16;
 
  private:
   // An object on its way.
@@ -69,7 +74,10 @@ class Writeback {
     enum class State : std::uint8_t { idle, filling, writing, reading, cleaning };
     State state = State::idle;
     BackingFile::Claim claim;
-    std::uint32_t used = 0;  // bytes; cleaning: those looked at
+    std::uint32_t used = 0;                         // bytes; cleaning: those looked at
+    std::uint32_t gaps = 0;                         // of those used, before the last block
+    std::array<std::uint32_t, kOpenBlocks> open{};  // where gaps begin that are worth filling
+    BackingFile::BlockSet vacate;                   // cleaning: these blocks
     unsigned tries = 0;
     std::vector<Item> items;
     std::span<std::byte> bytes;
@@ -87,9 +95,12 @@ class Writeback {
   // -- one segment
   [[nodiscard]] Buffer* idle_buffer();
   [[nodiscard]] bool write_cold();
+  [[nodiscard]] bool make_room(std::uint64_t bytes);
   [[nodiscard]] bool open_segment(Buffer& buffer, bool for_cleaning);
   void add_cold(Buffer& buffer);
   [[nodiscard]] bool next_candidate(ObjectId& id);
+  // Where the next object goes; nothing: it has no room there.
+  [[nodiscard]] static std::optional<std::uint32_t> make_place(Buffer& buffer, std::uint32_t bytes);
   // Seals an object into the buffer. False: it has no room there.
   [[nodiscard]] bool put(Buffer& buffer, Item item, std::span<const std::byte> packed) const;
   void start_write(Buffer& buffer);
@@ -106,11 +117,17 @@ class Writeback {
   void end_read(Buffer& buffer, std::int32_t result);
   // Goes on with what was read; false: there is no buffer to move it to now.
   [[nodiscard]] bool keep_live(Buffer& from);
+  [[nodiscard]] std::uint32_t next_block(const Buffer& from) const;
   [[nodiscard]] bool keep_object(const Buffer& from, SegmentPlace at, const DiskHeader& header);
   void flush_cleaned();
   [[nodiscard]] bool cleaning_pending() const;
   void forget_victims();
-  [[nodiscard]] bool as_it_was(const BackingFile::Claim& claim) const;
+  // A segment that is being cleaned, or that nothing comes of.
+  struct Victim {
+    BackingFile::Claim claim;
+    std::uint64_t live_bytes = 0;  // when its cleaning began
+  };
+  [[nodiscard]] bool as_it_was(const Victim& victim) const;
 
   void stop(const std::string& why, std::uint64_t retry_us);
   void go_on();
@@ -136,8 +153,8 @@ class Writeback {
   std::array<Buffer, kBuffers> buffers_;
   Buffer* cleaned_ = nullptr;  // being filled with what cleaning keeps
   // Segments whose objects are on their way elsewhere, and those that hold something that does not
-  // open: not to be cleaned (again), until they are used anew under another generation.
-  std::vector<BackingFile::Claim> victims_, stuck_;
+  // open: not to be cleaned (again), until something of them is gone.
+  std::vector<Victim> victims_, stuck_;
   std::unique_ptr<IoRing> ring_;
   unsigned failures_ = 0;  // in a row
   std::uint64_t stopped_until_us_ = 0, demand_since_us_ = 0, house_us_ = 0;
