@@ -48,12 +48,16 @@ constexpr std::uint32_t kUnitsPerBlock = BackingFile::kBlock / BackingFile::kUni
 // An object that begins at a block's last unit is not remembered: whoever walks along finds it.
 constexpr std::uint8_t kNoFirst = kUnitsPerBlock - 1;
 
-struct BlockRange {
-  std::uint32_t first, last;
-};
-BlockRange blocks_of(SegmentPlace place, std::uint64_t bytes) {
-  const auto end = static_cast<std::uint32_t>(place.unit + bytes / BackingFile::kUnit);
-  return {place.unit / kUnitsPerBlock, (end - 1) / kUnitsPerBlock};
+// each(block, units of it that the object takes)
+template <typename Each>
+void for_blocks(SegmentPlace place, std::uint64_t units, Each each) {
+  const auto end = static_cast<std::uint32_t>(place.unit + units);
+  for (std::uint32_t at = place.unit; at < end;) {
+    const std::uint32_t block = at / kUnitsPerBlock;
+    const std::uint32_t to = std::min(end, (block + 1) * kUnitsPerBlock);
+    each(block, static_cast<std::uint16_t>(to - at));
+    at = to;
+  }
 }
 
 std::uint64_t clamped(std::uint64_t max_bytes) {
@@ -197,11 +201,12 @@ void BackingFile::fill(SegmentPlace place, std::uint64_t bytes) {
   const std::uint64_t units = bytes / kUnit;
   assert(bytes % kUnit == 0 && units >= 1 && place.unit + units <= Word::kMost);
   Blocks& in = blocks(place.segment);
-  const auto [first, last] = blocks_of(place, bytes);
   std::uint32_t begun = 0;
-  for (std::uint32_t b = first; b <= last; ++b) begun += in.live[b].fetch_add(1) == 0 ? 1 : 0;
-  in.first[first] =
-      std::min(in.first[first], static_cast<std::uint8_t>(place.unit % kUnitsPerBlock));
+  for_blocks(place, units, [&](std::uint32_t block, std::uint16_t part) {
+    begun += in.live[block].fetch_add(part) == 0 ? 1 : 0;
+  });
+  std::uint8_t& first = in.first[place.unit / kUnitsPerBlock];
+  first = std::min(first, static_cast<std::uint8_t>(place.unit % kUnitsPerBlock));
   ++live_objects_;
   live_bytes_ += bytes;
   dead_blocks_ -= begun;
@@ -232,9 +237,10 @@ void BackingFile::release(SegmentPlace place, std::uint64_t bytes) {
   assert(bytes % kUnit == 0);
   const std::uint64_t units = bytes / kUnit;
   Blocks& in = blocks(place.segment);
-  const auto [first, last] = blocks_of(place, bytes);
   std::uint32_t died = 0;
-  for (std::uint32_t b = first; b <= last; ++b) died += in.live[b].fetch_sub(1) == 1 ? 1 : 0;
+  for_blocks(place, units, [&](std::uint32_t block, std::uint16_t part) {
+    died += in.live[block].fetch_sub(part) == part ? 1 : 0;
+  });
   subtract_live(1, units);
   dead_blocks_ += died;
   const Word before{
@@ -458,33 +464,52 @@ std::uint64_t BackingFile::resident_bytes() const {
 
 std::vector<std::uint32_t> BackingFile::sparsest(std::size_t most,
                                                  std::uint32_t percent_max) const {
-  using Candidate = std::pair<std::uint64_t, std::uint32_t>;  // live units in 1024 blocks, number
+  constexpr std::size_t kClosely = 64;
+  using Candidate = std::pair<std::uint64_t, std::uint32_t>;  // how much is live, number
   std::priority_queue<Candidate> best;                        // on top the one to drop first
   for (std::uint32_t i = 0; i < end_; ++i) {
     const Word word{segment(i).word.load()};
     if (!word.is(Life::full) || word.objects() == 0) continue;
     const std::uint64_t kept = kBlocks - word.holes() - (can_punch_ ? word.dead() : 0);
     if (kept > kBlocks) continue;  // release() is about to count what became a hole already
-    if (word.units() * 100 > kept * kUnitsPerBlock * percent_max) continue;
-    best.emplace(word.units() * 1024 / kept, i);
-    if (best.size() > most) best.pop();
+    best.emplace(word.units() * 1024 / std::max<std::uint64_t>(kept, 1), i);
+    if (best.size() > most + kClosely) best.pop();
   }
+  std::vector<Candidate> found;
+  for (; !best.empty(); best.pop()) {
+    const std::uint32_t number = best.top().second;
+    const std::uint64_t live = live_per_block(number);
+    if (live * 100 <= kBlock * percent_max) found.emplace_back(live, number);
+  }
+  std::ranges::sort(found);
+  if (found.size() > most) found.resize(most);
   std::vector<std::uint32_t> numbers;
-  for (; !best.empty(); best.pop()) numbers.push_back(best.top().second);
-  std::ranges::reverse(numbers);
+  for (const auto& [live, number] : found) numbers.push_back(number);
   return numbers;
 }
 
+// Bytes, of those that are best vacated.
+std::uint64_t BackingFile::live_per_block(std::uint32_t number) const {
+  const BlockSet set = emptiest_blocks(number);
+  std::uint64_t units = 0;
+  for (std::uint32_t b = 0; b < kBlocks; ++b) {
+    const std::uint16_t live = blocks(number).live[b].load();
+    if (set.test(b) && live != kHole) units += live;
+  }
+  return units * kUnit / (can_punch_ ? std::max<std::size_t>(set.count(), 1) : kBlocks);
+}
+
 BackingFile::BlockSet BackingFile::emptiest_blocks(std::uint32_t number) const {
-  constexpr std::size_t kFew = 32;
-  using Candidate = std::pair<std::uint16_t, std::uint32_t>;  // live objects, block
+  constexpr std::size_t kFew = 16;
+  using Candidate = std::pair<std::uint16_t, std::uint32_t>;  // live units, block
   std::vector<Candidate> with_live;
+  with_live.reserve(kBlocks);
   for (std::uint32_t b = 0; b < kBlocks; ++b) {
     const std::uint16_t live = blocks(number).live[b].load();
     if (live != 0 && live != kHole) with_live.emplace_back(live, b);
   }
   std::ranges::sort(with_live);
-  if (can_punch_ && with_live.size() > kFew) with_live.resize(std::max(kFew, with_live.size() / 2));
+  if (can_punch_ && with_live.size() > kFew) with_live.resize(std::max(kFew, with_live.size() / 4));
   BlockSet set;
   for (const auto& [live, b] : with_live) set.set(b);
   return set;
@@ -499,17 +524,17 @@ std::optional<std::uint32_t> BackingFile::first_unit(std::uint32_t number,
 
 const char* BackingFile::check_blocks(std::uint32_t number) const {
   const Word word{segment(number).word.load()};
-  std::uint64_t dead = 0, holes = 0, touched = 0;
+  std::uint64_t dead = 0, holes = 0, units = 0;
   for (const auto& counter : blocks(number).live) {
     const std::uint16_t live = counter.load();
-    if (live != kHole && live > kUnitsPerBlock) return "a block has more objects than units";
+    if (live != kHole && live > kUnitsPerBlock) return "a block is more than full";
     dead += live == 0 ? 1 : 0;
     holes += live == kHole ? 1 : 0;
-    touched += live == kHole ? 0 : live;
+    units += live == kHole ? 0 : live;
   }
   if (dead != word.dead()) return "dead blocks do not add up";
   if (holes != word.holes()) return "holes do not add up";
-  if (touched < word.objects()) return "an object is in no block";
+  if (units != word.units()) return "live bytes of blocks do not add up";
   return nullptr;
 }
 

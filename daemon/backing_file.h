@@ -17,14 +17,14 @@
 // that died: they are reserved in blocks in the state file (WritebackState::next_generation) before
 // one of a block is used.
 //
-// The account (a word and a generation per segment, a count per block) lies in a memory file of its
-// own with a versioned header, position independent. Thread safety: release() and generation() from
-// any thread; the rest for one thread, the writer. Nothing is called or waited for under a lock;
-// there is none. Invariants: a segment that a record points to is writing or full, and its live
-// count includes that
-//   object, and the count of each block that it touches does. The segment is not reused before its
-//   count is 0, and a block becomes no hole before its is. Sum over segments of live bytes =
-//   live_bytes().
+// The account (a word and a generation per segment, live bytes per block) lies in a memory file of
+// its own with a versioned header, position independent. Thread safety: release() and generation()
+// from any thread; the rest for one thread, the writer. Nothing is called or waited for under a
+// lock; there is none. Invariants: a segment that a record points to is writing or full, and its
+// live count includes that
+//   object, and the live bytes of each block that it touches do. The segment is not reused before
+//   its count is 0, and a block becomes no hole before its live bytes are. Sum over segments of
+//   live bytes = live_bytes().
 // Errors: ENOSPC the maximum, or what the file system must keep free, is reached; others are the
 //   file system's own. Units: bytes; places within a segment in units of kUnit.
 #pragma once
@@ -103,11 +103,12 @@ class BackingFile {
   void give_back(std::uint32_t keep);
   // Holes where blocks are dead, until so many bytes are free; returns how many became.
   std::uint64_t make_holes(std::uint64_t bytes);
-  // Up to `most` full segments with the least live bytes in a block that is not dead, sparsest
-  // first; at most `percent_max` of such blocks is live.
+  // Up to `most` full segments whose emptiest_blocks() have the least that is live, sparsest first;
+  // at most `percent_max` of those blocks is. Looks closely only at segments that are sparse as a
+  // whole.
   [[nodiscard]] std::vector<std::uint32_t> sparsest(std::size_t most,
                                                     std::uint32_t percent_max) const;
-  // The blocks of a full segment that are best vacated: half of those with something live, the
+  // The blocks of a full segment that are best vacated: a quarter of those with something live, the
   // emptiest; all, where there are few, or where no holes can be made.
   using BlockSet = std::bitset<kBlocks>;
   [[nodiscard]] BlockSet emptiest_blocks(std::uint32_t segment) const;
@@ -159,7 +160,7 @@ class BackingFile {
     std::atomic<std::uint64_t> generation;
   };
   struct Blocks {
-    std::array<std::atomic<std::uint16_t>, kBlocks> live;  // objects that touch it, or kHole
+    std::array<std::atomic<std::uint16_t>, kBlocks> live;  // units, or kHole
     std::array<std::uint8_t, kBlocks> first;  // the writer's: a unit; kBlock / kUnit - 1: none
   };
   static constexpr std::uint16_t kHole = 0xffff;
@@ -189,6 +190,7 @@ class BackingFile {
   void subtract_live(std::uint64_t objects, std::uint64_t units);
   [[nodiscard]] bool punch(std::uint64_t offset, std::uint64_t bytes);
   [[nodiscard]] std::uint32_t punch_dead(std::uint32_t number);
+  [[nodiscard]] std::uint64_t live_per_block(std::uint32_t number) const;
   [[nodiscard]] const char* check_segment(std::uint32_t number) const;
   [[nodiscard]] const char* check_blocks(std::uint32_t number) const;
 

@@ -25,8 +25,8 @@ constexpr std::uint64_t kFloorBytes = 16 * kMiB;  // of the pool, that memory pr
 constexpr std::uint64_t kYieldUs = 2'000;  // the longest that a write waits for reads of faults
 constexpr unsigned kMostTries = 3, kMostFailures = 3;
 constexpr std::uint64_t kRetryErrorUs = 10'000'000, kRetryRoomUs = 1'000'000;
-constexpr std::uint32_t kForCleaning = 3;     // segments that only cleaning may begin
-constexpr std::uint32_t kWorthCleaning = 90;  // live percent of a segment's blocks, at most
+constexpr std::uint32_t kForCleaning = 2;  // free segments below which only cleaning may begin one
+constexpr std::uint32_t kWorthCleaning = 90;  // live percent of what is vacated, at most
 constexpr auto kBlock = static_cast<std::uint32_t>(BackingFile::kBlock);
 constexpr std::uint32_t kGapLeast = 64;  // bytes: a smaller one is not worth remembering
 constexpr std::uint64_t kDaySeconds = 86'400;
@@ -205,6 +205,8 @@ bool Writeback::open_segment(Buffer& buffer, bool for_cleaning) {
     no_room_ = true;
     return false;
   }
+  // Beyond the maximum only one at a time: what it frees comes when it is written.
+  if (for_cleaning && !make_room(kSegment) && cleaned_under_way()) return false;
   const auto claim =
       file_.claim(for_cleaning ? BackingFile::Purpose::cleaning : BackingFile::Purpose::more);
   if (!claim) {
@@ -288,7 +290,7 @@ std::optional<std::uint32_t> Writeback::make_place(Buffer& buffer, std::uint32_t
     return at;
   }
   const std::uint32_t rest = room(buffer.used);
-  const bool across = bytes > kBlock || buffer.gaps + rest > buffer.used / 12 + 4 * kBlock;
+  const bool across = bytes > kBlock || buffer.gaps + rest > buffer.used / 12 + kBlock;
   const std::uint32_t at = buffer.used + (across ? 0 : rest);
   if (at + bytes > kSegment) return std::nullopt;
   if (across) {
@@ -440,11 +442,15 @@ bool Writeback::clean(Need need) {
   return start_cleaning(need);
 }
 
+bool Writeback::cleaned_under_way() const {
+  return std::ranges::any_of(
+      buffers_, [](const Buffer& b) { return !b.items.empty() && b.items.front().cleaned; });
+}
+
 bool Writeback::cleaning_pending() const {
-  return std::ranges::any_of(buffers_, [](const Buffer& b) {
-    return b.state == Buffer::State::reading || b.state == Buffer::State::cleaning ||
-           (!b.items.empty() && b.items.front().cleaned);
-  });
+  return cleaned_under_way() || std::ranges::any_of(buffers_, [](const Buffer& b) {
+           return b.state == Buffer::State::reading || b.state == Buffer::State::cleaning;
+         });
 }
 
 // Nothing of it is gone since.

@@ -120,6 +120,7 @@ class Writeback {
   [[nodiscard]] std::uint32_t next_block(const Buffer& from) const;
   [[nodiscard]] bool keep_object(const Buffer& from, SegmentPlace at, const DiskHeader& header);
   void flush_cleaned();
+  [[nodiscard]] bool cleaned_under_way() const;
   [[nodiscard]] bool cleaning_pending() const;
   void forget_victims();
   // A segment that is being cleaned, or that nothing comes of.
