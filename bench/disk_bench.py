@@ -407,6 +407,9 @@ def churn(foldswap, order, options):
                    "trouble": after["writeback"]["trouble"]})
     fresh = result["written_bytes"] - result["cleaned_bytes"]
     result["amplification"] = result["written_bytes"] / fresh if fresh > 0 else None
+    print(f"  {order}: {result['written_bytes'] / MIB:.0f} MiB written, "
+          f"{result['cleaned_bytes'] / MIB:.0f} of that by cleaning; live data "
+          f"{100 * result['fill_mean']:.0f} % of {limit / MIB:.0f} MiB", file=sys.stderr)
     foldswap.worker.ask("check")
     return result
 
