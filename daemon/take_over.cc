@@ -1,0 +1,302 @@
+#include "daemon/take_over.h"
+
+#include <dirent.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cstring>
+#include <utility>
+
+#include "daemon/address_space.h"
+
+namespace foldswap {
+namespace {
+
+// Where WAKE may begin (vm.mmap_min_addr is never above it), and end.
+constexpr std::uint64_t kWakeStart = 1 << 20, kWakeEnd = kAddressEnd - kPage;
+
+// Messages that were read, and that inbox_count may not tell of yet.
+std::span<uffd_msg> unseen(ClientRecord& record) {
+  const std::uint32_t begin = std::min(record.inbox_count, kInboxMessages);
+  return {record.inbox + begin, std::min(kInboxReserve, kInboxMessages - begin)};
+}
+
+std::span<uffd_msg> all_messages(ClientRecord& record) {
+  return {record.inbox, std::min(record.inbox_count, kInboxMessages) + unseen(record).size()};
+}
+
+bool is_change(const uffd_msg& message) {
+  return message.event == UFFD_EVENT_FORK || message.event == UFFD_EVENT_REMAP ||
+         message.event == UFFD_EVENT_UNMAP || message.event == UFFD_EVENT_REMOVE;
+}
+
+// The client table is ours, and yet what it says decides whether programs live: a record that
+// cannot be is not believed.
+bool sound(const ClientRecord& record) {
+  return record.inbox_count <= kInboxMessages && record.quarantine_count <= kQuarantines &&
+         record.fds.uffd.get() >= 0 && record.fds.map.get() >= 0 &&
+         std::ranges::all_of(record.batch,
+                             [](const BatchRecord& b) { return b.pages <= wire::kHalfPages; });
+}
+
+Result<AgentParts> agent_of(const ClientFds& fds) {
+  AgentParts agent;
+  agent.pidfd.reset(fds.pidfd.get());
+  agent.pagemap.reset(fds.pagemap.get());
+  agent.lifeline.reset(fds.lifeline.get());
+  agent.mailbox_fd.reset(fds.mailbox.get());
+  agent.transfer_fd.reset(fds.transfer.get());
+  if (!agent.mailbox_fd.valid()) return agent;
+  auto mailbox = Mapping::shared(agent.mailbox_fd.get(), wire::kMailboxBytes);
+  if (!mailbox) return std::unexpected(mailbox.error());
+  auto transfer = Mapping::shared(agent.transfer_fd.get(), wire::kTransferBytes);
+  if (!transfer) return std::unexpected(transfer.error());
+  agent.mailbox = std::move(*mailbox);
+  agent.transfer = std::move(*transfer);
+  return agent;
+}
+
+}  // namespace
+
+std::set<int> noted_fds(const State& state) {
+  std::set<int> noted{state.fd()};
+  const auto add = [&](int fd) {
+    if (fd >= 0) noted.insert(fd);
+  };
+  for (const NotedFd& fd : state.header().doomed) add(fd.get());
+  for (const NotedFd& fd : state.header().files) add(fd.get());
+  for (ClientRecord* const record : state.records()) {
+    if (record->life == Life::ending) continue;
+    const ClientFds& f = record->fds;
+    for (const NotedFd* fd :
+         {&f.uffd, &f.map, &f.pidfd, &f.pagemap, &f.lifeline, &f.mailbox, &f.transfer})
+      add(fd->get());
+    for (const uffd_msg& message : all_messages(*record)) {
+      if (message.event == UFFD_EVENT_FORK && message.arg.fork.ufd != kForkTaken)
+        add(static_cast<int>(message.arg.fork.ufd));
+    }
+  }
+  return noted;
+}
+
+void close_others(const std::set<int>& keep, int first) {
+  DIR* const directory = ::opendir("/proc/self/fd");
+  if (directory == nullptr) return;
+  std::vector<int> others;
+  while (const dirent* entry = ::readdir(directory)) {
+    int fd = -1;
+    const char* const end = entry->d_name + std::strlen(entry->d_name);
+    if (std::from_chars(entry->d_name, end, fd).ptr != end) continue;
+    if (fd >= first && fd != ::dirfd(directory) && !keep.contains(fd)) others.push_back(fd);
+  }
+  ::closedir(directory);
+  for (const int fd : others) ::close(fd);
+}
+
+std::vector<std::shared_ptr<Client>> TakeOver::clients(const MakeClient& make) {
+  std::vector<std::shared_ptr<Client>> clients;
+  for (ClientRecord* const record : state_.records()) {
+    // A record without a userfaultfd is one of a handshake that did not come to its end.
+    const bool nobody = record->life == Life::ending || record->fds.uffd.get() < 0;
+    if (!nobody) clients.push_back(revive(*record, make));
+    if (!nobody) continue;
+    state_.wipe_record(record);
+    state_.free_record(record);
+  }
+  for (const auto& client : clients) resume_forks(*client, clients);
+  return clients;
+}
+
+// Whatever is wrong with it, its userfaultfd stays open until it is dead: it must not read zeros.
+std::shared_ptr<Client> TakeOver::revive(ClientRecord& record, const MakeClient& make) {
+  const char* wrong = nullptr;
+  if (!sound(record)) wrong = "its record is damaged";
+  if (record.shifting != 0 || record.moving != 0)
+    wrong = "the daemon died while it applied changes of its address space";
+  record.inbox_count = std::min(record.inbox_count, kInboxMessages);
+  ClientParts parts;
+  parts.record = &record;
+  auto map = PageMap::take_over(os_, UniqueFd(record.fds.map.get()));
+  if (!map) wrong = "its page map is damaged";
+  if (!map) map = PageMap::create(os_);
+  parts.map = std::move(map.value());
+  parts.uffd.reset(record.fds.uffd.get());
+  const auto state = static_cast<ClientState>(record.state.load());
+  const bool doomed = record.doomed != 0;
+  if (auto agent = agent_of(record.fds)) {
+    parts.agent = std::move(*agent);
+  } else {
+    wrong = "its mailbox cannot be mapped";
+  }
+  auto client = make(std::move(parts));
+  client->may_share = true;
+  client->transfer_in_use = client->mailbox != nullptr;
+  client->set_state(state);
+  if (client->mailbox != nullptr && load_word(client->mailbox->layout_daemon) != 0)
+    wrong = "the daemon died while it changed what is registered";
+  if (wrong != nullptr) client->kill(wrong);
+  if (doomed) client->kill("");
+  take_events(*client);
+  take_batches(*client);
+  return client;
+}
+
+// HAZARDS 19. What has been read is kept; faults are raised again. Whoever the agent is in the
+// middle of something with, from here its epoch is old.
+void TakeOver::take_events(Client& client) {
+  ClientRecord& record = client.record;
+  const std::span<uffd_msg> fresh = unseen(record);
+  std::uint32_t last = 0;
+  for (std::uint32_t i = 0; i < fresh.size(); ++i) {
+    if (!is_change(fresh[i])) {
+      fresh[i] = uffd_msg{};
+      continue;
+    }
+    last = i + 1;
+    if (fresh[i].event == UFFD_EVENT_FORK && fresh[i].arg.reserved.reserved2 == 0)
+      fresh[i].arg.reserved.reserved2 = record.reading_fork_seq;
+  }
+  record.inbox_count += last;
+  client.unapplied = record.inbox_count != 0;
+  if (client.mailbox == nullptr) return;
+  add_word(client.mailbox->epoch);
+  client.mailbox->incarnation = state_.header().incarnation;
+  free_layout_lock(client, state_.header().incarnation);
+}
+
+// HAZARDS 14: the word names side and incarnation; the daemon that it names is dead.
+void TakeOver::free_layout_lock(Client& client, std::uint32_t incarnation) {
+  std::uint32_t word = load_word(client.mailbox->layout);
+  if (word != wire::kLayoutFree && (word & 3) == wire::kLayoutDaemon && word >> 2 != incarnation)
+    store_word(client.mailbox->layout, wire::kLayoutFree);
+}
+
+// The child of a FORK in the inbox may have its record already, and some of the pages.
+void TakeOver::resume_forks(Client& parent, const std::vector<std::shared_ptr<Client>>& clients) {
+  for (uffd_msg& message : std::span(parent.record.inbox, parent.record.inbox_count)) {
+    if (message.event != UFFD_EVENT_FORK) continue;
+    const auto child = std::ranges::find_if(clients, [&](const auto& c) {
+      return c->record.parent_id == parent.id && c->record.life == Life::forming &&
+             (message.arg.fork.ufd == kForkTaken ||
+              static_cast<int>(message.arg.fork.ufd) == c->uffd.get());
+    });
+    if (child != clients.end()) {
+      message.arg.fork.ufd = kForkTaken;
+      parent.child = *child;
+      parent.child_since_us = os_.now_us();
+    } else if (message.arg.fork.ufd == kForkTaken) {
+      message.event = 0;  // it is served, or has ended
+    }
+  }
+}
+
+// A command that the agent has not finished is finished as if nothing had happened. What it has
+// moved is in the transfer area, until the next command of the same half.
+void TakeOver::take_batches(Client& client) {
+  for (std::uint32_t h = 0; h < wire::kHalves; ++h) {
+    const BatchRecord& noted = client.record.batch[h];
+    client.batch_generation = std::max(client.batch_generation, noted.batch);
+    Batch& batch = client.batch[h];
+    batch.generation = noted.batch;
+    batch.pages = std::min<std::uint32_t>(noted.pages, wire::kHalfPages);
+    if (noted.pages == 0) continue;
+    if (client.mailbox == nullptr) {
+      client.kill("pages were on their way out of it, and it has no agent");
+      continue;
+    }
+    wire::Command& command = client.mailbox->commands[h];
+    const auto idle = static_cast<std::uint32_t>(wire::CommandState::idle);
+    if (load_word(command.state) == idle) {
+      // Not posted yet, and then its results are all zeros; or its results had been read.
+      store_word(command.aborted, wire::kAbortNone);
+      store_word(command.state, static_cast<std::uint32_t>(wire::CommandState::done));
+    }
+    batch.posted_at_us = os_.now_us();
+    batch.phase = Batch::Phase::posted;
+    client.batches.fetch_add(1);
+  }
+}
+
+void TakeOver::references(const std::vector<std::shared_ptr<Client>>& clients,
+                          const std::function<void(ObjectId)>& name) {
+  for (const auto& client : clients) {
+    for (std::uint64_t p = client->map->next_out(0, kAddressEnd); p < kAddressEnd;
+         p = client->map->next_out(p + kPage, kAddressEnd)) {
+      const Entry entry = client->map->load(p);
+      if (entry.has_record()) name(ObjectId{entry.object_id()});
+    }
+  }
+}
+
+void TakeOver::settle(const std::vector<std::shared_ptr<Client>>& clients, PageStore& store) {
+  for (const auto& client : clients) {
+    count(*client);
+    look_at_pages(*client, store);
+  }
+}
+
+void TakeOver::count(Client& client) {
+  std::uint64_t objects = 0, same = 0;
+  for (std::uint64_t p = client.map->next_out(0, kAddressEnd); p < kAddressEnd;
+       p = client.map->next_out(p + kPage, kAddressEnd)) {
+    const Entry entry = client.map->load(p);
+    objects += entry.state() == PageState::object ? 1 : 0;
+    same += entry.evicted() && entry.state() != PageState::object ? 1 : 0;
+  }
+  client.record.pool_pages = objects;
+  client.record.same_filled_pages = same;
+}
+
+void TakeOver::look_at_pages(Client& client, PageStore& store) {
+  if (client.pagemap_fd() < 0) return;  // then a COPY finds out
+  for (std::uint64_t p = client.map->next_out(0, kAddressEnd); p < kAddressEnd;
+       p = client.map->next_out(extent_floor(p) + wire::kExtentBytes, kAddressEnd))
+    look_at_extent(client, store, extent_floor(p));
+}
+
+// The page won (DESIGN §10): it was copied back, and the entry had not been cleared. A page that is
+// OUT is nobody's any more to wait for: who waited raises his fault again.
+void TakeOver::look_at_extent(Client& client, PageStore& store, std::uint64_t start) {
+  constexpr std::uint64_t kThere = 3ULL << 62, kGuard = 1ULL << 58;
+  std::array<std::uint64_t, wire::kExtentPages> words{};
+  const int bytes =
+      os_.read_at(client.pagemap_fd(), words.data(), sizeof(words), start / kPage * sizeof(words[0]));
+  const std::size_t known = bytes <= 0 ? 0 : static_cast<std::size_t>(bytes) / sizeof(words[0]);
+  for (std::size_t i = 0; i < wire::kExtentPages; ++i) {
+    const std::uint64_t page = start + i * kPage;
+    const Entry entry = client.map->load(page);
+    const bool there = i < known && (words[i] & kThere) != 0 && (words[i] & kGuard) == 0;
+    if (entry.evicted() && there) (void)store.clear(client, page, entry);
+    if (entry.state() != PageState::out) continue;
+    if (!in_a_batch(client, page, entry)) {
+      client.kill("a page was on its way out, and nobody knows where");
+      continue;
+    }
+    const wire::Command& command = client.mailbox->commands[entry.half()];
+    const bool agent_is_done = load_word(command.state) ==
+                               static_cast<std::uint32_t>(wire::CommandState::done);
+    (void)client.map->replace(page, entry,
+                              there && agent_is_done ? Entry::none() : entry.without_wanted());
+  }
+}
+
+bool TakeOver::in_a_batch(const Client& client, std::uint64_t page, Entry entry) {
+  const BatchRecord& noted = client.record.batch[entry.half()];
+  return client.mailbox != nullptr && entry.slot() < noted.pages &&
+         noted.page[entry.slot()] == page &&
+         entry.without_wanted() == Entry::out(entry.half(), entry.slot(), noted.batch);
+}
+
+void TakeOver::wake(const std::vector<std::shared_ptr<Client>>& clients) {
+  for (const auto& client : clients) {
+    (void)os_.uffd_wake(client->uffd.get(), kWakeStart, kWakeEnd - kWakeStart);
+    if (client->mailbox == nullptr) continue;
+    add_word(client->mailbox->to_agent);
+    os_.futex_wake(&client->mailbox->to_agent);
+  }
+}
+
+}  // namespace foldswap

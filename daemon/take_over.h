@@ -1,0 +1,67 @@
+// TakeOver: what a daemon does first that finds a dead one's state (DESIGN §10, HAZARDS 14, 16, 18,
+// 19). The keeper has restarted it into the same descriptor table, so every number that the state
+// notes is still what it was.
+//
+// Steps, each of which may be interrupted and begun anew:
+//   close_others   descriptors that nobody noted are closed: those of handshakes under way, of
+//                  threads that are no more. A handshake's userfaultfd has nothing out yet. A FORK's
+//                  is in the inbox until the child has a record.
+//   clients        each record that was in use becomes a Client again. Its page map is the truth:
+//                  of what it says is out and the kernel says is there, the page won. Pages on their
+//                  way out are in a batch: the agent goes on by itself, and what it has moved lies in
+//                  the transfer area. Events that were read are in the inbox; the epoch moves on,
+//                  and only then is the layout lock of the dead daemon taken away.
+//   wake           faults that were read and not answered are raised again.
+// A client that cannot be proved whole is killed with a log line: nothing is guessed.
+//
+// Thread safety: none; before any thread is started.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "daemon/client.h"
+#include "daemon/page_store.h"
+
+namespace foldswap {
+
+// Every descriptor that the state notes, the userfaultfds in inboxes among them.
+[[nodiscard]] std::set<int> noted_fds(const State& state);
+// Closes all but these, and those below `first`.
+void close_others(const std::set<int>& keep, int first);
+
+class TakeOver {
+ public:
+  using MakeClient = std::function<std::shared_ptr<Client>(ClientParts)>;
+  TakeOver(Os& os, State& state) : os_(os), state_(state) {}
+
+  // The clients of all records; records of none are given back. Not yet served, not yet woken.
+  [[nodiscard]] std::vector<std::shared_ptr<Client>> clients(const MakeClient& make);
+  // Every object that a page map names, once for each time.
+  static void references(const std::vector<std::shared_ptr<Client>>& clients,
+                         const std::function<void(ObjectId)>& name);
+  // After the pool is there, and before anybody serves: what was in flight, and what is counted.
+  void settle(const std::vector<std::shared_ptr<Client>>& clients, PageStore& store);
+  // When they are served.
+  void wake(const std::vector<std::shared_ptr<Client>>& clients);
+
+ private:
+  [[nodiscard]] std::shared_ptr<Client> revive(ClientRecord& record, const MakeClient& make);
+  void take_events(Client& client);
+  void resume_forks(Client& parent, const std::vector<std::shared_ptr<Client>>& clients);
+  void take_batches(Client& client);
+  void look_at_pages(Client& client, PageStore& store);
+  void look_at_extent(Client& client, PageStore& store, std::uint64_t start);
+  [[nodiscard]] static bool in_a_batch(const Client& client, std::uint64_t page, Entry entry);
+  static void count(Client& client);
+  static void free_layout_lock(Client& client, std::uint32_t incarnation);
+
+  Os& os_;
+  State& state_;
+};
+
+}  // namespace foldswap
