@@ -39,12 +39,15 @@ void Arena::give(std::uint32_t item) {
   relist(page);
 }
 
+bool Arena::exists(std::uint32_t item) const {
+  const std::uint32_t page = item / per_page_, local = page / table_.shards;
+  return page % table_.shards == table_.shard && local < table_.pages &&
+         item % per_page_ >= first_index_ && attached(local);
+}
+
 bool Arena::live(std::uint32_t item) const {
-  const std::uint32_t page = item / per_page_, index = item % per_page_;
-  const std::uint32_t local = page / table_.shards;
-  if (page % table_.shards != table_.shard || local >= table_.pages) return false;
-  if (index < first_index_ || !attached(local)) return false;
-  return (header(page).used[index / 64] >> (index % 64) & 1) != 0;
+  const std::uint32_t index = item % per_page_;
+  return exists(item) && (header(item / per_page_).used[index / 64] >> (index % 64) & 1) != 0;
 }
 
 std::uint32_t Arena::claim() {
@@ -62,13 +65,19 @@ std::uint32_t Arena::claim() {
   return kNoPage;
 }
 
+// The places that the header covers, and those that do not exist, count as used.
+Arena::UsedBits Arena::no_items() const {
+  UsedBits used{};
+  for (std::uint32_t i = 0; i < 256; ++i) {
+    if (i < first_index_ || i >= per_page_) used[i / 64] |= std::uint64_t{1} << (i % 64);
+  }
+  return used;
+}
+
 void Arena::attach(std::uint32_t page) {
   TablePageHeader& h = header(page);
   h = TablePageHeader{};
-  // The places that the header covers, and those that do not exist, count as used.
-  for (std::uint32_t i = 0; i < 256; ++i) {
-    if (i < first_index_ || i >= per_page_) h.used[i / 64] |= std::uint64_t{1} << (i % 64);
-  }
+  h.used = no_items();
   h.magic = TablePageHeader::kMagic;
   const std::uint32_t local = page / table_.shards;
   attached_[local / 64] |= std::uint64_t{1} << (local % 64);
@@ -92,15 +101,40 @@ std::uint32_t Arena::detach_empty() {
   return page;
 }
 
+void Arena::restart() {
+  *table_.state = ArenaState{};
+  for_each_attached([&](std::uint32_t) { ++table_.state->held_pages; });
+  for_each_held_unattached([&](std::uint32_t) { ++table_.state->held_pages; });
+  for (std::uint32_t w = 0; w < bitmap_words(table_.pages); ++w) present_[w] |= attached_[w];
+}
+
+void Arena::restore(std::uint32_t page, const UsedBits& items) {
+  TablePageHeader& h = header(page);
+  h.magic = TablePageHeader::kMagic;
+  UsedBits used = no_items();
+  std::uint32_t live = 0;
+  for (std::size_t w = 0; w < used.size(); ++w) {
+    live += static_cast<std::uint32_t>(std::popcount(items[w] & ~used[w]));
+    used[w] |= items[w];
+  }
+  h.used = used;
+  h.live = static_cast<std::uint16_t>(live);
+  h.list = PageList::none;
+  link(page, list_for(live));
+}
+
 std::uint32_t& Arena::head(PageList list) const {
   return list == PageList::room ? table_.state->room_head : table_.state->empty_head;
 }
 
+PageList Arena::list_for(std::uint32_t live) const {
+  if (live == 0) return PageList::empty;
+  return live == capacity_ ? PageList::none : PageList::room;
+}
+
 void Arena::relist(std::uint32_t page) {
   const TablePageHeader& h = header(page);
-  const PageList want = h.live == 0           ? PageList::empty
-                        : h.live == capacity_ ? PageList::none
-                                              : PageList::room;
+  const PageList want = list_for(h.live);
   if (want == h.list) return;
   unlink(page);
   link(page, want);

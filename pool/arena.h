@@ -11,8 +11,10 @@
 // attach
 //   -> attached -> all items given back -> detach_empty -> detached -> (punched) -> forget ->
 //   absent
-// The caller does the two system calls: the arena itself touches attached pages only, so a table
-// can never fault on memory that the system has not granted.
+// Whoever takes a dead owner's table over believes the two bitmaps of pages, and of a page the bits
+// of what is in use as far as it has no better knowledge; restart() and restore() make all of the
+// rest anew. The caller does the two system calls: the arena itself touches attached pages only, so
+// a table can never fault on memory that the system has not granted.
 //
 // Invariants: a page is on the room list when 0 < live < capacity, on the empty list when live ==
 // 0, on
@@ -21,6 +23,8 @@
 // Errors: kNoItem / kNoPage when there is nothing to give.
 #pragma once
 
+#include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -50,7 +54,7 @@ struct TablePageHeader {
   std::uint32_t next, prev;
   std::uint16_t live;
   PageList list;
-  std::uint64_t used[4];  // one bit per item
+  std::array<std::uint64_t, 4> used;  // one bit per item
 };
 static_assert(sizeof(TablePageHeader) == 48);
 // Of a page of the table, the header's.
@@ -81,6 +85,8 @@ class Arena {
   void give(std::uint32_t item);
   // True for an item that is handed out and belongs to this shard; any number may be asked.
   [[nodiscard]] bool live(std::uint32_t item) const;
+  // Handed out or not.
+  [[nodiscard]] bool exists(std::uint32_t item) const;
   [[nodiscard]] std::byte* at(std::uint32_t item) const {
     return table_.base + std::size_t{item} * table_.item_bytes;
   }
@@ -89,6 +95,17 @@ class Arena {
   void attach(std::uint32_t page);
   void forget(std::uint32_t page);
   [[nodiscard]] std::uint32_t detach_empty();
+
+  // Taking over: restart(), then restore() for every attached page, and forget() for every other
+  // one that is held, when it has no memory any more.
+  using UsedBits = std::array<std::uint64_t, 4>;  // one bit per item of a page
+  void restart();
+  void restore(std::uint32_t page, const UsedBits& items);
+  // Calls f(page).
+  template <typename F>
+  void for_each_attached(F f) const;
+  template <typename F>
+  void for_each_held_unattached(F f) const;
 
   [[nodiscard]] std::uint32_t held_pages() const { return table_.state->held_pages; }
   [[nodiscard]] std::uint32_t empty_pages() const { return table_.state->empty_pages; }
@@ -111,6 +128,10 @@ class Arena {
     return *reinterpret_cast<TablePageHeader*>(table_.base + std::size_t{page} * kTablePageBytes);
   }
   [[nodiscard]] std::uint32_t& head(PageList list) const;
+  [[nodiscard]] PageList list_for(std::uint32_t live) const;
+  [[nodiscard]] UsedBits no_items() const;
+  template <typename F>
+  void for_each_page(std::uint32_t word, std::uint64_t bits, F f) const;
   // Only an attached page may be looked at: reading another one would make the system give it
   // memory.
   [[nodiscard]] bool attached(std::uint32_t local) const {
@@ -144,6 +165,27 @@ std::uint32_t Arena::for_each_live_of_next_page(std::uint32_t local, std::uint32
     return local + 1;
   }
   return end;
+}
+
+template <typename F>
+void Arena::for_each_page(std::uint32_t word, std::uint64_t bits, F f) const {
+  for (; bits != 0; bits &= bits - 1) {
+    const std::uint32_t local = word * 64 + static_cast<std::uint32_t>(std::countr_zero(bits));
+    if (local >= table_.pages) return;  // nobody's
+    f(local * table_.shards + table_.shard);
+  }
+}
+
+template <typename F>
+void Arena::for_each_attached(F f) const {
+  for (std::uint32_t w = 0; w < bitmap_words(table_.pages); ++w) for_each_page(w, attached_[w], f);
+}
+
+template <typename F>
+void Arena::for_each_held_unattached(F f) const {
+  for (std::uint32_t w = 0; w < bitmap_words(table_.pages); ++w) {
+    for_each_page(w, present_[w] & ~attached_[w], f);
+  }
 }
 
 template <typename F>

@@ -66,6 +66,11 @@ void Budget::settle() {
   }
 }
 
+void Budget::adopt(std::uint64_t frames, std::int64_t places) {
+  held_frames_.store(frames);
+  spare_.fetch_add(places - static_cast<std::int64_t>(frames) * frame_room_);
+}
+
 bool Budget::spend(std::int64_t places) {
   return take(spare_, places);
 }

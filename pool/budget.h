@@ -54,6 +54,10 @@ class Budget {
   void cancel_shrink();
   void finish_shrink();
 
+  // Of a pool that is taken over: so many frames, none of them empty, with so many places. Before
+  // anything else.
+  void adopt(std::uint64_t frames, std::int64_t places);
+
   void empty_frames_changed(std::int64_t delta) {
     empty_frames_.fetch_add(static_cast<std::uint64_t>(delta), std::memory_order_relaxed);
   }

@@ -9,8 +9,10 @@
 //
 // In a frame, from chunk 0 to the tail, without anything between: objects, each behind its id (4
 // bytes), and holes, each marked in its first chunk {0, chunks}. So a frame can be walked, if the
-// records of its objects say how long they are; nothing outside has to list them. (Recovery goes
-// the other way round, from the records: marks of holes need not survive a death half-way.)
+// records of its objects say how long they are; nothing outside has to list them. (Taking over goes
+// the other way round, from the records: pool/restore.cc. Of a frame that a process left half-way,
+// the marks of holes and the FrameMeta may say anything. An object's own mark is right as long as
+// its record names the place.)
 //
 // Invariants: every frame that is not detached hangs on the list of its class, class_of(frame). An
 //   empty frame has tail 0 and no gap. The places of all listed frames are what the budget was told
@@ -77,6 +79,27 @@ class FrameTable {
   [[nodiscard]] Arena& frames() { return frame_arena_; }
   [[nodiscard]] const Arena& frames() const { return frame_arena_; }
 
+  // Where an object lies in its frame, in chunks.
+  struct Extent {
+    std::uint32_t chunk, chunks, id;
+    [[nodiscard]] std::uint32_t end() const { return chunk + chunks; }
+  };
+  // -- taking over, from records that are known (pool/restore.cc). First of all:
+  void forget_lists();
+  // Where an object lies that a process died moving within a frame.
+  [[nodiscard]] bool in_scratch(const Location& where, std::uint32_t bytes) const;
+  // Whether the bytes there are this object's; reads them all.
+  [[nodiscard]] bool sound(const Extent& object) const;
+  // Makes and lists a frame that has these objects and no other: one or more, by position, none
+  // over another.
+  void restore(std::uint32_t frame, std::span<const Extent> objects);
+  // Whether a restored frame has room for one more, without anything having to be moved.
+  [[nodiscard]] bool has_piece(std::uint32_t frame, std::uint32_t chunks) const;
+  // Puts the object there.
+  void bring_home(ObjectId id, std::uint32_t frame);
+  // Keeps it out of everything: its memory could not be given back.
+  void set_aside(std::uint32_t frame) { meta(frame).list = kDetached; }
+
   // What is wrong, or nullptr. `places`: of all listed frames. Reads every object's record and
   // bytes.
   [[nodiscard]] const char* validate(std::uint64_t& places, std::uint64_t& objects);
@@ -87,11 +110,6 @@ class FrameTable {
     friend bool operator==(const Sums&, const Sums&) = default;
   };
 
-  // Where an object lies in its frame, in chunks.
-  struct Extent {
-    std::uint32_t chunk, chunks, id;
-    [[nodiscard]] std::uint32_t end() const { return chunk + chunks; }
-  };
   struct Window {
     std::size_t first, last;
   };

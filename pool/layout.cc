@@ -1,6 +1,7 @@
 #include "pool/layout.h"
 
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #include <new>
 #include <string>
@@ -32,6 +33,11 @@ void touch(std::byte* base, std::uint64_t bytes) {
   for (std::uint64_t at = 0; at < bytes; at += wire::kPageBytes) {
     *static_cast<volatile std::byte*>(base + at) = std::byte{0};
   }
+}
+
+std::uint64_t file_bytes(int fd) {
+  struct stat st{};
+  return ::fstat(fd, &st) == 0 ? static_cast<std::uint64_t>(st.st_size) : 0;
 }
 
 }  // namespace
@@ -68,7 +74,7 @@ Status PoolLayout::plan() {
   return {};
 }
 
-Status PoolLayout::open_files(Os& os) {
+Status PoolLayout::make_files(Os& os) {
   struct File {
     const char* name;
     std::uint64_t bytes;
@@ -76,9 +82,9 @@ Status PoolLayout::open_files(Os& os) {
     UniqueFd& fd;
     Mapping& mapping;
   };
-  File files[] = {{"foldswap-frames", frames_bytes_, 0, frames_fd_, frames_},
-                  {"foldswap-records", records_bytes_, kTablePageBytes, records_fd_, records_},
-                  {"foldswap-meta", meta_bytes_, frame_table_offset_, meta_fd_, meta_}};
+  File files[] = {{"foldswap-frames", frames_bytes_, 0, files_.frames, frames_},
+                  {"foldswap-records", records_bytes_, kTablePageBytes, files_.records, records_},
+                  {"foldswap-meta", meta_bytes_, frame_table_offset_, files_.meta, meta_}};
   for (File& file : files) {
     auto fd = os.memory_file(file.name, file.bytes);
     if (!fd) return std::unexpected(fd.error());
@@ -93,49 +99,133 @@ Status PoolLayout::open_files(Os& os) {
   }
   for (std::uint32_t s = 0; s < config_.shards; ++s) {
     const std::uint64_t offset = std::uint64_t{scratch_frame(s)} * config_.geometry.frame_bytes;
-    const int error = os.allocate(frames_fd_.get(), offset, scratch_bytes());
+    const int error = os.allocate(files_.frames.get(), offset, scratch_bytes());
     if (error != 0) return fail_errno("no memory for a scratch frame", -error);
     touch(frames_.data() + offset, scratch_bytes());
   }
   return {};
 }
 
-void PoolLayout::write_headers() const {
+PoolHeader PoolLayout::header_of(std::uint64_t magic) const {
   PoolHeader header{};
+  header.magic = magic;
   header.version = PoolHeader::kVersion;
   header.frame_bytes = config_.geometry.frame_bytes;
   header.buddies = config_.geometry.buddies;
   header.chunk_bytes = kChunkBytes;
   header.shards = config_.shards;
   header.header_bytes = kHeaderBytes;
+  header.file_bytes = magic == PoolHeader::kMagicMeta ? meta_bytes_ : records_bytes_;
   header.frames_file_bytes = frames_bytes_;
   header.record_pages = pages_[0];
   header.frame_pages = pages_[1];
-  header.magic = PoolHeader::kMagicRecords;
-  header.file_bytes = records_bytes_;
-  *records_.as<PoolHeader>() = header;
-  header.magic = PoolHeader::kMagicMeta;
-  header.file_bytes = meta_bytes_;
-  *meta_.as<PoolHeader>() = header;
+  return header;
+}
+
+void PoolLayout::write_headers() const {
+  *records_.as<PoolHeader>() = header_of(PoolHeader::kMagicRecords);
+  *meta_.as<PoolHeader>() = header_of(PoolHeader::kMagicMeta);
   for (std::uint32_t s = 0; s < config_.shards; ++s) {
     ::new (static_cast<void*>(&shard_state(s))) ShardState{};
   }
+}
+
+// What is compared first is what tells most.
+Status PoolLayout::check_header(int fd, const char* file, std::uint64_t magic) const {
+  const std::string name = std::string("the pool's ") + file + " file ";
+  if (file_bytes(fd) < kTablePageBytes) return fail(name + "is too short to be one");
+  const auto page = Mapping::shared(fd, kTablePageBytes);
+  if (!page) return std::unexpected(page.error());
+  const PoolHeader found = *page->as<PoolHeader>(), want = header_of(magic);
+  if (found.magic != want.magic) return fail(name + "does not begin like one");
+  struct {
+    const char* what;
+    std::uint64_t found, want;
+  } const fields[] = {{"version", found.version, want.version},
+                      {"pool.frame", found.frame_bytes, want.frame_bytes},
+                      {"pool.buddies", found.buddies, want.buddies},
+                      {"chunk", found.chunk_bytes, want.chunk_bytes},
+                      {"object header", found.header_bytes, want.header_bytes},
+                      {"number of shards", found.shards, want.shards},
+                      {"most pages of records", found.record_pages, want.record_pages},
+                      {"most pages of frames", found.frame_pages, want.frame_pages}};
+  for (const auto& field : fields) {
+    if (field.found == field.want) continue;
+    return fail(name + "was made with " + field.what + " " + std::to_string(field.found) +
+                ", not " + std::to_string(field.want) +
+                ", which cannot change while pages are out: drain first");
+  }
+  if (found != want || file_bytes(fd) != want.file_bytes) {
+    return fail(name + "is not as long as it must be");
+  }
+  return {};
+}
+
+Status PoolLayout::map(const PoolFiles& files) {
+  struct {
+    int fd;
+    std::uint64_t bytes;
+    Mapping& mapping;
+  } const all[] = {{files.frames.get(), frames_bytes_, frames_},
+                   {files.records.get(), records_bytes_, records_},
+                   {files.meta.get(), meta_bytes_, meta_}};
+  for (const auto& file : all) {
+    auto mapping = Mapping::shared(file.fd, file.bytes);
+    if (!mapping) return std::unexpected(mapping.error());
+    file.mapping = std::move(*mapping);
+  }
+  return {};
+}
+
+Result<PoolLayout> PoolLayout::open(const PoolFiles& files, const PoolConfig& config) {
+  PoolLayout layout;
+  layout.config_ = config;
+  Status ok = layout.plan();
+  if (ok) ok = layout.check_header(files.meta.get(), "meta", PoolHeader::kMagicMeta);
+  if (ok) ok = layout.check_header(files.records.get(), "records", PoolHeader::kMagicRecords);
+  if (ok && file_bytes(files.frames.get()) != layout.frames_bytes_) {
+    ok = fail("the pool's frames file is not as long as it must be");
+  }
+  if (ok) ok = layout.map(files);
+  if (!ok) return std::unexpected(ok.error());
+  return layout;
 }
 
 Result<PoolLayout> PoolLayout::create(Os& os, const PoolConfig& config) {
   PoolLayout layout;
   layout.config_ = config;
   if (const Status ok = layout.plan(); !ok) return std::unexpected(ok.error());
-  if (const Status ok = layout.open_files(os); !ok) return std::unexpected(ok.error());
+  if (const Status ok = layout.make_files(os); !ok) return std::unexpected(ok.error());
   layout.write_headers();
   return layout;
 }
 
+void ShardState::count(const ObjectMeta& meta, const Location& where, std::uint64_t by) {
+  if (meta.codec == Codec::pattern) {
+    patterns += by;
+    return;
+  }
+  if (where.tier == Tier::segment) {
+    outside += by;
+    outside_bytes += by * meta.length;
+    return;
+  }
+  if (where.tier != Tier::frame) {
+    lost += by;
+    return;
+  }
+  objects += by;
+  compressed_bytes += by * meta.length;
+  age_count[where.age] += static_cast<std::uint32_t>(by);
+  if (!where.settled) unsettled_count[where.age] += static_cast<std::uint32_t>(by);
+  if (meta.codec == Codec::raw && meta.length == kObjectBytesMax) incompressible += by;
+}
+
 PoolLayout::Where PoolLayout::where(Table table) const {
   if (table == Table::records) {
-    return {records_fd_.get(), records_.data() + kTablePageBytes, kTablePageBytes};
+    return {files_.records.get(), records_.data() + kTablePageBytes, kTablePageBytes};
   }
-  return {meta_fd_.get(), meta_.data() + frame_table_offset_, frame_table_offset_};
+  return {files_.meta.get(), meta_.data() + frame_table_offset_, frame_table_offset_};
 }
 
 Arena PoolLayout::arena(Table table, std::uint32_t shard) const {
@@ -167,14 +257,14 @@ int PoolLayout::punch_page(Os& os, Table table, std::uint32_t page) const {
 
 int PoolLayout::back_frame(Os& os, std::uint32_t frame) const {
   const std::uint64_t bytes = config_.geometry.frame_bytes, at = frame * bytes;
-  const int error = os.allocate(frames_fd_.get(), at, bytes);
+  const int error = os.allocate(files_.frames.get(), at, bytes);
   if (error == 0) touch(frames_.data() + at, bytes);
   return error;
 }
 
 int PoolLayout::punch_frames(Os& os, std::uint32_t first, std::uint32_t count) const {
   const std::uint64_t bytes = config_.geometry.frame_bytes;
-  return os.punch(frames_fd_.get(), first * bytes, count * bytes);
+  return os.punch(files_.frames.get(), first * bytes, count * bytes);
 }
 
 std::uint64_t PoolLayout::fixed_bytes() const {

@@ -12,10 +12,12 @@
 // reservation, and touched only where memory was allocated first (so a system without memory
 // answers with an Error, not with SIGBUS). Do not mlockall() them without MCL_ONFAULT. Numbers and
 // offsets only, no pointers: another process can map the same files and go on. Thread safety:
-// constant after create().
+// constant after create(), or open() and
+// hold().
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "base/mapping.h"
 #include "base/os.h"
@@ -38,17 +40,23 @@ struct PoolConfig {
   std::uint32_t waste_percent = 3;              // of the frames in use that tidy() leaves unused
 };
 
+// A pool's three memory files. They outlive the process when somebody else has them open too.
+struct PoolFiles {
+  UniqueFd frames, records, meta;
+};
+
 // Opens every file that has a header page.
 struct PoolHeader {
   static constexpr std::uint64_t kMagicRecords = 0x0053445243455246;  // "FRECRDS"
   static constexpr std::uint64_t kMagicMeta = 0x004154454d4c4f50;     // "POLMETA"
-  static constexpr std::uint32_t kVersion = 3;
+  static constexpr std::uint32_t kVersion = 4;
   std::uint64_t magic;
   std::uint32_t version;
   std::uint32_t frame_bytes, buddies, chunk_bytes, header_bytes, shards;
   std::uint64_t file_bytes;
   std::uint64_t frames_file_bytes;
   std::uint32_t record_pages, frame_pages;  // of one shard
+  friend bool operator==(const PoolHeader&, const PoolHeader&) = default;
 };
 
 // One frame. Identity: frame chunks == free_chunks + sum of its objects' chunks.
@@ -89,6 +97,7 @@ struct ShardState {
   std::uint64_t objects, patterns, incompressible;  // objects with bytes in frames
   std::uint64_t compressed_bytes;
   std::uint64_t outside, outside_bytes;  // objects elsewhere (Tier::segment), and their bytes
+  std::uint64_t lost;                    // records without an object (Tier::none)
   std::uint64_t compactions, compacted_bytes, moved_bytes;
   std::uint64_t misuses, damages;
   std::uint64_t ticks;  // that have passed: the clock of age, which records know modulo kAges
@@ -97,6 +106,10 @@ struct ShardState {
   Replacing replacing;
   std::uint32_t age_count[kAges];        // objects with bytes, by age
   std::uint32_t unsettled_count[kAges];  // of these, those that are not settled
+
+  // Adds one object's share of the counters, or takes it away: `by` is 1 or -1 (as an unsigned
+  // number).
+  void count(const ObjectMeta& meta, const Location& where, std::uint64_t by);
 };
 inline constexpr std::uint64_t kShardStateBytes =
     (sizeof(ShardState) + kTablePageBytes - 1) / kTablePageBytes * kTablePageBytes;
@@ -105,6 +118,10 @@ class PoolLayout {
  public:
   // Error: the configuration is out of range, or the system has no memory for headers and bitmaps.
   [[nodiscard]] static Result<PoolLayout> create(Os& os, const PoolConfig& config);
+  // Maps the files of another process's pool; hold() them. Error: they are not laid out as `config`
+  // says (but for the limit), or damaged.
+  [[nodiscard]] static Result<PoolLayout> open(const PoolFiles& files, const PoolConfig& config);
+  void hold(PoolFiles files) { files_ = std::move(files); }
 
   enum class Table : std::uint8_t { records, frames };
   [[nodiscard]] Arena arena(Table table, std::uint32_t shard) const;
@@ -136,9 +153,9 @@ class PoolLayout {
     return geometry().frame_bytes > kObjectBytesMax ? 2 * std::uint64_t{kObjectBytesMax}
                                                     : kObjectBytesMax;
   }
-  [[nodiscard]] int frames_fd() const { return frames_fd_.get(); }
-  [[nodiscard]] int records_fd() const { return records_fd_.get(); }
-  [[nodiscard]] int meta_fd() const { return meta_fd_.get(); }
+  [[nodiscard]] int frames_fd() const { return files_.frames.get(); }
+  [[nodiscard]] int records_fd() const { return files_.records.get(); }
+  [[nodiscard]] int meta_fd() const { return files_.meta.get(); }
 
  private:
   struct Where {
@@ -148,7 +165,10 @@ class PoolLayout {
   };
   [[nodiscard]] Where where(Table table) const;
   [[nodiscard]] Status plan();
-  [[nodiscard]] Status open_files(Os& os);
+  [[nodiscard]] Status make_files(Os& os);
+  [[nodiscard]] PoolHeader header_of(std::uint64_t magic) const;
+  [[nodiscard]] Status check_header(int fd, const char* file, std::uint64_t magic) const;
+  [[nodiscard]] Status map(const PoolFiles& files);
   void write_headers() const;
 
   PoolConfig config_;
@@ -156,7 +176,7 @@ class PoolLayout {
   std::uint64_t bitmap_offset_[2] = {};  // in meta, shard after shard
   std::uint64_t frame_table_offset_ = 0;
   std::uint64_t frames_bytes_ = 0, records_bytes_ = 0, meta_bytes_ = 0;
-  UniqueFd frames_fd_, records_fd_, meta_fd_;
+  PoolFiles files_;
   Mapping frames_, records_, meta_;
 };
 

@@ -14,6 +14,7 @@
 //   frame_table  frames and their objects     compact  room within a frame becomes one piece
 //   tidy         objects leave sparse frames  shard    one lock and its share of all that
 //   pool         this: the system calls between the locks
+//   take_over    a pool made again of the files of a dead process; restore: of its frames
 //
 // Thread safety: every method may be called from any thread. Objects are spread over shards, each
 // with a
@@ -155,6 +156,7 @@ class Pool {
  private:
   enum class Outcome : std::uint8_t { done, no_room, no_memory, table_full };
 
+  friend class PoolTakeOver;
   explicit Pool(Os& os, PoolLayout layout);
   [[nodiscard]] Shard& shard_of(ObjectId id);
   [[nodiscard]] std::uint32_t next_shard();

@@ -26,24 +26,6 @@ Record* Shard::find(ObjectId id, bool quiet) {
   return &record(id);
 }
 
-// `by` is 1 or -1 (as an unsigned number): adds or takes away one object's share of the counters.
-void Shard::count(const ObjectMeta& meta, Location where, std::uint64_t by) {
-  if (meta.codec == Codec::pattern) {
-    state_.patterns += by;
-    return;
-  }
-  if (where.tier == Tier::segment) {
-    state_.outside += by;
-    state_.outside_bytes += by * meta.length;
-    return;
-  }
-  state_.objects += by;
-  state_.compressed_bytes += by * meta.length;
-  state_.age_count[where.age] += static_cast<std::uint32_t>(by);
-  if (!where.settled) state_.unsettled_count[where.age] += static_cast<std::uint32_t>(by);
-  if (meta.codec == Codec::raw && meta.length == kObjectBytesMax) state_.incompressible += by;
-}
-
 // Age is told in ticks of a shard, and a tick is some 1/256 of what the shard holds: a clock that
 // runs as fast as the pool turns over. An object that survives sixteen such turns looks young
 // again, once.
@@ -72,7 +54,7 @@ Shard::Stored Shard::store(const NewObject& object, ObjectId& id) {
   Record& target = record(ObjectId{item});
   target.set(where);
   target.set(meta);
-  count(meta, where, 1);
+  state_.count(meta, where, 1);
   id = ObjectId{item};
   return Stored::done;
 }
@@ -103,8 +85,8 @@ Replaced Shard::replace(ObjectId id, const NewObject& object) {
     found->set(meta);
     std::atomic_ref(state_.replacing.id).store(0);
     frames_.remove(from, old.length);
-    count(old, from, ~std::uint64_t{0});
-    count(meta, to, 1);
+    state_.count(old, from, ~std::uint64_t{0});
+    state_.count(meta, to, 1);
   }
   budget_.room_changed(1);
   return placed ? Replaced::done : Replaced::no_room;
@@ -178,7 +160,7 @@ Shard::Stored Shard::store_pattern(std::uint64_t pattern, ObjectId& id) {
   Record& target = record(ObjectId{item});
   target.location.store(pattern, std::memory_order_release);
   target.set(meta);
-  count(meta, {}, 1);
+  state_.count(meta, {}, 1);
   id = ObjectId{item};
   return Stored::done;
 }
@@ -226,7 +208,7 @@ Surplus Shard::unref(ObjectId id, std::optional<Vacated>& vacated) {
   if (where.tier == Tier::frame) frames_.remove(where, meta.length);
   if (where.tier == Tier::segment) vacated = Vacated{where.segment_place(), meta.length};
   records_.give(static_cast<std::uint32_t>(id));
-  count(meta, where, ~std::uint64_t{0});
+  state_.count(meta, where, ~std::uint64_t{0});
   return surplus_locked();
 }
 
@@ -245,8 +227,8 @@ bool Shard::move_out(ObjectId id, const ObjectMeta& expected, SegmentPlace place
   const Location to{Tier::segment, place.segment, place.unit, from.age, from.settled};
   found->set(to);
   frames_.remove(from, meta.length);
-  count(meta, from, ~std::uint64_t{0});
-  count(meta, to, 1);
+  state_.count(meta, from, ~std::uint64_t{0});
+  state_.count(meta, to, 1);
   return true;
 }
 
@@ -347,6 +329,7 @@ void Shard::add_stats(PoolStats& stats) {
   stats.compacted_bytes += state_.compacted_bytes;
   stats.outside += state_.outside;
   stats.outside_bytes += state_.outside_bytes;
+  stats.lost += state_.lost;
   stats.misuses += state_.misuses;
   stats.damages += state_.damages;
   stats.moved_bytes += state_.moved_bytes;

@@ -40,12 +40,13 @@ struct PoolStats {
   std::uint64_t damages = 0;  // frames whose contents were not what they should be, since create()
   std::uint64_t outside = 0;  // objects whose bytes lie elsewhere (Tier::segment)
   std::uint64_t outside_bytes = 0;  // their codec output, exact
+  std::uint64_t lost = 0;           // objects that a death or damage left nothing of
   std::uint64_t misuses = 0;  // calls with an id that names no object; 0 unless a caller is wrong
 };
 
 struct ObjectInfo {
   Codec codec = Codec::raw;
-  Tier tier = Tier::none;  // none: a pattern
+  Tier tier = Tier::none;  // none: a pattern, or lost
   std::uint32_t length = 0;
   std::uint32_t refs = 0;
   bool settled = false;
@@ -153,7 +154,6 @@ class Shard {
   // Null (and counted as misuse, unless quiet) when the id names no object.
   [[nodiscard]] Record* find(ObjectId id, bool quiet = false) FS_REQUIRES(mutex_);
   [[nodiscard]] Surplus surplus_locked() FS_REQUIRES(mutex_);
-  void count(const ObjectMeta& meta, Location where, std::uint64_t by) FS_REQUIRES(mutex_);
   [[nodiscard]] std::uint32_t next_age() FS_REQUIRES(mutex_);
   [[nodiscard]] std::uint32_t oldest_age(std::size_t wanted, bool unsettled) const
       FS_REQUIRES(mutex_);

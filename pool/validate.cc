@@ -126,7 +126,7 @@ const char* FrameTable::validate(std::uint64_t& places, std::uint64_t& objects) 
 // sums.
 const char* Shard::validate_counts(std::uint64_t in_frames) {
   std::uint64_t objects = 0, patterns = 0, incompressible = 0, bytes = 0;
-  std::uint64_t outside = 0, outside_bytes = 0;
+  std::uint64_t outside = 0, outside_bytes = 0, lost = 0;
   const char* wrong = nullptr;
   std::uint64_t ages = 0, unsettled = 0, unsettled_ages = 0;
   for (const std::uint32_t at_age : state_.age_count) ages += at_age;
@@ -139,9 +139,14 @@ const char* Shard::validate_counts(std::uint64_t in_frames) {
       ++patterns;
       return;
     }
-    if (entries[item].where().tier == Tier::segment) {
+    const Tier tier = entries[item].where().tier;
+    if (tier == Tier::segment) {
       ++outside;
       outside_bytes += what.length;
+      return;
+    }
+    if (tier != Tier::frame) {
+      ++lost;
       return;
     }
     ++objects;
@@ -156,7 +161,7 @@ const char* Shard::validate_counts(std::uint64_t in_frames) {
   if (state_.replacing.id != 0) return "a replacement was left half-way";
   if (objects != state_.objects || patterns != state_.patterns ||
       incompressible != state_.incompressible || bytes != state_.compressed_bytes ||
-      outside != state_.outside || outside_bytes != state_.outside_bytes) {
+      outside != state_.outside || outside_bytes != state_.outside_bytes || lost != state_.lost) {
     return "counters are not what the records add up to";
   }
   return nullptr;
