@@ -75,7 +75,7 @@ class Life {
   }
   void die_and_take_over() {
     const PoolStats before = pool_->stats();
-    PoolFiles files = test::duplicate(*pool_);
+    PoolFiles files = test::duplicate(pool_->layout());
     pool_.reset();
     auto begun = PoolTakeOver::begin(os_, files, config_);
     ASSERT_TRUE(begun.has_value()) << begun.error().text();
@@ -200,6 +200,345 @@ TEST_P(PoolTakeOverTest, AgainAndAgain) {
 
 INSTANTIATE_TEST_SUITE_P(Geometries, PoolTakeOverTest, ::testing::ValuesIn(test::kGeometries),
                          test::geometry_name);
+
+// -- files that are not what they should be
+
+struct PoolTakeOverFilesTest : ::testing::Test {
+  FaultyOs os;
+  PoolConfig config = test::config_of({16'384, 64}, kMiB);
+  std::unique_ptr<Pool> pool;
+  PageMap map;
+
+  void SetUp() override {
+    config.shards = 2;
+    pool = test::make_pool(os, config);
+  }
+  void store(std::size_t count) {
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::uint64_t seed = map.size() + 1;
+      const std::size_t bytes = 100 + seed * 53 % 1'200;
+      const ObjectId id = pool->store(content(seed, bytes), Codec::zstd).value();
+      map[static_cast<std::uint64_t>(id)] = {seed, bytes, 1, {}};
+    }
+  }
+  [[nodiscard]] PoolFiles files() const { return test::Snapshot(pool->layout()).files(); }
+  Result<std::unique_ptr<Pool>> take_over(PoolFiles& from, const PoolConfig& with) {
+    auto begun = PoolTakeOver::begin(os, from, with);
+    if (!begun) return std::unexpected(begun.error());
+    for (const auto& [id, want] : map) EXPECT_TRUE(begun->reference(ObjectId{id}));
+    return begun->finish([](ObjectId, SegmentPlace, std::uint32_t) { return false; });
+  }
+  // The records of a set of files, to be damaged.
+  struct Records {
+    Mapping mapping;
+    Record& operator[](std::uint64_t id) const {
+      return *mapping.as<Record>(kTablePageBytes + id * sizeof(Record));
+    }
+  };
+  static Records records_of(const PoolFiles& from) {
+    return {Mapping::shared(from.records.get(), kMiB / 4).value()};
+  }
+  // Either as it was, or an error; never anything else.
+  ::testing::AssertionResult is_error_or_itself(Pool& successor, std::uint64_t id) {
+    test::Page out;
+    const auto loaded = successor.load(ObjectId{id}, out);
+    if (loaded) return test::holds(successor, ObjectId{id}, content(map[id].seed, map[id].bytes));
+    if (loaded.error().code == EIO) return ::testing::AssertionSuccess();
+    return ::testing::AssertionFailure() << loaded.error().text();
+  }
+};
+
+TEST_F(PoolTakeOverFilesTest, AnotherLayoutIsRefusedAndTheFilesStay) {
+  store(100);
+  const std::pair<const char*, std::function<void(PoolConfig&)>> changes[] = {
+      {"pool.frame", [](PoolConfig& c) { c.geometry.frame_bytes = 8'192; }},
+      {"pool.buddies", [](PoolConfig& c) { c.geometry.buddies = 63; }},
+      {"shards", [](PoolConfig& c) { c.shards = 3; }},
+      {"pages of records", [](PoolConfig& c) { c.objects_max *= 2; }},
+      {"pages of frames", [](PoolConfig& c) { c.frame_bytes_max *= 2; }}};
+  PoolFiles from = files();
+  for (const auto& [what, change] : changes) {
+    PoolConfig other = config;
+    change(other);
+    const auto refused = take_over(from, other);
+    ASSERT_FALSE(refused.has_value()) << what;
+    EXPECT_NE(refused.error().message.find(what), std::string::npos) << refused.error().text();
+    EXPECT_NE(refused.error().message.find("drain first"), std::string::npos);
+  }
+  const auto taken = take_over(from, config);
+  ASSERT_TRUE(taken.has_value()) << taken.error().text();
+  for (const auto& [id, want] : map) EXPECT_TRUE(is_as_named(**taken, id, want));
+}
+
+TEST_F(PoolTakeOverFilesTest, DamagedHeadersAreRefused) {
+  store(10);
+  for (const bool in_meta : {true, false}) {
+    PoolFiles from = files();
+    const int fd = in_meta ? from.meta.get() : from.records.get();
+    const auto page = Mapping::shared(fd, kTablePageBytes).value();
+    auto* const words = page.as<std::uint32_t>();
+    for (std::size_t w = 0; w < sizeof(PoolHeader) / sizeof(*words); ++w) {
+      ++words[w];
+      EXPECT_FALSE(take_over(from, config).has_value()) << w;
+      --words[w];
+    }
+    ++page.as<PoolHeader>()->version;
+    EXPECT_NE(take_over(from, config).error().message.find("version"), std::string::npos);
+    --page.as<PoolHeader>()->version;
+    EXPECT_TRUE(take_over(from, config).has_value());
+  }
+}
+
+TEST_F(PoolTakeOverFilesTest, OtherFilesAreRefused) {
+  PoolFiles none;
+  EXPECT_FALSE(take_over(none, config).has_value());
+  for (const std::uint64_t bytes : {std::uint64_t{0}, std::uint64_t{100}, kMiB}) {
+    PoolFiles from = files();
+    from.frames = os.memory_file("other", bytes).value();
+    EXPECT_FALSE(take_over(from, config).has_value());
+    from = files();
+    from.records = os.memory_file("other", bytes).value();
+    EXPECT_FALSE(take_over(from, config).has_value());
+    from = files();
+    from.meta = os.memory_file("other", bytes).value();
+    EXPECT_FALSE(take_over(from, config).has_value());
+  }
+  PoolFiles swapped = files();
+  std::swap(swapped.meta, swapped.records);
+  EXPECT_FALSE(take_over(swapped, config).has_value());
+}
+
+// Ids that nothing has, or that are free: none of them is handed out while something names it.
+TEST_F(PoolTakeOverFilesTest, BogusIdsAreHarmless) {
+  store(100);
+  const std::uint64_t freed = map.begin()->first;
+  pool->unref(ObjectId{freed});
+  map.erase(freed);
+  PoolFiles from = files();
+  auto begun = PoolTakeOver::begin(os, from, config).value();
+  std::uint64_t refused = 0;
+  std::mt19937_64 rng(3);
+  for (int i = 0; i < 10'000; ++i) {
+    const std::uint64_t id = rng() >> rng() % 64;
+    if (id >= 100'000 && !begun.reference(ObjectId{id})) ++refused;
+  }
+  EXPECT_GT(refused, 5'000U);
+  for (const std::uint64_t id : {std::uint64_t{0}, std::uint64_t{1}, std::uint64_t{256},
+                                 std::uint64_t{1} << 32 | map.begin()->first, ~std::uint64_t{0}}) {
+    EXPECT_FALSE(begun.reference(ObjectId{id})) << id;
+  }
+  for (const auto& [id, want] : map) ASSERT_TRUE(begun.reference(ObjectId{id}));
+  ASSERT_TRUE(begun.reference(ObjectId{freed})) << "it could be one";
+  const auto successor = begun.finish([](ObjectId, SegmentPlace, std::uint32_t) { return true; });
+  EXPECT_TRUE(valid(*successor));
+  EXPECT_TRUE(test::memory_is_counted(*successor)) << "looking at it made it no larger";
+  EXPECT_EQ(successor->stats().lost, 1U);
+  EXPECT_EQ(successor->stats().objects, map.size());
+  test::Page out;
+  EXPECT_EQ(successor->load(ObjectId{freed}, out).error().code, EIO);
+  for (std::uint64_t i = 0; i < 600; ++i) {
+    EXPECT_NE(successor->store(content(i, 50), Codec::lz4).value(), ObjectId{freed});
+  }
+  for (const auto& [id, want] : map) EXPECT_TRUE(is_as_named(*successor, id, want));
+  EXPECT_FALSE(successor->unref(ObjectId{freed}).has_value());
+  EXPECT_EQ(successor->stats().lost, 0U);
+  EXPECT_TRUE(valid(*successor));
+}
+
+TEST_F(PoolTakeOverFilesTest, MoreReferencesThanCanBe) {
+  store(2);
+  PoolFiles from = files();
+  auto begun = PoolTakeOver::begin(os, from, config).value();
+  const ObjectId id{map.begin()->first};
+  for (std::uint32_t i = 0; i < kRefsMax; ++i) ASSERT_TRUE(begun.reference(id));
+  EXPECT_FALSE(begun.reference(id));
+  const auto successor = begun.finish([](ObjectId, SegmentPlace, std::uint32_t) { return true; });
+  EXPECT_EQ(successor->refs(id), kRefsMax);
+}
+
+// Each is lost or (what the checksum is for) an error; the others are as they were.
+TEST_F(PoolTakeOverFilesTest, ImpossibleRecords) {
+  store(300);
+  const PoolFiles clean = files();
+  const auto good = records_of(clean);
+  auto at = map.begin();
+  const std::uint64_t victim = std::next(at, 7)->first, other = std::next(at, 9)->first;
+  const Location here = good[victim].where();
+  const ObjectMeta what = good[victim].what();
+  const auto elsewhere = [&](auto change) {
+    Location where = here;
+    change(where);
+    return std::pair(where.pack(), good[victim].meta.load());
+  };
+  const auto otherwise = [&](auto change) {
+    ObjectMeta meta = what;
+    change(meta);
+    return std::pair(good[victim].location.load(), meta.pack());
+  };
+  const std::pair<std::uint64_t, std::uint64_t> impossible[] = {
+      {~std::uint64_t{0}, ~std::uint64_t{0}},
+      {0, 0},
+      {good[victim].location, 0},
+      {good[other].location, good[victim].meta},
+      {good[other].location, good[other].meta},
+      elsewhere([](Location& w) { w.tier = Tier::none; }),
+      elsewhere([](Location& w) { w.tier = Tier{3}; }),
+      elsewhere([](Location& w) { w.tier = Tier::segment; }),  // take_over() knows of none
+      elsewhere([](Location& w) { w.frame = ~0U; }),
+      elsewhere([](Location& w) { w.frame = 0; }),  // the scratch of shard 0
+      elsewhere([](Location& w) { w.frame = 1; }),
+      elsewhere([](Location& w) { w.frame += 90; }),
+      elsewhere([](Location& w) { w.frame ^= 128; }),  // another shard's
+      elsewhere([](Location& w) { w.chunk = 2'047; }),
+      elsewhere([](Location& w) { w.chunk = 32'767; }),
+      elsewhere([](Location& w) { w.chunk += 1; }),
+      otherwise([](ObjectMeta& m) { m.refs = 0; }),
+      otherwise([](ObjectMeta& m) { m.length = 0; }),
+      otherwise([](ObjectMeta& m) { m.length = 4'097; }),
+      otherwise([](ObjectMeta& m) { m.length = 4'096; }),
+      otherwise([](ObjectMeta& m) { m.codec = Codec::pattern; }),
+      otherwise([](ObjectMeta& m) { m.codec = Codec{5}; }),
+      otherwise([](ObjectMeta& m) { m.checksum ^= 1; })};
+  int number = 0;
+  for (const auto& [location, meta] : impossible) {
+    SCOPED_TRACE("case " + std::to_string(number++));
+    PoolFiles from = files();
+    const auto records = records_of(from);
+    records[victim].location = location;
+    records[victim].meta = meta;
+    const auto taken = take_over(from, config);
+    ASSERT_TRUE(taken.has_value());
+    Pool& successor = **taken;
+    test::Page out;
+    const auto loaded = successor.load(ObjectId{victim}, out);
+    ASSERT_FALSE(loaded.has_value());
+    EXPECT_EQ(loaded.error().code, EIO);
+    EXPECT_EQ(successor.refs(ObjectId{victim}), 1U);
+    for (const auto& [id, want] : map) {
+      EXPECT_TRUE(id == victim || is_as_named(successor, id, want)) << id;
+    }
+    EXPECT_EQ(successor.stats().lost + successor.stats().objects, map.size());
+    for (const auto& [id, want] : map) successor.unref(ObjectId{id});
+    EXPECT_TRUE(valid(successor));
+    EXPECT_EQ(successor.stats().lost, 0U);
+    successor.trim(0);
+    EXPECT_EQ(successor.stats().frame_bytes, 0U);
+  }
+}
+
+// Bits that flip in any of the records: each object is itself or an error, and those without a flip
+// are themselves, whatever now says that it lies over them.
+TEST_F(PoolTakeOverFilesTest, FlippedBitsOfRecords) {
+  store(400);
+  std::mt19937_64 rng(11);
+  for (int round = 0; round < 200; ++round) {
+    SCOPED_TRACE("round " + std::to_string(round));
+    PoolFiles from = files();
+    const auto records = records_of(from);
+    std::map<std::uint64_t, bool> flipped;
+    for (int flips = 0; flips < 1 + round; ++flips) {
+      const auto victim = std::next(map.begin(), static_cast<std::ptrdiff_t>(rng() % map.size()));
+      flipped[victim->first] = true;
+      const std::uint64_t bit = std::uint64_t{1} << rng() % 64;
+      (rng() % 2 == 0 ? records[victim->first].location : records[victim->first].meta) ^= bit;
+    }
+    const auto taken = take_over(from, config);
+    ASSERT_TRUE(taken.has_value());
+    for (const auto& [id, want] : map) {
+      EXPECT_TRUE(flipped.contains(id) ? is_error_or_itself(**taken, id)
+                                       : is_as_named(**taken, id, want));
+    }
+    for (int i = 0; i < 50; ++i) (void)(*taken)->store(content(1, 700), Codec::lz4);
+    (void)(*taken)->tidy(kMiB);
+    for (const auto& [id, want] : map) {
+      EXPECT_TRUE(flipped.contains(id) ? is_error_or_itself(**taken, id)
+                                       : is_as_named(**taken, id, want));
+      (*taken)->unref(ObjectId{id});
+    }
+  }
+}
+
+// All that is derived may be junk.
+TEST_F(PoolTakeOverFilesTest, JunkInAllThatIsMadeAnew) {
+  store(400);
+  for (auto at = map.begin(); at != map.end();) {
+    if (at->second.seed % 3 != 0) {
+      ++at;
+      continue;
+    }
+    pool->unref(ObjectId{at->first});
+    at = map.erase(at);
+  }
+  std::mt19937_64 rng(5);
+  for (int round = 0; round < 50; ++round) {
+    PoolFiles from = files();
+    {
+      auto layout = PoolLayout::open(from, config).value();
+      for (std::uint32_t s = 0; s < config.shards; ++s) {
+        ShardState& state = layout.shard_state(s);
+        const Arena frames = layout.arena(PoolLayout::Table::frames, s);
+        frames.for_each_live([&](std::uint32_t frame) {
+          auto& meta = *reinterpret_cast<FrameMeta*>(frames.at(frame));
+          for (std::size_t i = 0; i < sizeof(FrameMeta) / 4; ++i) {
+            reinterpret_cast<std::uint32_t*>(&meta)[i] = static_cast<std::uint32_t>(rng());
+          }
+        });
+        for (std::size_t i = 0; i < offsetof(ShardState, compactions) / 4; ++i) {
+          reinterpret_cast<std::uint32_t*>(&state)[i] = static_cast<std::uint32_t>(rng());
+        }
+        state.age_cursor = static_cast<std::uint32_t>(rng());
+        for (auto& count : state.age_count) count = static_cast<std::uint32_t>(rng());
+        for (auto& count : state.unsettled_count) count = static_cast<std::uint32_t>(rng());
+      }
+    }
+    const auto taken = take_over(from, config);
+    ASSERT_TRUE(taken.has_value());
+    EXPECT_TRUE(valid(**taken));
+    for (const auto& [id, want] : map) EXPECT_TRUE(is_as_named(**taken, id, want)) << id;
+    EXPECT_FALSE((*taken)->oldest(10).empty());
+    EXPECT_EQ((*taken)->stats().lost, 0U);
+  }
+}
+
+// What is held may be more than a smaller limit allows: then the pool only shrinks.
+TEST_F(PoolTakeOverFilesTest, ASmallerLimit) {
+  store(400);
+  PoolConfig smaller = config;
+  smaller.limit_bytes = 65'536;
+  PoolFiles from = files();
+  const auto taken = take_over(from, smaller);
+  ASSERT_TRUE(taken.has_value());
+  Pool& successor = **taken;
+  const std::uint64_t held = successor.stats().frame_bytes;
+  EXPECT_GT(held, smaller.limit_bytes);
+  EXPECT_EQ(successor.stats().limit_bytes, smaller.limit_bytes);
+  EXPECT_TRUE(valid(successor));
+  EXPECT_FALSE(successor.can_reserve(4'096));
+  for (int i = 0; i < 100; ++i) (void)successor.store(content(1, 3'000), Codec::lz4);
+  EXPECT_EQ(successor.stats().frame_bytes, held);
+  for (const auto& [id, want] : map) {
+    EXPECT_TRUE(is_as_named(successor, id, want));
+    successor.unref(ObjectId{id});
+  }
+  EXPECT_TRUE(valid(successor));
+}
+
+// A system that gives nothing back: what cannot be is not used either.
+TEST_F(PoolTakeOverFilesTest, NothingCanBeGivenBack) {
+  store(400);
+  std::erase_if(map, [](const auto& entry) { return entry.second.seed < 300; });
+  PoolFiles from = files();
+  os.punch_fails = true;
+  const auto taken = take_over(from, config);
+  ASSERT_TRUE(taken.has_value());
+  EXPECT_TRUE(valid(**taken));
+  for (const auto& [id, want] : map) EXPECT_TRUE(is_as_named(**taken, id, want));
+  os.punch_fails = false;
+  for (std::uint64_t i = 0; i < 200; ++i) {
+    EXPECT_TRUE((*taken)->store(content(i, 1'000), Codec::lz4).has_value());
+  }
+  EXPECT_TRUE(valid(**taken));
+}
 
 }  // namespace
 }  // namespace foldswap
