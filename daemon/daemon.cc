@@ -15,6 +15,8 @@
 
 #include "daemon/control.h"
 #include "daemon/pressure.h"
+#include "daemon/take_over.h"
+#include "pool/take_over.h"
 
 namespace foldswap {
 namespace {
@@ -36,20 +38,22 @@ Status watch(int epoll, int fd, std::uint64_t token) {
 
 }  // namespace
 
-Daemon::Daemon(Os& os, Config config, std::string runtime_dir, Vetting vetting)
+Daemon::Daemon(Os& os, Config config, std::string runtime_dir, Vetting vetting,
+               std::unique_ptr<State> state)
     : os_(os),
       config_(std::move(config)),
       runtime_dir_(std::move(runtime_dir)),
       started_us_(os.now_us()),
       vetting_(std::move(vetting)),
+      state_(std::move(state)),
       budgets_(os) {}
 
 Result<std::unique_ptr<Daemon>> Daemon::create(Os& os, Config config, std::string runtime_dir,
-                                               Vetting vetting) {
+                                               Vetting vetting, std::unique_ptr<State> state) {
   auto access = Access::resolve(config);
   if (!access) return std::unexpected(access.error());
-  std::unique_ptr<Daemon> daemon(
-      new Daemon(os, std::move(config), std::move(runtime_dir), std::move(vetting)));
+  std::unique_ptr<Daemon> daemon(new Daemon(os, std::move(config), std::move(runtime_dir),
+                                            std::move(vetting), std::move(state)));
   daemon->access_ = std::move(*access);
   if (auto s = daemon->lock_runtime_dir(); !s) return std::unexpected(s.error());
   if (auto s = daemon->make_pool(); !s) return std::unexpected(s.error());
@@ -83,20 +87,15 @@ Status Daemon::lock_runtime_dir() {
 }
 
 Status Daemon::make_pool() {
-  auto state = State::create(os_);
-  if (!state) return std::unexpected(state.error());
-  state_ = std::move(*state);
   tunables_.incarnation = state_->header().incarnation;
   const Config config = this->config();
   PoolConfig pool_config;
   pool_config.geometry = {static_cast<std::uint32_t>(config.pool_frame_bytes),
                           static_cast<std::uint32_t>(config.pool_buddies)};
   pool_config.limit_bytes = config.pool_limit.resolve(memory_total());
-  auto pool = Pool::create(os_, pool_config);
-  if (!pool) return std::unexpected(pool.error());
-  pool_ = std::move(*pool);
-  store_ = std::make_unique<PageStore>(*pool_);
   registry_ = std::make_unique<Registry>(os_, *state_);
+  const bool left_behind = state_->header().files[kPoolMeta].get() >= 0;
+  if (auto s = left_behind ? take_over_store(pool_config) : make_store(pool_config); !s) return s;
   registry_->set_placer([this](std::shared_ptr<Client> client) { place(std::move(client)); },
                         [this](Client& client) {
                           reader_of(client).kick(client);
@@ -111,6 +110,47 @@ Status Daemon::make_pool() {
   if (!disk) return std::unexpected(disk.error());
   disk_ = std::move(*disk);
   return {};
+}
+
+Status Daemon::make_store(const PoolConfig& config) {
+  auto pool = Pool::create(os_, config);
+  if (!pool) return std::unexpected(pool.error());
+  pool_ = std::move(*pool);
+  store_ = std::make_unique<PageStore>(*pool_);
+  NotedFd* const files = state_->header().files;
+  files[kPoolFrames].note(pool_->layout().frames_fd());
+  files[kPoolRecords].note(pool_->layout().records_fd());
+  files[kPoolMeta].note(pool_->layout().meta_fd());  // last: from here there is a pool
+  return {};
+}
+
+// See take_over.h.
+Status Daemon::take_over_store(const PoolConfig& config) {
+  TakeOver take_over(os_, *state_);
+  taken_over_ = take_over.clients(
+      [this](ClientParts parts) { return registry_->make_client(std::move(parts)); });
+  NotedFd* const noted = state_->header().files;
+  PoolFiles files{UniqueFd(noted[kPoolFrames].get()), UniqueFd(noted[kPoolRecords].get()),
+                  UniqueFd(noted[kPoolMeta].get())};
+  auto pool = PoolTakeOver::begin(os_, files, config);
+  if (!pool) return std::unexpected(pool.error());
+  TakeOver::references(taken_over_, [&](ObjectId id) { return pool->reference(id); });
+  pool_ = pool->finish([](ObjectId, SegmentPlace, std::uint32_t) { return false; });
+  store_ = std::make_unique<PageStore>(*pool_);
+  take_over.settle(taken_over_, *store_);
+  return {};
+}
+
+void Daemon::serve_taken_over(int epoll) {
+  if (state_->header().incarnation > 1)
+    spdlog::info("took over {} clients of a daemon that died", taken_over_.size());
+  for (const auto& client : taken_over_) {
+    if (client->record.life == Life::forming) continue;  // its parent's reader adds it
+    registry_->add(client);
+    handshake_->watch_again(*client, epoll);
+  }
+  TakeOver(os_, *state_).wake(taken_over_);
+  taken_over_.clear();
 }
 
 std::uint64_t Daemon::memory_total() const {
@@ -209,7 +249,7 @@ void Daemon::client_gone(Client& client) {
   if (registry_->size() == 0) (void)pool_->trim(0);
 }
 
-Status Daemon::run() {
+Status Daemon::run(const std::function<void()>& ready) {
   sigset_t signals;
   sigemptyset(&signals);
   for (const int signal : {SIGTERM, SIGINT}) sigaddset(&signals, signal);
@@ -223,7 +263,9 @@ Status Daemon::run() {
                                                             {signal_fd.get(), kTokenSignal}}) {
     if (auto s = watch(epoll.get(), fd, token); !s) return s;
   }
+  serve_taken_over(epoll.get());
   Control control(*this, access_, vetting_);
+  ready();
   spdlog::info("ready on {}", runtime_dir_);
   std::thread stopping;
   std::atomic<bool> finished{false}, never{false};

@@ -32,13 +32,15 @@ struct Reclaimed {
 
 class Daemon {
  public:
-  // `vetting` was started before any thread.
+  // `vetting` was started before any thread. `state`: a new one, or that of a daemon that died,
+  // whose clients are taken over.
   static Result<std::unique_ptr<Daemon>> create(Os& os, Config config, std::string runtime_dir,
-                                                Vetting vetting);
+                                                Vetting vetting, std::unique_ptr<State> state);
   ~Daemon();
 
-  // Serves until a signal says stop. SIGTERM and SIGINT restore every client first.
-  [[nodiscard]] Status run();
+  // Serves until a signal says stop; calls `ready` when it begins. SIGTERM and SIGINT restore every
+  // client first.
+  [[nodiscard]] Status run(const std::function<void()>& ready);
 
   // -- what administrators ask; errors are sentences for them
   [[nodiscard]] Result<Reclaimed> reclaim(Client& client, std::uint64_t pages,
@@ -61,9 +63,13 @@ class Daemon {
   [[nodiscard]] std::uint64_t started_us() const { return started_us_; }
 
  private:
-  Daemon(Os& os, Config config, std::string runtime_dir, Vetting vetting);
+  Daemon(Os& os, Config config, std::string runtime_dir, Vetting vetting,
+         std::unique_ptr<State> state);
   [[nodiscard]] Status lock_runtime_dir();
   [[nodiscard]] Status make_pool();
+  [[nodiscard]] Status make_store(const PoolConfig& config);
+  [[nodiscard]] Status take_over_store(const PoolConfig& config);
+  void serve_taken_over(int epoll);
   [[nodiscard]] Status start_threads();
   [[nodiscard]] Status open_sockets();
   [[nodiscard]] Result<UniqueFd> listen_on(const std::string& name, int type, unsigned mode);
@@ -93,6 +99,7 @@ class Daemon {
   std::unique_ptr<DiskTier> disk_;  // nullptr: writeback is off
   BudgetBook budgets_;
   std::unique_ptr<Registry> registry_;
+  std::vector<std::shared_ptr<Client>> taken_over_;  // until they are served
   Access access_;
   std::unique_ptr<Handshake> handshake_;
   std::unique_ptr<ThreadStopper> stopper_;

@@ -248,6 +248,10 @@ std::uint32_t Evictor::mark_out(Client& client, std::uint32_t half, EvictionPlan
   BatchRecord& noted = client.record.batch[half];
   std::vector<wire::Run> runs;
   std::uint32_t slot = 0;
+  // Noted before a page can be seen to be OUT, with results that say that nothing has moved: that
+  // is what whoever comes after us finds until the command is posted.
+  std::memset(client.mailbox->commands[half].result, 0, sizeof(wire::Command::result));
+  noted.batch = batch.generation;
   for (const wire::Run& run : plan.runs) {
     wire::Run kept{run.start, 0, run.reg};
     for (std::uint32_t i = 0; i < run.pages; ++i) {
@@ -261,6 +265,7 @@ std::uint32_t Evictor::mark_out(Client& client, std::uint32_t half, EvictionPlan
         }
         const Entry was = client.map->load(page);
         __atomic_store_n(&noted.page[slot], page, __ATOMIC_RELAXED);
+        __atomic_store_n(&noted.pages, slot + 1, __ATOMIC_RELEASE);
         marked = room && was.state() == PageState::none &&
                  client.map->replace(page, was, Entry::out(half, slot, batch.generation));
       }
@@ -278,7 +283,6 @@ std::uint32_t Evictor::mark_out(Client& client, std::uint32_t half, EvictionPlan
   if (plan.runs.size() > wire::kMaxRuns) plan.runs.resize(wire::kMaxRuns);
   plan.pages = slot;
   batch.pages = slot;
-  noted.batch = batch.generation;
   noted.pages = slot;
   return slot;
 }
@@ -296,7 +300,6 @@ void Evictor::post(Client& client, std::uint32_t half, const EvictionPlan& plan,
   command.aborted = wire::kAbortNone;
   std::ranges::copy(plan.regs, command.regs);
   std::ranges::copy(plan.runs, command.runs);
-  std::memset(command.result, 0, sizeof(command.result));
   client.transfer_in_use = true;
   client.last_evict_us = client.batch[half].posted_at_us;
   store_word(command.state, static_cast<std::uint32_t>(wire::CommandState::posted));

@@ -343,6 +343,11 @@ Status Handshake::offer_agent(Pending& pending, const std::shared_ptr<Client>& c
   return {};
 }
 
+void Handshake::watch_again(const Client& client, int epoll) {
+  epoll_ = epoll;
+  if (client.lifeline() >= 0) watch_lifeline(client);
+}
+
 void Handshake::watch_lifeline(const Client& client) {
   epoll_event event{};
   event.events = EPOLLRDHUP;  // never EPOLLIN: whatever is sent on a lifeline stays there

@@ -45,6 +45,9 @@ class Handshake {
   // thread.
   void retire(std::shared_ptr<Client> client);
 
+  // The lifeline of a client that a daemon before this one had.
+  void watch_again(const Client& client, int epoll);
+
  private:
   struct Pending {
     UniqueFd socket, mailbox_fd, transfer_fd, pidfd;

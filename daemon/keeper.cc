@@ -2,14 +2,19 @@
 
 #include <fcntl.h>
 #include <sched.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
+#include <cstdint>
 #include <cstdio>
+#include <ctime>
 #include <string>
 
 namespace foldswap {
@@ -38,47 +43,87 @@ void write_pid(const std::string& path) {
   ::close(fd);
 }
 
+// One past the highest descriptor that is open.
+int descriptors_end() {
+  int end = STDERR_FILENO + 1;
+  for (int fd = 0; fd < 1024; ++fd) {
+    if (::fcntl(fd, F_GETFD) >= 0) end = std::max(end, fd + 1);
+  }
+  return end;
+}
+
+pid_t start(const Inherited& inherited, const sigset_t& signals,
+            const std::function<int(const Inherited&)>& daemon) {
+  const pid_t pid = clone_sharing_files();
+  if (pid != 0) return pid;
+  // One that comes before the daemon waits for it is not lost.
+  sigset_t blocked = signals;
+  for (const int signal : {SIGTERM, SIGINT}) sigaddset(&blocked, signal);
+  ::sigprocmask(SIG_SETMASK, &blocked, nullptr);
+  ::_exit(daemon(inherited));
+}
+
+bool was_ready(const Inherited& inherited) {
+  std::uint64_t count = 0;
+  return ::read(inherited.ready_fd, &count, sizeof(count)) == sizeof(count);
+}
+
 }  // namespace
 
-int run_keeper(const std::string& runtime_dir, const std::function<int()>& daemon) {
+void tell_ready(const Inherited& inherited) {
+  const std::uint64_t one = 1;
+  if (inherited.ready_fd >= 0) (void)!::write(inherited.ready_fd, &one, sizeof(one));
+}
+
+int run_keeper(const std::string& runtime_dir, std::uint64_t state_bytes,
+               const std::function<int(const Inherited&)>& daemon) {
+  constexpr long kFirstPauseMs = 10, kLongestPauseMs = 1'000;
   sigset_t signals, old;
   sigemptyset(&signals);
   for (const int signal : {SIGCHLD, SIGTERM, SIGINT, SIGUSR2}) sigaddset(&signals, signal);
   ::sigprocmask(SIG_BLOCK, &signals, &old);
-  const pid_t pid = clone_sharing_files();
+  Inherited inherited;
+  inherited.state_fd = ::memfd_create("foldswap-state", MFD_CLOEXEC);
+  inherited.ready_fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (inherited.state_fd < 0 || inherited.ready_fd < 0 ||
+      ::ftruncate(inherited.state_fd, static_cast<off_t>(state_bytes)) != 0) {
+    say("no memory for the state file");
+    return 1;
+  }
+  inherited.first_fd = descriptors_end();
+  ::prctl(PR_SET_NAME, "foldswap-keeper");
+  pid_t pid = start(inherited, old, daemon);
   if (pid < 0) {
     say("cannot start the daemon");
     return 1;
   }
-  if (pid == 0) {
-    ::sigprocmask(SIG_SETMASK, &old, nullptr);
-    ::_exit(daemon());
-  }
-  ::prctl(PR_SET_NAME, "foldswap-keeper");
   const std::string pid_file = runtime_dir + "/keeper.pid";
-  write_pid(pid_file);
-  bool daemon_lives = true;
-  for (;;) {
+  long pause_ms = 0;
+  for (bool written = false;;) {
     int status = 0;
-    if (daemon_lives && ::waitpid(pid, &status, WNOHANG) == pid) {
-      daemon_lives = false;
+    if (::waitpid(pid, &status, WNOHANG) == pid) {
       if (WIFEXITED(status)) {
         (void)::unlink(pid_file.c_str());
         return WEXITSTATUS(status);
       }
+      pause_ms =
+          was_ready(inherited) ? 0 : std::clamp(2 * pause_ms, kFirstPauseMs, kLongestPauseMs);
       say("the daemon was ended by signal " + std::to_string(WTERMSIG(status)) +
-          "; its clients wait, and their descriptors are held here; taking them over is not "
-          "possible yet. "
-          "To end this, end the clients, then the keeper (SIGTERM)");
+          ": starting the next one, which takes its clients over");
+      const timespec pause{pause_ms / 1'000, pause_ms % 1'000 * 1'000'000};
+      ::nanosleep(&pause, nullptr);
+      inherited.after_a_death = true;
+      pid = start(inherited, old, daemon);
+      if (pid < 0) {
+        say("cannot start the daemon; its clients wait");
+        return 1;
+      }
     }
+    if (!written) write_pid(pid_file);
+    written = true;
     siginfo_t info{};
     if (::sigwaitinfo(&signals, &info) < 0 || info.si_signo == SIGCHLD) continue;
-    if (daemon_lives) {
-      (void)::kill(pid, info.si_signo);
-    } else if (info.si_signo != SIGUSR2) {
-      (void)::unlink(pid_file.c_str());
-      return 1;
-    }
+    (void)::kill(pid, info.si_signo);
   }
 }
 

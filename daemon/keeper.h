@@ -1,18 +1,35 @@
 // Keeper: the tiny parent that holds every descriptor while the daemon dies (DESIGN §10).
 // Single-threaded, maps nothing, parses nothing. It clones the daemon with CLONE_FILES, so that
 // both share one descriptor table: whatever the daemon gets - a forked child's userfaultfd above
-// all, which exists nowhere else - is held at once, and survives the daemon's death. What it cannot
-// do yet is start another daemon that takes the clients over: when the daemon dies they wait, with
-// what is out still out, and never read zeros.
+// all, which exists nowhere else - is held at once, and survives the daemon's death. When the
+// daemon is ended by a signal the keeper clones the next one into the same table; that finds the
+// state file under the number that it is told, and everything else noted there (take_over.h).
+//
+// A daemon that ends by itself ends the keeper, with the same status. One that dies before it
+// serves is restarted after a pause that doubles, up to a second.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 
 namespace foldswap {
 
-// Runs `daemon` in a child that shares this process' descriptors, passes SIGTERM, SIGINT and
-// SIGUSR2 on, and returns the exit status of the program. Single-threaded when called.
-int run_keeper(const std::string& runtime_dir, const std::function<int()>& daemon);
+// What a daemon finds in its descriptor table.
+struct Inherited {
+  int state_fd = -1;  // the state file (state.h); -1: there is no keeper
+  int ready_fd = -1;  // an eventfd: see tell_ready()
+  int first_fd = 0;   // descriptors below are the keeper's own, or its parent's
+  bool after_a_death = false;
+};
+
+// The daemon serves.
+void tell_ready(const Inherited& inherited);
+
+// Runs `daemon` in a child that shares this process' descriptors, again after each death by a
+// signal, passes SIGTERM, SIGINT and SIGUSR2 on, and returns the exit status of the program.
+// Single-threaded when called. `state_bytes`: size of the state file, which is made here.
+int run_keeper(const std::string& runtime_dir, std::uint64_t state_bytes,
+               const std::function<int(const Inherited&)>& daemon);
 
 }  // namespace foldswap

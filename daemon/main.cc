@@ -15,6 +15,7 @@
 #include "base/io_ring.h"
 #include "daemon/daemon.h"
 #include "daemon/keeper.h"
+#include "daemon/take_over.h"
 #include "daemon/version.h"
 
 namespace foldswap {
@@ -70,7 +71,22 @@ int complain(const std::string& text) {
   return 1;
 }
 
-int run_daemon(const Options& options, Config config) {
+Result<std::unique_ptr<State>> find_state(const Inherited& inherited) {
+  if (inherited.state_fd < 0) return State::create(real_os());
+  UniqueFd fd(inherited.state_fd);
+  if (inherited.after_a_death && State::begun(real_os(), fd.get())) {
+    auto state = State::take_over(real_os(), std::move(fd));
+    if (state) close_others(noted_fds(**state), inherited.first_fd);
+    return state;
+  }
+  close_others({fd.get()}, inherited.first_fd);
+  return State::create(real_os(), std::move(fd));
+}
+
+int run_daemon(const Options& options, Config config, const Inherited& inherited) {
+  // 0. What a daemon that died has left behind, and no more of it than that.
+  auto state = find_state(inherited);
+  if (!state) return complain(state.error().text());
   // 1. The vetting helpers are forked while this process has one thread and no client's descriptor.
   auto vetting = Vetting::start();
   if (!vetting) return complain(vetting.error().text());
@@ -85,14 +101,14 @@ int run_daemon(const Options& options, Config config) {
   guard_own_memory();
   use_io_uring();
   // 4. State, pool, threads, sockets.
-  auto daemon =
-      Daemon::create(real_os(), std::move(config), options.runtime_dir, std::move(*vetting));
+  auto daemon = Daemon::create(real_os(), std::move(config), options.runtime_dir,
+                               std::move(*vetting), std::move(*state));
   if (!daemon) {
     spdlog::shutdown();
     return complain(daemon.error().text());
   }
   // 5. Serve.
-  const auto done = (*daemon)->run();
+  const auto done = (*daemon)->run([&] { tell_ready(inherited); });
   daemon->reset();
   spdlog::shutdown();
   return done ? 0 : complain(done.error().text());
@@ -131,8 +147,10 @@ int start(int argc, char** argv) {
     }
   }
   if (auto ok = check_kernel(real_os()); !ok) return complain(ok.error().text());
-  if (!options.keeper) return run_daemon(options, std::move(*config));
-  return run_keeper(options.runtime_dir, [&] { return run_daemon(options, *config); });
+  if (!options.keeper) return run_daemon(options, std::move(*config), Inherited{});
+  return run_keeper(options.runtime_dir, State::file_bytes(), [&](const Inherited& inherited) {
+    return run_daemon(options, *config, inherited);
+  });
 }
 
 }  // namespace

@@ -37,11 +37,18 @@ std::uint64_t bucket_top_ns(std::uint32_t bucket) {
 Result<std::unique_ptr<State>> State::create(Os& os) {
   auto fd = os.memory_file("foldswap-state", kStateBytes);
   if (!fd) return std::unexpected(fd.error());
-  auto mapping = Mapping::shared(fd->get(), kStateBytes);
+  return create(os, std::move(*fd));
+}
+
+std::uint64_t State::file_bytes() {
+  return kStateBytes;
+}
+
+Result<std::unique_ptr<State>> State::create(Os& os, UniqueFd fd) {
+  auto mapping = Mapping::shared(fd.get(), kStateBytes);
   if (!mapping) return std::unexpected(mapping.error());
-  std::unique_ptr<State> state(new State(os, std::move(*fd), std::move(*mapping)));
+  std::unique_ptr<State> state(new State(os, std::move(fd), std::move(*mapping)));
   StateHeader& h = state->header();
-  h.magic = kMagic;
   h.version = kVersion;
   h.bytes = kStateBytes;
   h.client_record_bytes = kRecordBytes;
@@ -49,7 +56,14 @@ Result<std::unique_ptr<State>> State::create(Os& os) {
   h.most_clients = kMostClients;
   h.incarnation = 1;
   h.next_client_id = 1;
+  h.magic = kMagic;  // last: from here it can be taken over
   return state;
+}
+
+bool State::begun(Os& os, int fd) {
+  std::uint32_t magic = 0;
+  return os.read_at(fd, &magic, sizeof(magic), offsetof(StateHeader, magic)) == sizeof(magic) &&
+         magic != 0;
 }
 
 Result<std::unique_ptr<State>> State::take_over(Os& os, UniqueFd fd) {

@@ -127,6 +127,16 @@ struct ClientRecord {
 // zeros.
 inline constexpr std::uint32_t kMostDoomed = 1024;
 
+// The daemon's own files that outlive it.
+enum NotedFile : std::uint8_t {
+  kPoolFrames,
+  kPoolRecords,
+  kPoolMeta,
+  kBackingFile,
+  kBackingAccount
+};
+inline constexpr std::size_t kNotedFiles = 5;
+
 struct StateHeader {
   std::uint32_t magic, version;
   std::uint64_t bytes, client_record_bytes, clients_offset;
@@ -137,15 +147,23 @@ struct StateHeader {
   WritebackState writeback;
   std::atomic<std::uint8_t> record_in_use[kMostClients];  // counted while others claim
   NotedFd doomed[kMostDoomed];                            // Registry's
+  NotedFd files[kNotedFiles];
+  std::atomic<std::uint64_t> ready;  // the incarnation that was the last to serve
 };
 
 class State {
  public:
   static constexpr std::uint32_t kMagic = 0x53545346, kVersion = 5;  // "FSTS"
   static Result<std::unique_ptr<State>> create(Os& os);
+  // Likewise, in a file that is empty, of file_bytes().
+  static Result<std::unique_ptr<State>> create(Os& os, UniqueFd fd);
+  [[nodiscard]] static std::uint64_t file_bytes();
+  // Whether a daemon has come so far that there is something to take over.
+  [[nodiscard]] static bool begun(Os& os, int fd);
   // As a daemon left it that has died. Error: it is of another version or shape.
   static Result<std::unique_ptr<State>> take_over(Os& os, UniqueFd fd);
 
+  [[nodiscard]] int fd() const { return fd_.get(); }
   [[nodiscard]] StateHeader& header() const { return *mapping_.as<StateHeader>(); }
   [[nodiscard]] Counters& counters() const { return header().counters; }
   // A zeroed record, or nullptr when the table is full. Callers serialise claim_record() and

@@ -221,12 +221,14 @@ void TakeOver::take_batches(Client& client) {
 }
 
 void TakeOver::references(const std::vector<std::shared_ptr<Client>>& clients,
-                          const std::function<void(ObjectId)>& name) {
+                          const std::function<bool(ObjectId)>& name) {
   for (const auto& client : clients) {
     for (std::uint64_t p = client->map->next_out(0, kAddressEnd); p < kAddressEnd;
          p = client->map->next_out(p + kPage, kAddressEnd)) {
       const Entry entry = client->map->load(p);
-      if (entry.has_record()) name(ObjectId{entry.object_id()});
+      if (!entry.has_record() || name(ObjectId{entry.object_id()})) continue;
+      spdlog::error("{}: page {:#x} has no object any more: it is poisoned", client->label(), p);
+      (void)client->map->replace(p, entry, Entry::bad());
     }
   }
 }
@@ -262,8 +264,8 @@ void TakeOver::look_at_pages(Client& client, PageStore& store) {
 void TakeOver::look_at_extent(Client& client, PageStore& store, std::uint64_t start) {
   constexpr std::uint64_t kThere = 3ULL << 62, kGuard = 1ULL << 58;
   std::array<std::uint64_t, wire::kExtentPages> words{};
-  const int bytes =
-      os_.read_at(client.pagemap_fd(), words.data(), sizeof(words), start / kPage * sizeof(words[0]));
+  const int bytes = os_.read_at(client.pagemap_fd(), words.data(), sizeof(words),
+                                start / kPage * sizeof(words[0]));
   const std::size_t known = bytes <= 0 ? 0 : static_cast<std::size_t>(bytes) / sizeof(words[0]);
   for (std::size_t i = 0; i < wire::kExtentPages; ++i) {
     const std::uint64_t page = start + i * kPage;
@@ -276,8 +278,8 @@ void TakeOver::look_at_extent(Client& client, PageStore& store, std::uint64_t st
       continue;
     }
     const wire::Command& command = client.mailbox->commands[entry.half()];
-    const bool agent_is_done = load_word(command.state) ==
-                               static_cast<std::uint32_t>(wire::CommandState::done);
+    const bool agent_is_done =
+        load_word(command.state) == static_cast<std::uint32_t>(wire::CommandState::done);
     (void)client.map->replace(page, entry,
                               there && agent_is_done ? Entry::none() : entry.without_wanted());
   }

@@ -4,13 +4,13 @@
 //
 // Steps, each of which may be interrupted and begun anew:
 //   close_others   descriptors that nobody noted are closed: those of handshakes under way, of
-//                  threads that are no more. A handshake's userfaultfd has nothing out yet. A FORK's
-//                  is in the inbox until the child has a record.
+//                  threads that are no more. A handshake's userfaultfd has nothing out yet. A
+//                  FORK's is in the inbox until the child has a record.
 //   clients        each record that was in use becomes a Client again. Its page map is the truth:
-//                  of what it says is out and the kernel says is there, the page won. Pages on their
-//                  way out are in a batch: the agent goes on by itself, and what it has moved lies in
-//                  the transfer area. Events that were read are in the inbox; the epoch moves on,
-//                  and only then is the layout lock of the dead daemon taken away.
+//                  of what it says is out and the kernel says is there, the page won. Pages on
+//                  their way out are in a batch: the agent goes on by itself, and what it has moved
+//                  lies in the transfer area. Events that were read are in the inbox; the epoch
+//                  moves on, and only then is the layout lock of the dead daemon taken away.
 //   wake           faults that were read and not answered are raised again.
 // A client that cannot be proved whole is killed with a log line: nothing is guessed.
 //
@@ -41,9 +41,10 @@ class TakeOver {
 
   // The clients of all records; records of none are given back. Not yet served, not yet woken.
   [[nodiscard]] std::vector<std::shared_ptr<Client>> clients(const MakeClient& make);
-  // Every object that a page map names, once for each time.
+  // Every object that a page map names, once for each time. False: there can be no such object, and
+  // the page is poisoned.
   static void references(const std::vector<std::shared_ptr<Client>>& clients,
-                         const std::function<void(ObjectId)>& name);
+                         const std::function<bool(ObjectId)>& name);
   // After the pool is there, and before anybody serves: what was in flight, and what is counted.
   void settle(const std::vector<std::shared_ptr<Client>>& clients, PageStore& store);
   // When they are served.

@@ -61,6 +61,30 @@ void go_live(Control& control, wire::Mailbox& box, std::uint64_t client_id) {
   sys::store(box.agent_tid, static_cast<std::uint32_t>(sys::call(SYS_gettid)));
 }
 
+bool try_to_attach(Control& control, Reason& reason) {
+  Greeting greeting;
+  Areas areas;
+  wire::Ready ready{};
+  Fd uffd;
+  if (!greet(library.socket_path, kLimitMs, greeting, reason) || !check_areas(greeting, reason) ||
+      !map_shared(greeting.fds[wire::kFdMailbox].get(), greeting.fds[wire::kFdTransfer].get(),
+                  areas, reason)) {
+    return false;
+  }
+  note_areas(control, areas);
+  if (!settle_userfaultfd(greeting, control, ready, uffd, reason)) return false;
+  control.uffd = uffd.get();
+  empty_staging(control);
+  if (arm_staging(control) != 0) return false;
+  auto& box = *reinterpret_cast<wire::Mailbox*>(areas.mailbox.start());
+  if (!library.nothing_registered) sys::store(box.registered, 1U);
+  go_live(control, box, ready.client_id);
+  (void)uffd.release();
+  control.lifeline = greeting.socket.release();
+  areas.keep();
+  return true;
+}
+
 }  // namespace
 
 void begin_child() {
@@ -82,28 +106,12 @@ void begin_child() {
 }
 
 bool attach_child(Control& control) {
-  Reason unused;
-  Greeting greeting;
-  Areas areas;
-  wire::Ready ready{};
-  Fd uffd;
-  if (!greet(library.socket_path, kLimitMs, greeting, unused) || !check_areas(greeting, unused) ||
-      !map_shared(greeting.fds[wire::kFdMailbox].get(), greeting.fds[wire::kFdTransfer].get(),
-                  areas, unused)) {
-    return false;
+  long waited_ms = 0;
+  for (;;) {
+    Reason reason;
+    if (try_to_attach(control, reason)) return true;
+    if (!comes_back(library.socket_path, reason, waited_ms)) return false;
   }
-  note_areas(control, areas);
-  if (!settle_userfaultfd(greeting, control, ready, uffd, unused)) return false;
-  control.uffd = uffd.get();
-  empty_staging(control);
-  if (arm_staging(control) != 0) return false;
-  auto& box = *reinterpret_cast<wire::Mailbox*>(areas.mailbox.start());
-  if (!library.nothing_registered) sys::store(box.registered, 1U);
-  go_live(control, box, ready.client_id);
-  (void)uffd.release();
-  control.lifeline = greeting.socket.release();
-  areas.keep();
-  return true;
 }
 
 }  // namespace foldswap::preload

@@ -97,8 +97,7 @@ void go_live(const Settings& settings, const wire::Hello& hello, std::uint64_t c
   sys::store(library.alive, areas.alive());
 }
 
-bool become_client(Settings& settings, Reason& reason) {
-  if (!may_run(settings, reason) || !read_settings(settings, reason)) return false;
+bool register_with_daemon(Settings& settings, Reason& reason) {
   Greeting greeting;
   if (!greet(settings.socket_path, kWelcomeLimitMs, greeting, reason)) return false;
   Fd uffd;
@@ -125,6 +124,16 @@ bool become_client(Settings& settings, Reason& reason) {
   go_live(settings, hello, ready.client_id, areas);
   areas.keep();
   return true;  // our descriptors close here; the agent's table has its own
+}
+
+bool become_client(Settings& settings, Reason& reason) {
+  if (!may_run(settings, reason) || !read_settings(settings, reason)) return false;
+  long waited_ms = 0;
+  while (!register_with_daemon(settings, reason)) {
+    if (!comes_back(settings.socket_path, reason, waited_ms)) return false;
+    reason.clear();
+  }
+  return true;
 }
 
 [[gnu::constructor]] void start() {

@@ -3,6 +3,7 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -53,9 +54,11 @@ bool explain(long got, const Message& message, wire::MessageType wanted, std::si
     return false;
   }
   if (got < 0) {
+    if (got == -ECONNRESET || got == -EPIPE) reason.gone();
     reason.error("receiving from foldswapd", got);
     return false;
   }
+  if (got == 0) reason.gone();
   const wire::MessageHeader& header = message.header;
   if (got < static_cast<long>(sizeof(header)) || header.magic != wire::kMagic) {
     reason << (got == 0 ? "foldswapd closed the connection" : "what answers is not foldswapd");
@@ -116,6 +119,7 @@ bool connect_to(const char* path, Fd& socket, long limit_ms, Reason& reason) {
   limit_waiting(socket.get(), limit_ms);
   const long error = sys::call(SYS_connect, socket.get(), &address, sizeof(address));
   if (error == 0) return true;
+  if (error == -ECONNREFUSED || error == -ENOENT) reason.gone();
   (reason << "no foldswapd at ").quote(path)
       << " (error " << static_cast<std::uint64_t>(-error) << ")";
   return false;
@@ -170,6 +174,23 @@ bool introduce(const Greeting& greeting, const wire::Hello& hello, int attached,
     return false;
   }
   ready = message.ready;
+  return true;
+}
+
+bool comes_back(const char* socket_path, const Reason& reason, long& waited_ms) {
+  constexpr long kMostMs = 5'000, kPauseMs = 20;
+  constexpr char kName[] = "keeper.pid";
+  if (!reason.is_gone() || waited_ms >= kMostMs) return false;
+  char path[sizeof(sockaddr_un::sun_path) + sizeof(kName)] = {};
+  std::size_t end = 0, name = 0;
+  for (; socket_path[end] != '\0' && end < sizeof(sockaddr_un::sun_path); ++end) {
+    path[end] = socket_path[end];
+    if (path[end] == '/') name = end + 1;
+  }
+  std::copy_n(kName, sizeof(kName), path + name);
+  if (sys::call(SYS_access, path, F_OK) != 0) return false;
+  sys::sleep_us(kPauseMs * 1'000);
+  waited_ms += kPauseMs;
   return true;
 }
 

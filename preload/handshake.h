@@ -26,6 +26,11 @@ struct Greeting {
 [[nodiscard]] bool introduce(const Greeting& greeting, const wire::Hello& hello, int attached,
                              long limit_ms, wire::Ready& ready, Fd* came, Reason& reason);
 
+// Whether to try the whole handshake again: the daemon was not there, or ended in the middle, and
+// its keeper (RUNTIME_DIR/keeper.pid) is about to start the next one. Pauses before it says so, for
+// some five seconds in all; `waited_ms` is 0 at first.
+[[nodiscard]] bool comes_back(const char* socket_path, const Reason& reason, long& waited_ms);
+
 // A Hello with header and kind filled in, everything else empty or unlimited.
 [[nodiscard]] wire::Hello make_hello(wire::HelloKind kind);
 

@@ -37,6 +37,13 @@ class Reason {
     }
     return *this;
   }
+  // The daemon is not there, or ended in the middle: trying again may help.
+  Reason& gone() {
+    gone_ = true;
+    return *this;
+  }
+  [[nodiscard]] bool is_gone() const { return gone_; }
+  void clear() { *this = Reason(); }
   [[nodiscard]] const char* text() const { return text_; }
   void print(int fd) const { sys::call(SYS_write, fd, text_, size_); }
 
@@ -47,6 +54,7 @@ class Reason {
     text_[size_++] = c;
     text_[size_] = '\0';
   }
+  bool gone_ = false;
   std::size_t size_ = 0;
   char text_[kRoom + 1] = {};
 };

@@ -1,0 +1,105 @@
+"""The daemon is killed at random moments while clients work; its keeper starts the next one, which
+takes them over. Every client verifies its memory all the time, none is killed, none hangs.
+
+A failure prints its seed: FOLDSWAP_TEST_SEED=N python3 tests/e2e/test_kill.py --build-dir build
+Kill.torture"""
+
+import os
+import random
+import signal
+import time
+
+import harness
+from harness import E2E, Place, wait_until
+
+
+class Kill(E2E):
+    SETTINGS = {"evict.quarantine_s": "0"}
+
+    def setUp(self):
+        super().setUp()
+        self.daemon.stop()
+        self.daemon = self.start_daemon(self.SETTINGS, "kept", keeper=True)
+        self.random = random.Random(self.seed)
+
+    def worker(self):
+        """The daemon's pid, while the keeper's is the one that we started."""
+        return self.stats()["daemon"]["pid"]
+
+    def kill(self, pid):
+        """Ends the daemon, and waits for the next one. Its pid, and how long it took."""
+        begun = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        wait_until("the next daemon", lambda: self.next_after(pid), 60)
+        return self.stats()["daemon"]["pid"], time.monotonic() - begun
+
+    def next_after(self, pid):
+        result = self.cli("stats", "--json", seconds=60)
+        return result.returncode == 0 and f'"pid":{pid},' not in result.stdout.replace(" ", "")
+
+    def disturb(self):
+        """So that something is on its way out, or back."""
+        pick = self.random.randrange(10)
+        if pick < 5:
+            self.cli("reclaim", "--all", "--bytes", f"{self.random.randrange(1, 24)}M", seconds=120)
+        elif pick < 7:
+            self.cli("restore", "--all", "--hold", "0", seconds=120)
+
+    def kills(self, clients, count):
+        pid = self.worker()
+        longest = 0.0
+        for _ in range(count):
+            time.sleep(self.random.random() * 0.3)
+            self.disturb()
+            time.sleep(self.random.random() * 0.05)
+            pid, seconds = self.kill(pid)
+            longest = max(longest, seconds)
+            for client in clients:
+                self.assertIsNone(client.poll(), client.stderr().decode(errors="replace"))
+        stats = self.stats()
+        self.assertEqual(stats["daemon"]["restarts"], count)
+        self.assertEqual(stats["faults"]["poisoned"], 0)
+        self.assertNotIn(": killed: ", self.daemon.log())
+        return longest
+
+    def finish(self, clients, count, longest):
+        for client in clients:
+            self.assertRegex(client.line(120), r"^done \d+ operations")
+            self.assertEqual(client.wait(60), 0, client.stderr().decode(errors="replace"))
+        stats = self.check_nothing_left()
+        print(f"seed {self.seed}: {count} kills, the next one answered after {longest * 1000:.0f} ms "
+              f"at most; {stats['evict']['pages']} pages evicted, {stats['faults']['total']} faults",
+              flush=True)
+        self.assertGreater(stats["evict"]["pages"], 500)
+        self.finish_daemon()
+
+    def torture(self, count, threads, fork, mb=32):
+        seconds = 3 + count * 2
+        client = self.client([Place.program("torture"), f"--seed={self.seed}",
+                              f"--seconds={seconds}", f"--threads={threads}", f"--fork={fork}",
+                              f"--mb={mb}", f"--hang={harness.slower(120)}"], "12M", name="tortured")
+        client.expect("ready", 60)
+        longest = self.kills([client], count)
+        self.finish([client], count, longest)
+
+    def test_sweep(self):
+        """Reads only, and everything is out: what comes back is what left."""
+        client = self.client([Place.program("sweep"), "--mb=64", "--until_eof=1", "--order=random",
+                              "--kind=sizes", f"--seed={self.seed}"], "8M", name="sweeping")
+        client.expect("populated", 60)
+        longest = self.kills([client], 10)
+        client.close_input()
+        client.expect("done", 120)
+        self.assertEqual(client.wait(60), 0, client.stderr().decode(errors="replace"))
+        print(f"10 kills, {longest * 1000:.0f} ms at most")
+        self.finish_daemon()
+
+    def test_torture(self):
+        self.torture(15, 4, fork=0)
+
+    def test_torture_forking(self):
+        self.torture(15, 4, fork=1)
+
+
+if __name__ == "__main__":
+    harness.main()
