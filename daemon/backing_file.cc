@@ -6,13 +6,13 @@
 #include <cassert>
 #include <cerrno>
 #include <cstring>
+#include <new>
 #include <queue>
 #include <utility>
 
 namespace foldswap {
 namespace {
 
-constexpr std::uint64_t kAccountPage = 4096;
 constexpr std::uint32_t kStep = 16;  // segments that the file grows by
 constexpr std::uint64_t kGenerationBlock = 1024;
 
@@ -108,19 +108,19 @@ Result<UniqueFd> BackingFile::open_file(Os& os, const std::string& directory, bo
 }
 
 Result<BackingFile::Account> BackingFile::make_account(Os& os) {
-  constexpr std::uint64_t kBytes =
-      kAccountPage + std::uint64_t{kMostSegments} * (sizeof(Segment) + sizeof(Blocks));
-  auto fd = os.memory_file("foldswap-segments", kBytes);
+  auto fd = os.memory_file("foldswap-segments", account_bytes());
   if (!fd) return std::unexpected(fd.error());
   if (const int error = os.allocate(fd->get(), 0, kAccountPage); error != 0) {
     return fail_errno("no memory for the backing file's account", -error);
   }
-  auto mapping = Mapping::shared(fd->get(), kBytes);
+  auto mapping = Mapping::shared(fd->get(), account_bytes());
   if (!mapping) return std::unexpected(mapping.error());
-  *mapping->as<Header>() = {.magic = kMagic,
-                            .version = kVersion,
-                            .segment_bytes = static_cast<std::uint32_t>(kSegmentBytes),
-                            .file_bytes = kBytes};
+  new (mapping->data()) Header{.magic = kMagic,
+                               .version = kVersion,
+                               .segment_bytes = static_cast<std::uint32_t>(kSegmentBytes),
+                               .file_bytes = account_bytes(),
+                               .segments = 0,
+                               .direct = 0};
   return Account{std::move(*fd), std::move(*mapping)};
 }
 
@@ -147,6 +147,63 @@ BackingFile::BackingFile(Os& os, State& state, UniqueFd fd, bool direct, Account
       account_(std::move(account.mapping)) {
   backed_bytes_ = kAccountPage;
   set_limits(limits);
+  account_.as<Header>()->direct = direct ? 1 : 0;
+  state.header().files[kBackingAccount].note(account_fd_.get());
+  state.header().files[kBackingFile].note(fd_.get());  // last: from here there is one
+}
+
+Result<std::unique_ptr<BackingFile>> BackingFile::take_over(Os& os, State& state) {
+  NotedFd* const noted = state.header().files;
+  UniqueFd fd(noted[kBackingFile].get());
+  Account account{UniqueFd(noted[kBackingAccount].get()), Mapping()};
+  auto mapping = Mapping::shared(account.fd.get(), account_bytes());
+  if (!mapping) return std::unexpected(mapping.error());
+  const Header& header = *mapping->as<Header>();
+  if (header.magic != kMagic || header.version != kVersion ||
+      header.segment_bytes != kSegmentBytes || header.file_bytes != account_bytes() ||
+      header.segments.load() > kMostSegments) {
+    return fail("the account of the backing file that was left behind is of another version");
+  }
+  account.mapping = std::move(*mapping);
+  const bool direct = header.direct != 0;
+  std::unique_ptr<BackingFile> file(
+      new BackingFile(os, state, std::move(fd), direct, std::move(account), Limits{}));
+  file->begin_to_count();
+  return file;
+}
+
+void BackingFile::begin_to_count() {
+  end_ = account_.as<Header>()->segments.load();
+  backed_ = end_;
+  backed_bytes_ += std::uint64_t{end_} * (sizeof(Segment) + sizeof(Blocks));
+  for (std::uint32_t i = 0; i < end_; ++i) {
+    segment(i).word.store(Word::of(Life::writing) + Word::dead(kBlocks));
+    for (auto& live : blocks(i).live) live.store(0, std::memory_order_relaxed);
+  }
+}
+
+bool BackingFile::adopt(SegmentPlace place, std::uint64_t bytes) {
+  if (place.segment >= end_ || bytes == 0 || bytes % kUnit != 0 ||
+      place.unit + bytes / kUnit > Word::kMost || segment(place.segment).generation.load() == 0)
+    return false;
+  fill(place, bytes);
+  return true;
+}
+
+void BackingFile::settle() {
+  for (std::uint32_t i = 0; i < end_; ++i) {
+    const Word word{segment(i).word.load()};
+    if (word.objects() != 0) {
+      ++used_segments_;
+      dead_blocks_ += kBlocks;  // fill() has taken off those that are not
+      written(i);
+    } else if (punch(offset_of(i), kSegmentBytes)) {
+      make_free(i, Life::hole);
+    } else {
+      ++used_segments_;  // for good, as one that is being written: nobody knows when that ends
+      dead_blocks_ += kBlocks;
+    }
+  }
 }
 
 void BackingFile::set_limits(Limits limits) {
@@ -358,8 +415,10 @@ int BackingFile::back_account(std::uint32_t end) {
   int error = back(kTable + from * sizeof(Segment), kTable + end * sizeof(Segment));
   if (error == 0)
     error = back(kBlockTable + from * sizeof(Blocks), kBlockTable + end * sizeof(Blocks));
-  if (error == 0) backed_ = end;
-  return error;
+  if (error != 0) return error;
+  backed_ = end;
+  account_.as<Header>()->segments.store(end);
+  return 0;
 }
 
 // Only when no free segment is left, so all that the file has is in use.

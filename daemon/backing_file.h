@@ -71,6 +71,16 @@ class BackingFile {
                                                                    const std::string& directory,
                                                                    Limits limits);
 
+  // -- after a death (take_over.h)
+  // The file that a daemon left behind, as the state notes it, with nothing counted yet. Error: the
+  // account is of another version.
+  [[nodiscard]] static Result<std::unique_ptr<BackingFile>> take_over(Os& os, State& state);
+  // An object lies there. False: it cannot. Before settle().
+  [[nodiscard]] bool adopt(SegmentPlace place, std::uint64_t bytes);
+  // Every object has been adopted. Segments without any become holes: a write of the dead daemon
+  // may still be on its way, and making a hole waits for that (HAZARDS 19).
+  void settle();
+
   // Takes effect from the next claim(); a maximum below what is used stops growth, and the file
   // shrinks as segments become free.
   void set_limits(Limits limits);
@@ -151,7 +161,9 @@ class BackingFile {
   struct Header {
     std::uint64_t magic;
     std::uint32_t version, segment_bytes;
-    std::uint64_t file_bytes;  // of the account
+    std::uint64_t file_bytes;             // of the account
+    std::atomic<std::uint32_t> segments;  // that the account has memory for; the file is no longer
+    std::uint32_t direct;
   };
   // word: life, live units and objects, dead blocks and holes (Word in the .cc), so that the last
   // release() and written() agree on who of them found the segment dead.
@@ -164,6 +176,10 @@ class BackingFile {
     std::array<std::uint8_t, kBlocks> first;  // the writer's: a unit; kBlock / kUnit - 1: none
   };
   static constexpr std::uint16_t kHole = 0xffff;
+  static constexpr std::uint64_t kAccountPage = 4096;
+  [[nodiscard]] static constexpr std::uint64_t account_bytes() {
+    return kAccountPage + std::uint64_t{kMostSegments} * (sizeof(Segment) + sizeof(Blocks));
+  }
   static constexpr std::uint64_t kMagic = 0x00544e4343414642;  // "BFACCNT"
   static constexpr std::uint32_t kVersion = 2;
 
@@ -176,6 +192,7 @@ class BackingFile {
                                                   bool& direct);
   BackingFile(Os& os, State& state, UniqueFd fd, bool direct, Account account, Limits limits);
 
+  void begin_to_count();
   [[nodiscard]] Segment& segment(std::uint32_t number) const;
   [[nodiscard]] Blocks& blocks(std::uint32_t number) const;
   [[nodiscard]] bool has_room() const { return used_bytes() + kSegmentBytes <= max_bytes_.load(); }

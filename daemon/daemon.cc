@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "daemon/control.h"
+#include "daemon/disk_format.h"
 #include "daemon/pressure.h"
 #include "daemon/take_over.h"
 #include "pool/take_over.h"
@@ -104,9 +105,11 @@ Status Daemon::make_pool() {
   handshake_ = std::make_unique<Handshake>(os_, *registry_, vetting_, access_, tunables_, limits_,
                                            draining_, *state_);
   apply_tunables();
-  if (config.writeback_dir.empty()) return {};
-  auto disk = DiskTier::create(os_, *state_, *store_, tunables_,
-                               {config.writeback_dir, config.writeback_encrypt});
+  if (config.writeback_dir.empty() && left_file_ == nullptr) return {};
+  const DiskTier::Settings settings{config.writeback_dir, config.writeback_encrypt};
+  auto disk = left_file_ != nullptr ? DiskTier::go_on(os_, *state_, *store_, tunables_, settings,
+                                                      std::move(left_file_))
+                                    : DiskTier::create(os_, *state_, *store_, tunables_, settings);
   if (!disk) return std::unexpected(disk.error());
   disk_ = std::move(*disk);
   return {};
@@ -134,9 +137,18 @@ Status Daemon::take_over_store(const PoolConfig& config) {
                   UniqueFd(noted[kPoolMeta].get())};
   auto pool = PoolTakeOver::begin(os_, files, config);
   if (!pool) return std::unexpected(pool.error());
+  if (noted[kBackingFile].get() >= 0) {
+    auto file = BackingFile::take_over(os_, *state_);
+    if (!file) return std::unexpected(file.error());
+    left_file_ = std::move(*file);
+  }
   TakeOver::references(taken_over_, [&](ObjectId id) { return pool->reference(id); });
-  pool_ = pool->finish([](ObjectId, SegmentPlace, std::uint32_t) { return false; });
+  pool_ = pool->finish([&](ObjectId, SegmentPlace place, std::uint32_t length) {
+    return left_file_ != nullptr && left_file_->adopt(place, disk_bytes(length));
+  });
+  if (left_file_ != nullptr) left_file_->settle();
   store_ = std::make_unique<PageStore>(*pool_);
+  store_->set_backing(left_file_.get());
   take_over.settle(taken_over_, *store_);
   return {};
 }

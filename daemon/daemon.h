@@ -100,6 +100,7 @@ class Daemon {
   BudgetBook budgets_;
   std::unique_ptr<Registry> registry_;
   std::vector<std::shared_ptr<Client>> taken_over_;  // until they are served
+  std::unique_ptr<BackingFile> left_file_;           // until it is disk_'s
   Access access_;
   std::unique_ptr<Handshake> handshake_;
   std::unique_ptr<ThreadStopper> stopper_;

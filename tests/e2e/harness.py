@@ -9,6 +9,7 @@ log is printed.
 Run one test:  python3 test_reclaim.py --build-dir BUILD Reclaim.everything
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -95,6 +96,12 @@ def status_kib(pid, *keys):
         return sum(int(fields[key].split()[0]) for key in keys) * 1024
     except (OSError, KeyError):
         return None
+
+
+def in_memory(directory):
+    kind = subprocess.run(["stat", "-f", "-c", "%T", directory], capture_output=True, text=True,
+                          check=True).stdout.strip()
+    return kind in ("tmpfs", "ramfs")
 
 
 def rss_anon(pid):
@@ -253,6 +260,7 @@ class Daemon:
 
     def __init__(self, runtime_dir, settings=None, keeper=False, wrap=(), env=None):
         self.dir = runtime_dir
+        self.keeper = keeper
         self.log_path = os.path.join(runtime_dir, "..", os.path.basename(runtime_dir) + ".log")
         command = [*wrap, Place.binary("foldswapd"), "--runtime-dir", runtime_dir]
         if keeper:
@@ -312,10 +320,22 @@ class Daemon:
             if mark in text:
                 raise AssertionError(f"the daemon's log holds {mark!r}")
 
+    def children(self):
+        try:
+            with open(f"/proc/{self.pid}/task/{self.pid}/children", encoding="ascii") as f:
+                return [int(pid) for pid in f.read().split()]
+        except OSError:
+            return []
+
     def kill(self):
+        """With a keeper: the keeper, and the daemon that it has started, which outlives it."""
+        children = self.children() if self.keeper else []
         if self.popen.poll() is None:
             self.popen.kill()
             self.popen.wait()
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def check_writeback(stats, quiet, check):
@@ -417,6 +437,16 @@ class E2E(unittest.TestCase):
         daemon = Daemon(directory, settings, **more)
         self.daemons.append(daemon)
         return daemon.wait_ready()
+
+    def directory(self):
+        """On a disk, whatever /tmp is."""
+        if not hasattr(self, "disk"):
+            self.disk = os.path.join(self.tmp, "disk")
+            if in_memory(self.tmp):
+                self.disk = tempfile.mkdtemp(prefix="foldswap-e2e-", dir=Place.build)
+                self.addCleanup(shutil.rmtree, self.disk, ignore_errors=True)
+            os.makedirs(self.disk, exist_ok=True)
+        return self.disk
 
     # -- programs
 

@@ -101,5 +101,21 @@ class Kill(E2E):
         self.torture(15, 4, fork=1)
 
 
+class KillWithDisk(Kill):
+    """Likewise, with most of what is out on disk."""
+
+    def setUp(self):
+        super().setUp()
+        self.daemon.stop()
+        self.daemon = self.start_daemon(
+            {**self.SETTINGS, "writeback.dir": self.directory(), "pool.limit": "4M", "writeback.max": "256M",
+             "writeback.free_min": "16M"}, "disk", keeper=True)
+
+    def finish_daemon(self):
+        stats = super().finish_daemon()
+        self.assertGreater(stats["faults"]["disk"], 200, "hardly anything was on disk")
+        return stats
+
+
 if __name__ == "__main__":
     harness.main()

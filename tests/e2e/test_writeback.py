@@ -18,12 +18,6 @@ from harness import E2E, MIB, Daemon, Place, rss_anon, slower, wait_until
 NOBODY = 65534
 
 
-def in_memory(directory):
-    kind = subprocess.run(["stat", "-f", "-c", "%T", directory], capture_output=True, text=True,
-                          check=True).stdout.strip()
-    return kind in ("tmpfs", "ramfs")
-
-
 class DiskSampler(threading.Thread):
     """The most pages on disk at once, until stop()."""
 
@@ -48,16 +42,6 @@ class OnDisk(E2E):
     SETTINGS = {"evict.quarantine_s": "0", "pool.limit": "4M"}
     AFTERWARDS = 8 * MIB  # of the file, when nobody is left
     FOR_ITSELF = MIB // 16  # what the file system's own tables may take of a file
-
-    def directory(self):
-        """On a disk, whatever /tmp is."""
-        if not hasattr(self, "disk"):
-            self.disk = os.path.join(self.tmp, "disk")
-            if in_memory(self.tmp):
-                self.disk = tempfile.mkdtemp(prefix="foldswap-e2e-", dir=Place.build)
-                self.addCleanup(shutil.rmtree, self.disk, ignore_errors=True)
-            os.makedirs(self.disk, exist_ok=True)
-        return self.disk
 
     def start_daemon(self, settings=None, name="run", **more):
         given = {"writeback.dir": self.directory(), "writeback.free_min": "64M"}
