@@ -8,7 +8,11 @@ namespace {
 // A hole between two wanted places is read over rather than asked for separately, up to here.
 constexpr std::uint64_t kReadOver = 32 * 1024;
 constexpr unsigned kDepth = 128;
-constexpr std::ptrdiff_t kForDemand = 4;  // orders that are not for reading ahead
+constexpr std::ptrdiff_t kForDemand = 4;  // orders that are for faults only
+constexpr std::ptrdiff_t kForOthers = 2;  // of these, for whoever has none yet
+// An order that is ready and is not put to use for so long is given up when another needs one: its
+// client's events cannot be read, or it has no memory.
+constexpr std::uint64_t kStaleUs = 50'000;
 
 std::uint64_t file_offset(SegmentPlace place) {
   return BackingFile::offset_of(place.segment) + place.unit * BackingFile::kUnit;
@@ -19,9 +23,10 @@ std::uint64_t sealed_end(const ObjectInfo& info) {
 
 }  // namespace
 
-DiskReader::DiskReader(Os& /*os*/, PageStore& store, const BackingFile& file, const Seal& seal,
+DiskReader::DiskReader(Os& os, PageStore& store, const BackingFile& file, const Seal& seal,
                        DiskTraffic& traffic, Counters& counters)
-    : store_(store),
+    : os_(os),
+      store_(store),
       file_(file),
       seal_(seal),
       traffic_(traffic),
@@ -42,8 +47,7 @@ DiskReader::~DiskReader() {
   ring_.reset();  // waits for what is under way; the buffers go after it
   for (Order& order : orders_) {
     if (order.state == Order::State::idle) continue;
-    if (order.state == Order::State::reading && order.purpose == Purpose::demand)
-      traffic_.demand.fetch_sub(1);
+    if (order.state == Order::State::reading && order.waited_for) traffic_.demand.fetch_sub(1);
     done(order);
   }
 }
@@ -53,22 +57,42 @@ std::span<std::byte> DiskReader::buffer_of(const Order& order) const {
   return {buffer_.data() + index * kOrderBytes, kOrderBytes};
 }
 
+// Nobody may keep the others from the disk: not by wanting much, and not by letting what he wanted
+// lie about.
+DiskReader::Order* DiskReader::room_for(const Client& client, Purpose purpose) {
+  const std::uint64_t now_us = os_.now_us();
+  Order *free = nullptr, *stale = nullptr;
+  std::ptrdiff_t idle = 0;
+  bool has_some = false;
+  for (Order& order : orders_) {
+    if (order.state == Order::State::idle) {
+      free = free == nullptr ? &order : free;
+      ++idle;
+    } else if (order.client == &client) {
+      has_some = true;
+    } else if (order.state == Order::State::ready && now_us - order.ready_since_us > kStaleUs) {
+      stale = &order;
+    }
+  }
+  const std::ptrdiff_t for_others =
+      purpose != Purpose::demand ? kForDemand : (has_some ? kForOthers : 0);
+  if (idle > for_others) return free;
+  if (stale != nullptr) done(*stale);
+  return stale;
+}
+
 DiskReader::Begun DiskReader::begin(Client& client, std::uint64_t start, std::uint32_t pages,
                                     Purpose purpose, std::uint32_t& order_pages) {
-  auto* const free =
-      std::ranges::find(orders_, Order::State::idle, [](const Order& o) { return o.state; });
-  if (free == orders_.end()) return Begun::busy;
-  // What nobody waits for yet leaves some for whoever comes with a fault.
-  const auto idle =
-      std::ranges::count(orders_, Order::State::idle, [](const Order& o) { return o.state; });
-  if (purpose == Purpose::ahead && idle <= kForDemand) return Begun::busy;
-  Order& order = *free;
+  Order* const room = room_for(client, purpose);
+  if (room == nullptr) return Begun::busy;
+  Order& order = *room;
   order.client = &client;
   order.start = start;
   order.pages = 0;
   order.parts = 0;
   order.tries = 1;
   order.purpose = purpose;
+  order.waited_for = purpose == Purpose::demand;
   const std::uint32_t most = std::clamp<std::uint32_t>(pages, 1, kOrderPages);
   while (order.pages < most) {
     if (!want(order, client.map->load(start + order.pages * kPage))) break;
@@ -148,7 +172,7 @@ void DiskReader::start(Order& order) {
   }
   order.state = Order::State::reading;
   ++under_way_;
-  if (order.purpose == Purpose::demand) traffic_.demand.fetch_add(1);
+  if (order.waited_for) traffic_.demand.fetch_add(1);
   queue_parts(order);
   (void)ring_->submit();
 }
@@ -192,8 +216,9 @@ void DiskReader::end_part(Order& order, std::uint32_t index, std::int32_t result
     if (!order.part[i].ended) return;
   }
   order.state = Order::State::ready;
+  order.ready_since_us = os_.now_us();
   --under_way_;
-  if (order.purpose == Purpose::demand) traffic_.demand.fetch_sub(1);
+  if (order.waited_for) traffic_.demand.fetch_sub(1);
   if (order.client == nullptr) {
     done(order);
   } else {
@@ -209,6 +234,12 @@ DiskReader::Order* DiskReader::find(const Client& client, std::uint64_t page) {
     }
   }
   return nullptr;
+}
+
+void DiskReader::wait_for(Order& order) {
+  if (order.waited_for || order.state != Order::State::reading) return;
+  order.waited_for = true;
+  traffic_.demand.fetch_add(1);
 }
 
 DiskReader::Order* DiskReader::next_ready(const Client& client, const Order* after) {

@@ -46,6 +46,8 @@ class DiskReader {
     std::uint32_t pages = 0;
     unsigned tries = 0;
     Purpose purpose = Purpose::demand;
+    bool waited_for = false;           // by a fault: reading it is demand (DiskTraffic)
+    std::uint64_t ready_since_us = 0;  // from when on it can be put to use
     struct Page {
       Entry entry;
       bool on_disk = false;
@@ -78,12 +80,16 @@ class DiskReader {
 
   enum class Begun : std::uint8_t { reading, busy, not_on_disk };
   // Orders the page at `start`, whose object is on disk, and those after it, up to `pages`, as far
-  // as they are evicted and fit. busy: as many orders are under way as can be. `order_pages`: how
+  // as they are evicted and fit. busy: as many orders are under way as can be, or as many of this
+  // client as may be while others want some, too. An order of another client that has long been
+  // ready and is not put to use makes room: whoever waits for it orders again. `order_pages`: how
   // many it became.
   [[nodiscard]] Begun begin(Client& client, std::uint64_t start, std::uint32_t pages,
                             Purpose purpose, std::uint32_t& order_pages);
   // The order of this client that has the page; nullptr: none.
   [[nodiscard]] Order* find(const Client& client, std::uint64_t page);
+  // A fault waits for a page of it, whatever it was ordered for.
+  void wait_for(Order& order);
   // An order of this client that is ready, from `after` on (nullptr: from the first).
   [[nodiscard]] Order* next_ready(const Client& client, const Order* after);
   // The codec's output for one page of a ready order, in `packed`. Empty: it could not be read, or
@@ -106,6 +112,7 @@ class DiskReader {
  private:
   DiskReader(Os& os, PageStore& store, const BackingFile& file, const Seal& seal,
              DiskTraffic& traffic, Counters& counters);
+  [[nodiscard]] Order* room_for(const Client& client, Purpose purpose);
   [[nodiscard]] bool want(Order& order, Entry entry);
   [[nodiscard]] bool add_part(Order& order, Order::Page& page);
   void start(Order& order);
@@ -113,6 +120,7 @@ class DiskReader {
   void end_part(Order& order, std::uint32_t part, std::int32_t result);
   [[nodiscard]] std::span<std::byte> buffer_of(const Order& order) const;
 
+  Os& os_;
   PageStore& store_;
   const BackingFile& file_;
   const Seal& seal_;

@@ -590,6 +590,7 @@ void FaultService::finish_fault(Client& client, const PendingFault& fault, Count
 }
 
 void FaultService::let_go(Client& client, StepResult& result) {
+  if (reader_ != nullptr) reader_->forget(client);
   // A FORK that was read and not yet applied: the child outlives its parent, with all of the
   // parent's pages (HAZARDS 4). The evictor publishes what is in flight first.
   if (!address_space_.apply(client, os_.now_us())) {
@@ -610,7 +611,6 @@ void FaultService::let_go(Client& client, StepResult& result) {
     return;
   }
   client.pending.clear();
-  if (reader_ != nullptr) reader_->forget(client);
   client.reader_done = true;
 }
 

@@ -21,7 +21,10 @@ FaultService::Outcome FaultService::order_read(Client& client, PendingFault& fau
                                                std::uint32_t want) {
   // Nothing to look at before it has come: that kicks the client.
   fault.retry_at_us = os_.now_us() + 1'000'000;
-  if (reader_->find(client, fault.page) != nullptr) return Outcome::later;
+  if (DiskReader::Order* const there = reader_->find(client, fault.page)) {
+    reader_->wait_for(*there);
+    return Outcome::later;
+  }
   std::uint32_t pages = 0;
   switch (reader_->begin(client, fault.page, want, DiskReader::Purpose::demand, pages)) {
     case DiskReader::Begun::reading:
