@@ -238,10 +238,9 @@ Result<BackingFile::Claim> BackingFile::claim(Purpose purpose) {
   if (purpose == Purpose::more && !has_room()) {
     return fail_errno("the backing file is as large as it may become", ENOSPC);
   }
-  if (free_.count() == 0) {
-    if (const Status ok = extend(); !ok) return std::unexpected(ok.error());
-  }
-  const std::uint32_t number = *free_.lowest();
+  const auto found = next_free();
+  if (!found) return std::unexpected(found.error());
+  const std::uint32_t number = *found;
   free_.remove(number);
   const std::uint64_t generation = next_generation();
   Segment& s = segment(number);
@@ -252,6 +251,20 @@ Result<BackingFile::Claim> BackingFile::claim(Purpose purpose) {
   dead_blocks_ += kBlocks;
   ++used_segments_;
   return Claim{number, generation};
+}
+
+// The lowest, but after a place that could not be written those that follow it come first, and
+// those that the file does not have yet: when there are none, it is the turn of all of them again.
+Result<std::uint32_t> BackingFile::next_free() {
+  auto found = free_.lowest_from(first_choice_);
+  if (!found) {
+    const Status ok = extend();
+    if (!ok && free_.count() == 0) return std::unexpected(ok.error());
+    found = free_.lowest_from(first_choice_);
+  }
+  if (found) return *found;
+  first_choice_ = 0;
+  return *free_.lowest();
 }
 
 void BackingFile::fill(SegmentPlace place, std::uint64_t bytes) {
@@ -280,13 +293,14 @@ void BackingFile::written(std::uint32_t number) {
   if (before.objects() == 0) ++dead_;
 }
 
-void BackingFile::abandon(std::uint32_t number) {
+void BackingFile::abandon(std::uint32_t number, bool failed) {
   const Word before{segment(number).word.load()};
   assert(before.is(Life::writing));
   subtract_live(before.objects(), before.units());
   dead_blocks_ -= static_cast<std::int64_t>(before.dead());
   make_free(number, Life::free);
   --used_segments_;
+  if (failed) first_choice_ = number + 1;
 }
 
 // The blocks first: when the word says that nothing is left, the segment may be used anew.
@@ -421,10 +435,11 @@ int BackingFile::back_account(std::uint32_t end) {
   return 0;
 }
 
-// Only when no free segment is left, so all that the file has is in use.
+// Only when no free segment is left that is worth a try.
 Status BackingFile::extend() {
-  const std::uint64_t used = used_bytes(), most = max_bytes_.load();
-  const std::uint64_t room = has_room() ? (most - used) / kSegmentBytes : 1;  // for cleaning
+  const std::uint64_t used = used_bytes(), most = max_bytes_.load(), there = free_.count();
+  const std::uint64_t all = has_room() ? (most - used) / kSegmentBytes : 1;  // for cleaning
+  const std::uint64_t room = all - std::min(all, there);
   const auto wanted = affordable(static_cast<std::uint32_t>(std::min<std::uint64_t>(room, kStep)));
   if (!wanted) return std::unexpected(wanted.error());
   std::uint32_t first = 0;

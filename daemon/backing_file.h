@@ -97,8 +97,9 @@ class BackingFile {
   // there. `bytes`, here and in release(): a multiple of kUnit.
   void fill(SegmentPlace place, std::uint64_t bytes);
   void written(std::uint32_t segment);
-  // The write came to nothing and no record points there.
-  void abandon(std::uint32_t segment);
+  // The write came to nothing and no record points there. `failed`: that may be the place's fault,
+  // and others are tried first.
+  void abandon(std::uint32_t segment, bool failed = false);
 
   // An object less. Any thread. As it was counted by fill().
   void release(SegmentPlace place, std::uint64_t bytes);
@@ -198,6 +199,7 @@ class BackingFile {
   [[nodiscard]] bool has_room() const { return used_bytes() + kSegmentBytes <= max_bytes_.load(); }
   [[nodiscard]] std::uint64_t next_generation();
   [[nodiscard]] Status extend();
+  [[nodiscard]] Result<std::uint32_t> next_free();
   [[nodiscard]] Result<std::uint32_t> affordable(std::uint32_t wanted) const;
   [[nodiscard]] std::uint32_t run_of_holes(std::uint32_t most, std::uint32_t& first);
   [[nodiscard]] int take_room(std::uint32_t first, std::uint32_t count);
@@ -230,8 +232,9 @@ class BackingFile {
   // the writer's
   std::uint64_t free_min_bytes_ = 0;
   SegmentSet free_, holes_;
-  std::uint32_t next_hole_ = 0;  // where make_holes() goes on
-  std::uint32_t end_ = 0;        // one past the highest that was ever part of the file
+  std::uint32_t first_choice_ = 0;  // after the last place that could not be written
+  std::uint32_t next_hole_ = 0;     // where make_holes() goes on
+  std::uint32_t end_ = 0;           // one past the highest that was ever part of the file
   std::uint64_t generation_ = 0, generations_end_ = 0;
   bool can_allocate_ = true, can_punch_ = true, punch_failed_ = false;
 };

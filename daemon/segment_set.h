@@ -35,6 +35,17 @@ class SegmentSet {
     if (lowest_word_ == words_.size()) return std::nullopt;
     return number(lowest_word_, static_cast<unsigned>(std::countr_zero(words_[lowest_word_])));
   }
+  // The lowest that is not below `least`.
+  [[nodiscard]] std::optional<std::uint32_t> lowest_from(std::uint32_t least) {
+    if (least == 0) return lowest();
+    const std::size_t first = least / 64;
+    for (std::size_t word = std::max(first, lowest_word_); word < words_.size(); ++word) {
+      const std::uint64_t below = word == first ? bit(least) - 1 : 0;
+      if (const std::uint64_t there = words_[word] & ~below)
+        return number(word, static_cast<unsigned>(std::countr_zero(there)));
+    }
+    return std::nullopt;
+  }
   // Gives up the words above it: the next one is near.
   [[nodiscard]] std::optional<std::uint32_t> highest() {
     while (!words_.empty() && words_.back() == 0) words_.pop_back();

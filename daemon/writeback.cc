@@ -373,7 +373,8 @@ void Writeback::end_write(Buffer& buffer, std::int32_t result) {
       return item.cleaned && item.from.segment == victim.claim.segment;
     });
   });
-  drop(buffer);
+  file_.abandon(buffer.claim.segment, true);
+  let_go(buffer);
   const std::string why = result < 0 ? std::strerror(-result) : "a write ended early";
   if (full || ++failures_ >= kMostFailures)
     stop("the backing file cannot be written (" + why + ")", kRetryErrorUs);

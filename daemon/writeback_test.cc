@@ -234,6 +234,23 @@ TEST_F(WritebackTest, ADiskThatFailsForGoodStopsItAndItGoesOnLater) {
   }
 }
 
+TEST_F(WritebackTest, PlacesThatCannotBeWrittenAreNotTriedForEver) {
+  for (const std::uint64_t bad : {1, 5}) {  // segments, from the first one on
+    os.disk.on_io = [&](SimIo& io) { return io.write && io.offset < bad * kSegment ? -EIO : 0; };
+    put(*client, kA, 100, 1);  // one segment at a time
+    for (int i = 0; i < 5 && all_out() != 0; ++i) os.clock_ns += 11'000'000'000;
+    EXPECT_EQ(pool->stats().objects, 0U) << writeback->report();
+    EXPECT_EQ(writeback->report(), "");
+    const std::uint64_t errors = counters().disk_errors.load();
+    put(*client, kA + 200 * kPage, 100, 1'000);
+    EXPECT_EQ(all_out(), 0U);
+    EXPECT_EQ(counters().disk_errors.load(), errors) << "there is room elsewhere";
+    expect_everything_right();
+    truth.clear();
+    os.drop_range(fd(), kA, 300);
+  }
+}
+
 TEST_F(WritebackTest, AFileSystemThatFillsUpUnderUs) {
   for (std::uint64_t i = 0; i < 800; ++i) put(*client, kA + i * kPage, page_of(4 * i));
   os.disk.info.free_bytes = 3 * kSegment + 100'000;
