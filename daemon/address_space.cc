@@ -40,7 +40,7 @@ bool AddressSpace::registered(const Client& client, std::uint64_t page) {
 
 // As PageStore::clear_range(), as far as this step may.
 bool AddressSpace::clear_some(Client& client, std::uint64_t start, std::uint64_t end) {
-  (void)store_.forget_copies(client, start, end);
+  if (!store_.forget_copies(client, start, end, kMostPages / KeptCopies::kMostTaken)) return false;
   for (std::uint64_t p = client.map->next_out(start, end); p < end;
        p = client.map->next_out(p + kPage, end)) {
     if (left_ == 0) return false;

@@ -12,7 +12,8 @@ namespace foldswap {
 namespace {
 
 constexpr std::uint64_t kRetrySoonUs = 20;
-constexpr int kWindowsPerStep = 8;  // between two looks at the client's faults
+constexpr int kWindowsPerStep = 8;      // between two looks at the client's faults
+constexpr unsigned kForgetRounds = 16;  // likewise
 
 }  // namespace
 
@@ -220,7 +221,10 @@ void FaultService::run_restore(Client& client, StepResult& result) {
   if (!client.restore_wanted || client.gone()) return;
   if (bring_back(client, 0, kAddressEnd, client.restore_cursor, result) &&
       client.batches.load() == 0) {
-    store_.forget_copies(client);
+    if (!store_.forget_copies(client, 0, kAddressEnd, kForgetRounds)) {
+      result.again = true;
+      return;
+    }
     client.restore_cursor = 0;
     client.restore_wanted = false;
   } else if (result.retry_us == 0) {

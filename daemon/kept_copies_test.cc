@@ -186,6 +186,32 @@ TEST_F(KeptCopiesTest, RoomComesBackWhenThePageGoes) {
   expect_everything_right();
 }
 
+// A bounded amount of work in each step: others' faults wait for it.
+TEST_F(KeptCopiesTest, MuchIsForgottenInSlices) {
+  constexpr std::uint64_t kMany = 200'000;
+  for (const bool whole : {false, true}) {
+    for (std::uint64_t i = 0; i < kMany; ++i) {
+      const ObjectId id = pool->store_pattern(i).value();
+      ASSERT_EQ(client->kept.put(kA + i * kPage, id, {}), ObjectId::none);
+    }
+    if (whole) {
+      client->restore_wanted = true;
+    } else {
+      os.range_event(fd(), UFFD_EVENT_UNMAP, kA, kA + kMany * kPage);
+    }
+    std::uint64_t left = kMany;
+    for (int i = 0; i < 100 && left != 0; ++i) {
+      const StepResult result = service->step(*client);
+      EXPECT_LE(left - client->kept.size(), 20'000U);
+      left = client->kept.size();
+      EXPECT_TRUE(left == 0 || result.again || result.retry_us != 0);
+      EXPECT_EQ(client->restore_wanted, whole && left != 0);
+    }
+    EXPECT_EQ(left, 0U);
+    EXPECT_EQ(pool->stats().pattern_objects, 0U);
+  }
+}
+
 TEST_F(KeptCopiesTest, RoomComesBackWhenTheClientEnds) {
   bring(10);
   client->set_state(ClientState::exiting);
