@@ -58,6 +58,20 @@ TEST_F(DiskOrdersTest, ARestoreKeepsNobodyFromTheDisk) {
   expect_everything_right();
 }
 
+TEST_F(DiskOrdersTest, ARestoreKeepsNoOtherFromTheDisk) {
+  bring(400);
+  client->restore_wanted = true;
+  for (int i = 0; i < 20; ++i) turn();
+  other->restore_wanted = true;
+  for (int i = 0; i < 150; ++i) turn();
+  EXPECT_FALSE(other->restore_wanted);
+  EXPECT_TRUE(client->restore_wanted) << "it had ended before";
+  let_io_go();
+  for (int i = 0; i < 400 && client->restore_wanted; ++i) turn();
+  EXPECT_FALSE(client->restore_wanted);
+  expect_everything_right();
+}
+
 TEST_F(DiskOrdersTest, AClientOfManyThreadsKeepsNobodyFromTheDisk) {
   bring(400);
   for (std::uint64_t i = 0; i < 400; ++i) fault(*client, kA + i * kFar);
@@ -124,6 +138,57 @@ TEST_F(DiskOrdersTest, AFaultThatWaitsForWhatIsReadAheadIsWaitedFor) {
   (void)service->step(*client);
   EXPECT_EQ(traffic.demand.load(), 0U);
   EXPECT_EQ(look(*client, kA + kPage), Got::page);
+  expect_everything_right();
+}
+
+// -- what changes while an order is under way
+
+TEST_F(DiskOrdersTest, Hazard12AGuardThatCameMeanwhileStays) {
+  bring(8, kPage);
+  for (const auto purpose :
+       {DiskReader::Purpose::demand, DiskReader::Purpose::ahead, DiskReader::Purpose::back}) {
+    const std::uint64_t first = kA + (purpose == DiskReader::Purpose::demand ? 0 : 4) * kPage;
+    std::uint32_t pages = 0;
+    ASSERT_EQ(reader().begin(*client, first, 4, purpose, pages), DiskReader::Begun::reading);
+    ASSERT_EQ(pages, 4U);
+    const std::uint64_t guard = first + (purpose == DiskReader::Purpose::demand ? 2 : 0) * kPage;
+    os.spaces[fd()].guards = {guard};
+    os.disk.complete_io();
+    (void)service->step(*client);
+    EXPECT_EQ(look(*client, guard), Got::nothing);
+    EXPECT_EQ(look(*client, kA + kPage), Got::page);
+    os.spaces[fd()].guards.clear();
+  }
+  expect_everything_right();
+}
+
+TEST_F(DiskOrdersTest, WhatIsNotWantedAnyMoreIsNoError) {
+  bring(4);
+  fault(*client, kA);
+  (void)service->step(*client);
+  ASSERT_EQ(os.disk.under_way(), 1U);
+  unmap(*client, kA, 1);
+  os.disk.complete_io();
+  (void)service->step(*client);
+  EXPECT_EQ(os.disk.under_way(), 0U);
+  EXPECT_EQ(counters().disk_errors.load(), 0U);
+  EXPECT_EQ(counters().lost_pages.load(), 0U);
+  expect_everything_right();
+}
+
+TEST_F(DiskOrdersTest, PagesThatBecameOthersMeanwhileAreTheOthers) {
+  bring(8, kPage);
+  std::uint32_t pages = 0;
+  ASSERT_EQ(reader().begin(*client, kA, 8, DiskReader::Purpose::ahead, pages),
+            DiskReader::Begun::reading);
+  ASSERT_EQ(pages, 8U);
+  unmap(*client, kA + 3 * kPage, 1);
+  put(*client, kA + 3 * kPage, page_of(555));
+  unmap(*client, kA + 5 * kPage, 2);
+  os.disk.complete_io();
+  (void)service->step(*client);
+  EXPECT_EQ(look(*client, kA + 2 * kPage), Got::page);
+  EXPECT_EQ(look(*client, kA + 3 * kPage), Got::nothing);
   expect_everything_right();
 }
 

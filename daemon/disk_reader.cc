@@ -74,8 +74,8 @@ DiskReader::Order* DiskReader::room_for(const Client& client, Purpose purpose) {
       stale = &order;
     }
   }
-  const std::ptrdiff_t for_others =
-      purpose != Purpose::demand ? kForDemand : (has_some ? kForOthers : 0);
+  const std::ptrdiff_t for_others = (purpose == Purpose::demand ? 0 : kForDemand) +
+                                    (has_some && purpose != Purpose::ahead ? kForOthers : 0);
   if (idle > for_others) return free;
   if (stale != nullptr) done(*stale);
   return stale;
