@@ -163,6 +163,25 @@ TEST_F(KeptCopiesTest, WhatCameFromThePoolIsNotKept) {
   expect_everything_right();
 }
 
+// In one order with what is on disk.
+TEST_F(KeptCopiesTest, OfAWindowOnlyWhatCameFromDiskIsKept) {
+  put(*client, kA, 8, 1);
+  put(*client, kFiller, kFillers, 1'000'000);
+  ASSERT_EQ(all_out(), 0U);
+  unmap(*client, kA + 3 * kPage, 2);
+  put(*client, kA + 3 * kPage, page_of(1));  // in the pool
+  put(*client, kA + 4 * kPage, same_of(5));
+  std::uint32_t pages = 0;
+  ASSERT_EQ(reader().begin(*client, kA, 8, DiskReader::Purpose::ahead, pages),
+            DiskReader::Begun::reading);
+  ASSERT_EQ(pages, 8U);
+  (void)service->step(*client);
+  for (std::uint64_t i = 0; i < 8; ++i) EXPECT_EQ(look(*client, kA + i * kPage), Got::page);
+  EXPECT_EQ(client->kept.size(), 6U);
+  EXPECT_EQ(pool->stats().objects, 0U);
+  expect_everything_right();
+}
+
 TEST_F(KeptCopiesTest, AChildHasWhatItsParentHasOnDisk) {
   bring(10);
   Client& child = another_client();
