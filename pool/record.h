@@ -7,17 +7,18 @@
 //   26..15  age: the shard's tick at store   19..0   reference count; 0: the record is free
 //   14..0   chunk within the frame, or unit within the segment
 // A segment is of a file that the pool knows nothing else about (Tier::segment). The location word
-// of a Codec::pattern object is the pattern itself, all 64 bits of it.
+// of a Codec::pattern object is the pattern itself, all 64 bits of it. A record without a tier is
+// of an object that was lost: it cannot be loaded, but its references are counted.
 //
 // Invariant: a move, be it to another frame or out to a segment, changes the location word and
 // nothing else, with one atomic store, after the bytes are where the word will point: whoever looks
 // at a record after a crash at any instruction finds the object. Only replacing an object's bytes
-// changes both words; it is noted before (Replacing in layout.h). Whoever recovers finishes that
-// first, moves objects out of the scratch frames, and counts references anew from the page maps:
-// one may be held by whoever died while replacing. Publish order: bytes in the frame, location
-// word, meta word (release); only then is the id returned. Thread safety: words are atomic; they
-// change under the shard's lock only. Lives in a memory file that outlives a process: positions by
-// number, never by pointer.
+// changes both words; it is noted before (Replacing in layout.h). Whoever takes over
+// (take_over.h) finishes that first, moves objects out of the scratch frames, and counts references
+// anew from the page maps: one may be held by whoever died while replacing. Publish order: bytes in
+// the frame, location word, meta word (release); only then is the id returned. Thread safety: words
+// are atomic; they change under the shard's lock only. Lives in a memory file that outlives a
+// process: positions by number, never by pointer.
 #pragma once
 
 #include <atomic>

@@ -31,7 +31,8 @@ bool FrameTable::sound(const Extent& object) const {
   return named == object.id && checksum28({data(where, what.length), what.length}) == what.checksum;
 }
 
-// Only what lies between the objects is written to.
+// Only what lies between the objects is written to. (Looking first whether it is right already
+// costs more: a fault to read maps all the pages around.)
 void FrameTable::restore(std::uint32_t frame, std::span<const Extent> objects) {
   const bool was_damaged = meta(frame).damaged != 0;
   FrameMeta m{};

@@ -36,9 +36,11 @@ class Pool;
 
 class PoolTakeOver {
  public:
-  // Takes the files. `os` outlives the pool. Error: no memory; or they are another version's, or
-  // laid out in another way than `config` says (drain first): nothing has changed then, and
-  // `files` are still the caller's. The limit may be another one, and less than what is held.
+  // Takes the files, which are closed when this, or the pool, goes: whoever has no other
+  // descriptors of them hands in duplicates. `os` outlives the pool. Error: no memory; or they are
+  // another version's, or laid out in another way than `config` says (drain first): nothing has
+  // changed then, and `files` are still the caller's. The limit may be another one, and less than
+  // what is held.
   [[nodiscard]] static Result<PoolTakeOver> begin(Os& os, PoolFiles& files,
                                                   const PoolConfig& config);
 
