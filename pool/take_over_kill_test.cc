@@ -95,8 +95,10 @@ class Worker {
       test::Page out;
       const auto loaded = pool_.load(entry.id, out);
       if (!loaded) std::abort();
-      loaded->elsewhere ? pool_.move_elsewhere(entry.id, entry.place(true), entry.place(false))
-                        : pool_.move_out(entry.id, *loaded, entry.place(true));
+      const bool moved = loaded->elsewhere
+                             ? pool_.move_elsewhere(entry.id, entry.place(true), entry.place(false))
+                             : pool_.move_out(entry.id, *loaded, entry.place(true));
+      moves_ += moved ? 1 : 0;
     } else if (kind < 75) {
       share(entry);
     } else if (!is_there(pool_, entry)) {
@@ -113,6 +115,7 @@ class Worker {
   const std::uint32_t thread_;
   std::mt19937_64 rng_;
   std::uint32_t seed_;
+  std::uint64_t moves_ = 0;
 };
 
 struct PoolKillTest : ::testing::Test {
