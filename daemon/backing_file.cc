@@ -279,6 +279,7 @@ void BackingFile::fill(SegmentPlace place, std::uint64_t bytes) {
   first = std::min(first, static_cast<std::uint8_t>(place.unit % kUnitsPerBlock));
   ++live_objects_;
   live_bytes_ += bytes;
+  filled_bytes_ += bytes;
   dead_blocks_ -= begun;
   const Word before{
       segment(place.segment).word.fetch_add(Word::counts(1, units) - Word::dead(begun))};
@@ -331,6 +332,11 @@ std::uint64_t BackingFile::generation(std::uint32_t number) const {
 
 std::uint64_t BackingFile::live_bytes(std::uint32_t number) const {
   return Word{segment(number).word.load()}.units() * kUnit;
+}
+
+std::uint64_t BackingFile::live_bytes(std::uint32_t number, std::uint32_t block) const {
+  const std::uint16_t live = blocks(number).live[block].load();
+  return live == kHole ? 0 : live * kUnit;
 }
 
 void BackingFile::subtract_live(std::uint64_t objects, std::uint64_t units) {
@@ -536,8 +542,8 @@ std::uint64_t BackingFile::resident_bytes() const {
 
 // -- looking at all of it
 
-std::vector<std::uint32_t> BackingFile::sparsest(std::size_t most,
-                                                 std::uint32_t percent_max) const {
+std::vector<BackingFile::Sparse> BackingFile::sparsest(std::size_t most,
+                                                       std::uint32_t percent_max) const {
   constexpr std::size_t kClosely = 64;
   using Candidate = std::pair<std::uint64_t, std::uint32_t>;  // how much is live, number
   std::priority_queue<Candidate> best;                        // on top the one to drop first
@@ -549,44 +555,55 @@ std::vector<std::uint32_t> BackingFile::sparsest(std::size_t most,
     best.emplace(word.units() * 1024 / std::max<std::uint64_t>(kept, 1), i);
     if (best.size() > most + kClosely) best.pop();
   }
-  std::vector<Candidate> found;
+  std::vector<Sparse> found;
   for (; !best.empty(); best.pop()) {
     const std::uint32_t number = best.top().second;
-    const std::uint64_t live = live_per_block(number);
-    if (live * 100 <= kBlock * percent_max) found.emplace_back(live, number);
+    const BlockSet set = emptiest_blocks(number);
+    const Sparse one{number, can_punch_ ? static_cast<std::uint32_t>(set.count()) : kBlocks,
+                     cost_of_vacating(number, set)};
+    if (one.live * 100 <= one.blocks * kBlock * percent_max) found.push_back(one);
   }
-  std::ranges::sort(found);
+  std::ranges::sort(found, {}, [](const Sparse& one) {
+    return std::pair(one.live / std::max(one.blocks, 1U), one.segment);
+  });
   if (found.size() > most) found.resize(most);
-  std::vector<std::uint32_t> numbers;
-  for (const auto& [live, number] : found) numbers.push_back(number);
-  return numbers;
+  return found;
 }
 
-// Bytes, of those that are best vacated.
-std::uint64_t BackingFile::live_per_block(std::uint32_t number) const {
-  const BlockSet set = emptiest_blocks(number);
-  std::uint64_t units = 0;
-  for (std::uint32_t b = 0; b < kBlocks; ++b) {
-    const std::uint16_t live = blocks(number).live[b].load();
-    if (set.test(b) && live != kHole) units += live;
-  }
-  return units * kUnit / (can_punch_ ? std::max<std::size_t>(set.count(), 1) : kBlocks);
+BackingFile::BlockSet BackingFile::blocks_with_live(std::uint32_t number) const {
+  BlockSet set;
+  for (std::uint32_t b = 0; b < kBlocks; ++b) set.set(b, live_bytes(number, b) != 0);
+  return set;
+}
+
+// What lies over the border to a block that is not vacated moves as a whole: half of it is there.
+std::uint64_t BackingFile::cost_of_vacating(std::uint32_t number, const BlockSet& set) const {
+  const Word word{segment(number).word.load()};
+  const BlockSet stays = blocks_with_live(number) & ~set;
+  const std::size_t borders = (set & stays << 1).count() + (set & stays >> 1).count();
+  std::uint64_t live = borders * word.units() * kUnit / std::max(word.objects(), 1UL) / 2;
+  for (std::uint32_t b = 0; b < kBlocks; ++b) live += set.test(b) ? live_bytes(number, b) : 0;
+  return live;
 }
 
 BackingFile::BlockSet BackingFile::emptiest_blocks(std::uint32_t number) const {
   constexpr std::size_t kFew = 16;
-  using Candidate = std::pair<std::uint16_t, std::uint32_t>;  // live units, block
-  std::vector<Candidate> with_live;
-  with_live.reserve(kBlocks);
+  using Candidate = std::pair<std::uint64_t, std::uint32_t>;  // live bytes, block
+  const BlockSet all = blocks_with_live(number);
+  if (!can_punch_ || all.count() <= kFew) return all;
+  std::vector<Candidate> by_live;
+  by_live.reserve(kBlocks);
   for (std::uint32_t b = 0; b < kBlocks; ++b) {
-    const std::uint16_t live = blocks(number).live[b].load();
-    if (live != 0 && live != kHole) with_live.emplace_back(live, b);
+    if (all.test(b)) by_live.emplace_back(live_bytes(number, b), b);
   }
-  std::ranges::sort(with_live);
-  if (can_punch_ && with_live.size() > kFew) with_live.resize(std::max(kFew, with_live.size() / 4));
+  std::ranges::sort(by_live);
+  by_live.resize(std::max(kFew, by_live.size() / 4));
   BlockSet set;
-  for (const auto& [live, b] : with_live) set.set(b);
-  return set;
+  for (const auto& [live, b] : by_live) set.set(b);
+  const auto per_block = [&](const BlockSet& blocks) {
+    return cost_of_vacating(number, blocks) / blocks.count();
+  };
+  return per_block(set) <= per_block(all) ? set : all;
 }
 
 std::optional<std::uint32_t> BackingFile::first_unit(std::uint32_t number,

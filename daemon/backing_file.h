@@ -116,11 +116,16 @@ class BackingFile {
   std::uint64_t make_holes(std::uint64_t bytes);
   // Up to `most` full segments whose emptiest_blocks() have the least that is live, sparsest first;
   // at most `percent_max` of those blocks is. Looks closely only at segments that are sparse as a
-  // whole.
-  [[nodiscard]] std::vector<std::uint32_t> sparsest(std::size_t most,
-                                                    std::uint32_t percent_max) const;
+  // whole. (Without holes: of all the segment's blocks.)
+  struct Sparse {
+    std::uint32_t segment = 0;
+    std::uint32_t blocks = 0;  // that are best vacated
+    std::uint64_t live = 0;    // bytes in them, and, by estimate, of the same objects beyond them
+  };
+  [[nodiscard]] std::vector<Sparse> sparsest(std::size_t most, std::uint32_t percent_max) const;
   // The blocks of a full segment that are best vacated: a quarter of those with something live, the
-  // emptiest; all, where there are few, or where no holes can be made.
+  // emptiest; all, where there are few, where objects are so large that most of them reach from one
+  // block into the next, or where no holes can be made.
   using BlockSet = std::bitset<kBlocks>;
   [[nodiscard]] BlockSet emptiest_blocks(std::uint32_t segment) const;
   // Where the first object begins that begins in the block, in units; nothing: none does. As it was
@@ -128,6 +133,11 @@ class BackingFile {
   [[nodiscard]] std::optional<std::uint32_t> first_unit(std::uint32_t segment,
                                                         std::uint32_t block) const;
   [[nodiscard]] std::uint64_t live_bytes(std::uint32_t segment) const;
+  [[nodiscard]] std::uint64_t live_bytes(std::uint32_t segment, std::uint32_t block) const;
+  // All that release() and abandon() ever took away.
+  [[nodiscard]] std::uint64_t died_bytes() const { return filled_bytes_ - live_bytes_.load(); }
+  // False once the file system has said that it has no holes.
+  [[nodiscard]] bool can_punch() const { return can_punch_; }
 
   // -- any thread
   [[nodiscard]] std::uint64_t live_bytes() const { return live_bytes_.load(); }
@@ -209,7 +219,8 @@ class BackingFile {
   void subtract_live(std::uint64_t objects, std::uint64_t units);
   [[nodiscard]] bool punch(std::uint64_t offset, std::uint64_t bytes);
   [[nodiscard]] std::uint32_t punch_dead(std::uint32_t number);
-  [[nodiscard]] std::uint64_t live_per_block(std::uint32_t number) const;
+  [[nodiscard]] BlockSet blocks_with_live(std::uint32_t number) const;
+  [[nodiscard]] std::uint64_t cost_of_vacating(std::uint32_t number, const BlockSet& set) const;
   [[nodiscard]] const char* check_segment(std::uint32_t number) const;
   [[nodiscard]] const char* check_blocks(std::uint32_t number) const;
 
@@ -230,7 +241,7 @@ class BackingFile {
   std::atomic<std::uint32_t> backed_{0};        // segments
 
   // the writer's
-  std::uint64_t free_min_bytes_ = 0;
+  std::uint64_t free_min_bytes_ = 0, filled_bytes_ = 0;
   SegmentSet free_, holes_;
   std::uint32_t first_choice_ = 0;  // after the last place that could not be written
   std::uint32_t next_hole_ = 0;     // where make_holes() goes on

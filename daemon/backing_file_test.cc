@@ -261,10 +261,19 @@ TEST_F(BackingFileTest, FindsTheSparsest) {
   file->release({5, 0}, kUnit);  // dead: collect()'s, not worth reading
   (void)file->claim().value();
   using Numbers = std::vector<std::uint32_t>;
-  EXPECT_EQ(file->sparsest(2, 100), (Numbers{1, 3}));
-  EXPECT_EQ(file->sparsest(10, 12), (Numbers{1, 3, 2}));  // 30 of a block's 256 units
-  EXPECT_EQ(file->sparsest(10, 100), (Numbers{1, 3, 2, 4, 0}));
-  EXPECT_EQ(file->sparsest(0, 100), Numbers{});
+  const auto sparsest = [&](std::size_t most, std::uint32_t percent) {
+    Numbers numbers;
+    for (const BackingFile::Sparse& one : file->sparsest(most, percent)) {
+      EXPECT_EQ(one.live, counts[one.segment] * kUnit);
+      EXPECT_EQ(one.blocks, 1U);
+      numbers.push_back(one.segment);
+    }
+    return numbers;
+  };
+  EXPECT_EQ(sparsest(2, 100), (Numbers{1, 3}));
+  EXPECT_EQ(sparsest(10, 12), (Numbers{1, 3, 2}));  // 30 of a block's 256 units
+  EXPECT_EQ(sparsest(10, 100), (Numbers{1, 3, 2, 4, 0}));
+  EXPECT_EQ(sparsest(0, 100), Numbers{});
 }
 
 // -- blocks

@@ -27,6 +27,33 @@ class CleaningTest : public DiskFixture {
       if (i % one_of != 0) unmap(*client, kA + i * kPage, 1);
     }
   }
+  // A page of 2 to 4 KiB of noise.
+  static SimOs::PageBytes large_page(std::uint64_t seed) {
+    std::mt19937_64 random(seed);
+    SimOs::PageBytes page{};
+    const std::size_t noise = 2048 + random() % 2048;
+    for (std::size_t i = 0; i < noise / 4 * 4; i += 4) {
+      const auto word = static_cast<std::uint32_t>(random());
+      std::memcpy(&page[i], &word, sizeof(word));
+    }
+    return page;
+  }
+  // What is still wanted finds no room, that is said, and nothing is read or written for it any
+  // more.
+  void stays_full() {
+    const auto used = [&] {
+      const Counters& c = counters();
+      return std::tuple(c.disk_cleaned_bytes.load(), c.disk_written_bytes.load(),
+                        c.disk_read_bytes.load());
+    };
+    const auto before = used();
+    for (int i = 0; i < 10; ++i) {
+      os.clock_ns += 2'000'000'000;
+      EXPECT_NE(all_out(), 0U);
+      EXPECT_NE(writeback->report().find("full"), std::string::npos) << writeback->report();
+      ASSERT_EQ(used(), before) << i;
+    }
+  }
   // Wants more room than there is without cleaning.
   std::uint64_t press() {
     put_noise(1'000, 2 * kPerSegment, 10'000);
@@ -145,7 +172,7 @@ TEST_F(CleaningTest, FullIsFullAndSaysSo) {
   expect_everything_right();
 }
 
-// A segment that is not full, and no other to put together with it: nothing would be gained.
+// What is dead lies together, and every other block is full: nothing would be gained by moving.
 TEST_F(CleaningTest, WhatGainsNothingIsNotMoved) {
   put_noise(0, 5 * kPerSegment, 1);
   ASSERT_EQ(all_out(), 0U);
@@ -153,21 +180,48 @@ TEST_F(CleaningTest, WhatGainsNothingIsNotMoved) {
   unmap(*client, kA, kPerSegment / 2);
   unmap(*client, kA + 2 * kPerSegment * kPage, kPerSegment / 4);
   EXPECT_NE(press(), 0U);
+  stays_full();
   EXPECT_EQ(counters().disk_cleaned_bytes.load(), 0U);
-  EXPECT_NE(writeback->report().find("full"), std::string::npos) << writeback->report();
-  // A little more, and it is.
-  unmap(*client, kA + 3 * kPerSegment * kPage, kPerSegment / 3);
-  os.clock_ns += 2'000'000'000;
+  // A little more dies: that is room.
+  unmap(*client, kA + 3 * kPerSegment * kPage, kPerSegment);
   const std::uint64_t outside = pool->stats().outside;
+  os.clock_ns += 2'000'000'000;
   all_out();
   EXPECT_EQ(pool->stats().outside, outside + kPerSegment);
-  const std::uint64_t cleaned = counters().disk_cleaned_bytes.load();
-  EXPECT_GT(cleaned, 0U);
-  os.clock_ns += 2'000'000'000;
-  all_out();
-  EXPECT_EQ(counters().disk_cleaned_bytes.load(), cleaned);
+  EXPECT_EQ(counters().disk_cleaned_bytes.load(), 0U);
+  EXPECT_EQ(counters().disk_read_bytes.load(), 0U);
   expect_valid();
   EXPECT_EQ(expect_everything_right(), 0U);
+}
+
+// Objects of more than half a block, which do not fill blocks however they are put, and dead ones
+// everywhere: what there is to gain is gained, and that is the end of it.
+TEST_F(CleaningTest, LargeObjectsAreNotMovedForEver) {
+  for (const bool holes : {true, false}) {
+    os.disk.has_punch = holes;
+    std::mt19937_64 random(31);
+    const std::uint64_t from = holes ? 0 : 10'000;
+    for (std::uint64_t i = 0; i < 1'500; ++i) {
+      put(*client, kA + (from + i) * kPage, large_page(from + i));
+      if (i % 300 == 299) (void)all_out();
+    }
+    EXPECT_NE(pool->stats().objects, 0U);
+    for (const std::uint64_t one_of : {16, 12, 3}) {
+      for (std::uint64_t i = 0; i < 1'500; ++i) {
+        if (random() % one_of == 0 && truth.contains({client.get(), kA + (from + i) * kPage}))
+          unmap(*client, kA + (from + i) * kPage, 1);
+      }
+      const std::uint64_t outside = pool->stats().outside;
+      os.clock_ns += 2'000'000'000;
+      (void)all_out();
+      stays_full();
+      EXPECT_TRUE(one_of != 3 || pool->stats().outside > outside);
+      expect_valid();
+    }
+    EXPECT_GT(counters().disk_cleaned_bytes.load(), 0U);
+    ASSERT_EQ(expect_everything_right(), 0U);
+    unmap(*client, kA + from * kPage, 1'500);
+  }
 }
 
 TEST_F(CleaningTest, WhatIsBeingMovedCanBeReadAndFreed) {

@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstring>
 #include <iterator>
+#include <map>
 
 #include "base/size.h"
 
@@ -27,9 +28,17 @@ constexpr unsigned kMostTries = 3, kMostFailures = 3;
 constexpr std::uint64_t kRetryErrorUs = 10'000'000, kRetryRoomUs = 1'000'000;
 constexpr std::uint32_t kForCleaning = 2;  // free segments below which only cleaning may begin one
 constexpr std::uint32_t kWorthCleaning = 90;  // live percent of what is vacated, at most
+constexpr std::uint64_t kLeastGain = 16;      // room that cleaning makes, at least: a part of this
+constexpr std::size_t kRound = 16;            // segments that are looked at for what moves together
+constexpr std::uint64_t kLossWorthALook = 64 * kKiB;
 constexpr auto kBlock = static_cast<std::uint32_t>(BackingFile::kBlock);
 constexpr std::uint32_t kGapLeast = 64;  // bytes: a smaller one is not worth remembering
 constexpr std::uint64_t kDaySeconds = 86'400;
+
+// Bytes that are freed and bytes that are written for it.
+bool is_worth(std::uint64_t freed, std::uint64_t written) {
+  return freed >= written + std::max(written / kLeastGain, BackingFile::kBlock);
+}
 
 }  // namespace
 
@@ -105,7 +114,7 @@ std::uint64_t Writeback::step() {
   keep_house(now_us);
   const Need need = this->need();
   if (now_us < stopped_until_us_) {
-    flush_cleaned();
+    flush_cleaned(false);
     return kIdleUs;
   }
   traffic_.relief = true;
@@ -367,14 +376,8 @@ void Writeback::end_write(Buffer& buffer, std::int32_t result) {
     submit_write(buffer);
     return;
   }
-  // What was to be moved may be tried again.
-  std::erase_if(victims_, [&](const Victim& victim) {
-    return std::ranges::any_of(buffer.items, [&](const Item& item) {
-      return item.cleaned && item.from.segment == victim.claim.segment;
-    });
-  });
-  file_.abandon(buffer.claim.segment, true);
-  let_go(buffer);
+  forget_sources(buffer);
+  drop(buffer, true);
   const std::string why = result < 0 ? std::strerror(-result) : "a write ended early";
   if (full || ++failures_ >= kMostFailures)
     stop("the backing file cannot be written (" + why + ")", kRetryErrorUs);
@@ -389,8 +392,10 @@ void Writeback::publish(Buffer& buffer) {
         item.cleaned ? pool_.move_elsewhere(item.id, item.from, item.to)
                      : pool_.refs(item.id) > 1 && pool_.move_out(item.id, item.loaded, item.to);
     if (!moved) file_.release(item.to, bytes);
+    if (moved && !item.cleaned) futile_at_.reset();
     if (moved && item.cleaned) {
       file_.release(item.from, bytes);
+      moved_bytes_ += bytes;
       bump(counters_.disk_cleaned_bytes, bytes);
     }
   }
@@ -406,8 +411,8 @@ void Writeback::let_go(Buffer& buffer) {
   buffer.state = Buffer::State::idle;
 }
 
-void Writeback::drop(Buffer& buffer) {
-  file_.abandon(buffer.claim.segment);
+void Writeback::drop(Buffer& buffer, bool failed) {
+  file_.abandon(buffer.claim.segment, failed);
   let_go(buffer);
 }
 
@@ -421,6 +426,7 @@ void Writeback::keep_house(std::uint64_t now_us) {
                                    tunables_.writeback_free_min.load(std::memory_order_relaxed)};
   if (limits.max_bytes != limits_.max_bytes || limits.free_min_bytes != limits_.free_min_bytes) {
     file_.set_limits(limits);
+    futile_at_.reset();
     limits_ = limits;
   }
   if (now_us - house_us_ < kEveryUs) return;
@@ -479,37 +485,50 @@ bool Writeback::start_cleaning(Need need) {
   const bool roomy =
       need == Need::none && used - std::min(used, live) > kDeadWorth && live < used / 2;
   if (!(no_room_ && need != Need::none) && !roomy) {
-    flush_cleaned();
+    flush_cleaned(false);
     return false;
   }
-  const std::uint32_t most = no_room_ ? kWorthCleaning : 50;
-  const auto found = file_.sparsest(victims_.size() + stuck_.size() + 1, most);
-  const auto fresh = std::ranges::find_if(found, [&](std::uint32_t segment) {
-    const auto is_it = [&](const Victim& victim) {
-      return victim.claim.segment == segment &&
-             victim.claim.generation == file_.generation(segment);
-    };
-    return std::ranges::none_of(victims_, is_it) && std::ranges::none_of(stuck_, is_it);
-  });
-  if (fresh == found.end()) {
-    const bool waits = cleaned_ != nullptr || cleaning_pending();
-    flush_cleaned();
-    if (no_room_ && !waits) {
+  const bool busy =
+      std::ranges::any_of(buffers_, [](const Buffer& b) { return b.state != Buffer::State::idle; });
+  std::vector<BackingFile::Sparse> found;
+  if (!futile()) {
+    found =
+        file_.sparsest(victims_.size() + stuck_.size() + kRound, no_room_ ? kWorthCleaning : 50);
+    std::erase_if(found, [&](const BackingFile::Sparse& one) {
+      const auto is_it = [&](const Victim& victim) {
+        return victim.claim.segment == one.segment &&
+               victim.claim.generation == file_.generation(one.segment);
+      };
+      return std::ranges::any_of(victims_, is_it) || std::ranges::any_of(stuck_, is_it);
+    });
+    if (victims_.empty()) {
+      round_made_room_ = false;
+      if (!promises_room(found)) {
+        if (busy) return false;  // what has been written may leave dead blocks behind its end
+        found.clear();
+        futile_at_ = lost_bytes();
+      }
+    }
+  }
+  if (found.empty()) {
+    flush_cleaned(true);
+    if (no_room_ && !busy) {
       stop("the backing file is full (" + human_size(live) + " of " +
                human_size(file_.max_bytes()) + ")",
            kRetryRoomUs);
     }
     return false;
   }
+  const std::uint32_t fresh = found.front().segment;
   Buffer* const buffer = idle_buffer();
   if (buffer == nullptr) return false;
   buffer->state = Buffer::State::reading;
-  buffer->claim = {*fresh, file_.generation(*fresh)};
+  buffer->claim = {fresh, file_.generation(fresh)};
   buffer->used = 0;
-  buffer->vacate = file_.emptiest_blocks(*fresh);
-  victims_.push_back({buffer->claim, file_.live_bytes(*fresh)});
+  buffer->vacate = file_.emptiest_blocks(fresh);
+  victims_.push_back({buffer->claim, file_.live_bytes(fresh)});
   const auto index = static_cast<std::uint64_t>(buffer - buffers_.data());
-  (void)ring_->read(buffer->bytes, BackingFile::offset_of(*fresh), index);
+  (void)ring_->read(buffer->bytes, BackingFile::offset_of(fresh), index);
   (void)ring_->submit();
   return true;
 }
@@ -585,17 +604,94 @@ bool Writeback::keep_object(const Buffer& from, SegmentPlace at, const DiskHeade
       cleaned_ = buffer;
     }
     if (put(*cleaned_, item, plain)) return true;
-    flush_cleaned();
+    if (!flush_cleaned(true)) break;
   }
   store_.unref(id);
   return false;
 }
 
-void Writeback::flush_cleaned() {
-  if (cleaned_ == nullptr) return;
+// ---- that it ends ------------------------------------------------------------------------------
+//
+// Cleaning moves nothing without making room, as it is counted here, of which there is an end:
+//   With holes: the blocks in which something is live get fewer with every write. Those of a
+//   source that hold nothing but what is in the buffer die when it moves, and each block that is
+//   written lives; it is written only if those are more.
+//   Without: the segment that is written gets fuller than each that something is taken from. So
+//   the fill of all segments, in descending order, grows lexicographically.
+// Both are bounded, and only what is done elsewhere takes them back: something dies, or cold
+// objects are written. What is not written for that reason is not looked at again before more has
+// been lost (futile()), and so nothing is read again and again either: a round of reading that
+// writes nothing is the last.
+
+bool Writeback::promises_room(std::span<const BackingFile::Sparse> victims) const {
+  std::uint64_t live = 0, blocks = 0;
+  for (const BackingFile::Sparse& one : victims) {
+    live += one.live;
+    blocks += one.blocks;
+    if (file_.can_punch() ? is_worth(blocks * kBlock, block_ceil(live))
+                          : is_worth(std::min<std::uint64_t>(live, kSegment), one.live)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+bool Writeback::makes_room(const Buffer& buffer) const {
+  std::map<std::pair<std::uint32_t, std::uint32_t>, std::uint64_t> leaves;  // by segment and block
+  std::uint64_t bytes = 0, fullest = 0, freed = 0;
+  for (const Item& item : buffer.items) {
+    const std::uint64_t begin = item.from.unit * kUnit, end = begin + disk_bytes(item.length);
+    for (std::uint64_t at = begin; at < end; at = block_floor(at) + kBlock) {
+      leaves[{item.from.segment, static_cast<std::uint32_t>(at / kBlock)}] +=
+          std::min(end, block_floor(at) + kBlock) - at;
+    }
+    bytes += end - begin;
+    fullest = std::max(fullest, file_.live_bytes(item.from.segment));
+  }
+  if (!file_.can_punch()) return is_worth(bytes, fullest);
+  for (const auto& [where, leaving] : leaves)
+    freed += file_.live_bytes(where.first, where.second) <= leaving ? kBlock : 0;
+  return is_worth(freed, block_ceil(buffer.used));
+}
+
+bool Writeback::futile() {
+  if (futile_at_ && lost_bytes() - *futile_at_ >= kLossWorthALook) futile_at_.reset();
+  return futile_at_.has_value();
+}
+
+bool Writeback::flush_cleaned(bool sure) {
+  if (cleaned_ == nullptr) return true;
   Buffer& buffer = *cleaned_;
   cleaned_ = nullptr;
-  buffer.items.empty() ? drop(buffer) : start_write(buffer);
+  if (buffer.items.empty()) {
+    drop(buffer);
+    return true;
+  }
+  if (makes_room(buffer)) {
+    round_made_room_ = true;
+    start_write(buffer);
+    return true;
+  }
+  forget_sources(buffer);
+  drop(buffer);
+  if (sure) end_round();
+  return false;
+}
+
+void Writeback::end_round() {
+  if (!round_made_room_) futile_at_ = lost_bytes();
+  for (Buffer& buffer : buffers_) {
+    if (buffer.state == Buffer::State::cleaning) buffer.state = Buffer::State::idle;
+  }
+}
+
+// They may be victims again.
+void Writeback::forget_sources(const Buffer& buffer) {
+  std::erase_if(victims_, [&](const Victim& victim) {
+    return std::ranges::any_of(buffer.items, [&](const Item& item) {
+      return item.cleaned && item.from.segment == victim.claim.segment;
+    });
+  });
 }
 
 }  // namespace foldswap

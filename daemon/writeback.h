@@ -14,7 +14,8 @@
 // next without reason. When that is not enough, cleaning reads the segment that is sparsest, takes
 // from its emptiest blocks what its objects' records still point to, and writes that again as part
 // of a segment of its own, under a new generation; the blocks are dead then. It is put off for as
-// long as there is room: the longer, the less is left to move.
+// long as there is room: the longer, the less is left to move. And nothing is moved that makes no
+// room (makes_room()): a full file is left alone until something in it dies.
 //
 // Shape (DESIGN §10): step() does what can be done now and never waits; system calls go through the
 // Os seam. Thread safety: one thread's (Writer below); counters and report() are for all.
@@ -108,7 +109,7 @@ class Writeback {
   void reap();
   void end_write(Buffer& buffer, std::int32_t result);
   void publish(Buffer& buffer);
-  void drop(Buffer& buffer);
+  void drop(Buffer& buffer, bool failed = false);
   void let_go(Buffer& buffer);
 
   // -- cleaning
@@ -119,7 +120,17 @@ class Writeback {
   [[nodiscard]] bool keep_live(Buffer& from);
   [[nodiscard]] std::uint32_t next_block(const Buffer& from) const;
   [[nodiscard]] bool keep_object(const Buffer& from, SegmentPlace at, const DiskHeader& header);
-  void flush_cleaned();
+  // Whether cleaning these would make room, as far as the account tells.
+  [[nodiscard]] bool promises_room(std::span<const BackingFile::Sparse> victims) const;
+  // Whether moving what is in the buffer does.
+  [[nodiscard]] bool makes_room(const Buffer& buffer) const;
+  // `sure`: there was nothing better to move with it. False: it makes no room, and stays.
+  bool flush_cleaned(bool sure);
+  void end_round();
+  void forget_sources(const Buffer& buffer);
+  [[nodiscard]] bool futile();
+  // All that died on disk, but for what moved.
+  [[nodiscard]] std::uint64_t lost_bytes() const { return file_.died_bytes() - moved_bytes_; }
   [[nodiscard]] bool cleaned_under_way() const;
   [[nodiscard]] bool cleaning_pending() const;
   void forget_victims();
@@ -156,6 +167,10 @@ class Writeback {
   // Segments whose objects are on their way elsewhere, and those that hold something that does not
   // open: not to be cleaned (again), until something of them is gone.
   std::vector<Victim> victims_, stuck_;
+  // lost_bytes() when cleaning was found to make no room: it rests until more is lost.
+  std::optional<std::uint64_t> futile_at_;
+  bool round_made_room_ = false;  // since the first of victims_
+  std::uint64_t moved_bytes_ = 0;
   std::unique_ptr<IoRing> ring_;
   unsigned failures_ = 0;  // in a row
   std::uint64_t stopped_until_us_ = 0, demand_since_us_ = 0, house_us_ = 0;
