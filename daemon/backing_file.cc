@@ -383,15 +383,19 @@ std::uint32_t BackingFile::run_of_holes(std::uint32_t most, std::uint32_t& first
 }
 
 // Asked of the file itself, wherever its directory is by now.
-Result<std::uint32_t> BackingFile::affordable(std::uint32_t wanted) const {
+Result<std::uint64_t> BackingFile::spare_bytes() const {
   const auto there = os_.file_system("/proc/self/fd/" + std::to_string(fd_.get()));
   if (!there) return std::unexpected(there.error());
-  const std::uint64_t spare =
-      there->free_bytes > free_min_bytes_ ? there->free_bytes - free_min_bytes_ : 0;
-  if (spare < kSegmentBytes) {
+  return there->free_bytes - std::min(there->free_bytes, free_min_bytes_);
+}
+
+Result<std::uint32_t> BackingFile::affordable(std::uint32_t wanted) const {
+  const auto spare = spare_bytes();
+  if (!spare) return std::unexpected(spare.error());
+  if (*spare < kSegmentBytes) {
     return fail_errno("the file system must keep what it has free", ENOSPC);
   }
-  return static_cast<std::uint32_t>(std::min<std::uint64_t>(wanted, spare / kSegmentBytes));
+  return static_cast<std::uint32_t>(std::min<std::uint64_t>(wanted, *spare / kSegmentBytes));
 }
 
 // A file system that runs out of room half-way keeps what it has found; a hole gives that back.

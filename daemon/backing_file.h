@@ -136,6 +136,8 @@ class BackingFile {
   [[nodiscard]] std::uint64_t live_bytes(std::uint32_t segment, std::uint32_t block) const;
   // All that release() and abandon() ever took away.
   [[nodiscard]] std::uint64_t died_bytes() const { return filled_bytes_ - live_bytes_.load(); }
+  // What the file system has beyond what it is to keep.
+  [[nodiscard]] Result<std::uint64_t> spare_bytes() const;
   // False once the file system has said that it has no holes.
   [[nodiscard]] bool can_punch() const { return can_punch_; }
 

@@ -503,6 +503,47 @@ TEST_F(CleaningTest, AMaximumThatFallsBelowWhatIsUsed) {
   EXPECT_EQ(expect_everything_right(), 0U);
 }
 
+// With free room only what is dead is given back; what lives stays where it is until little is left
+// of it, be it for the maximum or for what the file system must keep.
+TEST_F(CleaningTest, WithoutNeedNothingIsMovedForAsLongAsThereIsRoom) {
+  for (const bool by_file_system : {false, true}) {
+    tunables.writeback_max = 512 * kSegment;
+    tunables.writeback_free_min = 0;
+    os.clock_ns += 1'000'000'000;
+    write_steps(1);
+    constexpr std::uint64_t kRounds = 14, kPages = 1'700;
+    const std::uint64_t first = by_file_system ? 100'000 : 0;
+    for (std::uint64_t i = 0; i < kRounds * kPages; ++i) {
+      put(*client, kA + (first + i) * kPage, page_of(4 * i + 2));  // 1 KiB of noise
+      if (i % kPages == kPages - 1) {
+        ASSERT_EQ(all_out(), 0U);
+      }
+    }
+    const std::uint64_t full = file->used_bytes();
+    for (std::uint64_t i = 0; i < kRounds * kPages; ++i) {
+      if (i % 7 != 0) unmap(*client, kA + (first + i) * kPage, 1);
+    }
+    ASSERT_TRUE(pool->set_limit(64 * kMiB).has_value());  // nobody needs anything
+    const std::uint64_t cleaned = counters().disk_cleaned_bytes.load();
+    write_steps(2'000);
+    const std::uint64_t used = file->used_bytes();
+    EXPECT_LT(used, full * 3 / 4);
+    EXPECT_EQ(counters().disk_cleaned_bytes.load(), cleaned);
+    if (by_file_system) {
+      tunables.writeback_free_min = os.disk.info.free_bytes - kSegment;
+    } else {
+      tunables.writeback_max = used / 16 * 17;
+    }
+    write_steps(2'000);
+    EXPECT_LT(file->used_bytes(), used * 3 / 4);
+    EXPECT_GT(counters().disk_cleaned_bytes.load(), cleaned);
+    ASSERT_EQ(expect_everything_right(), 0U);
+    unmap(*client, kA + first * kPage, kRounds * kPages);
+    truth.clear();
+    ASSERT_TRUE(pool->set_limit(pool_config.limit_bytes).has_value());
+  }
+}
+
 TEST_F(CleaningTest, WithoutNeedItGivesRoomBackToo) {
   max_segments = 512;
   tunables.writeback_max = 512 * kSegment;

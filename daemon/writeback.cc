@@ -435,6 +435,7 @@ void Writeback::keep_house(std::uint64_t now_us) {
   file_.give_back(writing_ ? static_cast<std::uint32_t>(file_.used_bytes() / kSegment / 4) + kKeep
                            : kKeep);
   if (!writing_ && file_.dead_bytes() > file_.used_bytes() / 8) (void)file_.make_holes(kHoles);
+  little_left_ = little_room_left();
   if (pressed_) (void)pool_.trim(Pool::kKeepEmptyBytes);
   stuck_.resize(std::min<std::size_t>(stuck_.size(), 4096));
 }
@@ -476,15 +477,28 @@ void Writeback::forget_victims() {
   victims_.clear();
 }
 
+// Less than an eighth of what the file may take, what is dead in it not counted: be it for its
+// maximum or for what the file system must keep.
+bool Writeback::little_room_left() const {
+  const std::uint64_t used = file_.used_bytes(), most = file_.max_bytes();
+  const std::uint64_t spare = file_.spare_bytes().value_or(most);
+  const std::uint64_t may_take = std::min(most, used + std::min(spare, most));
+  return used - std::min(used, file_.dead_bytes()) > may_take - may_take / 8;
+}
+
+// Whether to move something before there is need.
+bool Writeback::worth_tidying() const {
+  constexpr std::uint64_t kLeast = 4 * kMiB;
+  const std::uint64_t live = file_.live_bytes();
+  const std::uint64_t used = file_.used_bytes() - std::min(file_.used_bytes(), file_.dead_bytes());
+  return little_left_ && live + kLeast < used && live < used / 2;
+}
+
 bool Writeback::start_cleaning(Need need) {
-  constexpr std::uint64_t kDeadWorth = 32 * kMiB;
   if (std::ranges::any_of(buffers_,
                           [](const Buffer& b) { return b.state == Buffer::State::reading; }))
     return false;
-  const std::uint64_t used = file_.used_bytes(), live = file_.live_bytes();
-  const bool roomy =
-      need == Need::none && used - std::min(used, live) > kDeadWorth && live < used / 2;
-  if (!(no_room_ && need != Need::none) && !roomy) {
+  if (need == Need::none ? !worth_tidying() : !no_room_) {
     flush_cleaned(false);
     return false;
   }
@@ -513,7 +527,7 @@ bool Writeback::start_cleaning(Need need) {
   if (found.empty()) {
     flush_cleaned(true);
     if (no_room_ && !busy) {
-      stop("the backing file is full (" + human_size(live) + " of " +
+      stop("the backing file is full (" + human_size(file_.live_bytes()) + " of " +
                human_size(file_.max_bytes()) + ")",
            kRetryRoomUs);
     }

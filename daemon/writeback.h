@@ -14,7 +14,9 @@
 // next without reason. When that is not enough, cleaning reads the segment that is sparsest, takes
 // from its emptiest blocks what its objects' records still point to, and writes that again as part
 // of a segment of its own, under a new generation; the blocks are dead then. It is put off for as
-// long as there is room: the longer, the less is left to move. And nothing is moved that makes no
+// long as there is room: the longer, the less is left to move. (When nothing is to be written it
+// begins a little earlier, with an eighth of what the file may take left, if most of what it holds
+// is dead.) And nothing is moved that makes no
 // room (makes_room()): a full file is left alone until something in it dies.
 //
 // Shape (DESIGN §10): step() does what can be done now and never waits; system calls go through the
@@ -114,6 +116,8 @@ class Writeback {
 
   // -- cleaning
   [[nodiscard]] bool clean(Need need);
+  [[nodiscard]] bool little_room_left() const;
+  [[nodiscard]] bool worth_tidying() const;
   [[nodiscard]] bool start_cleaning(Need need);
   void end_read(Buffer& buffer, std::int32_t result);
   // Goes on with what was read; false: there is no buffer to move it to now.
@@ -175,7 +179,8 @@ class Writeback {
   unsigned failures_ = 0;  // in a row
   std::uint64_t stopped_until_us_ = 0, demand_since_us_ = 0, house_us_ = 0;
   std::uint64_t allowance_ = 0, allowance_at_us_ = 0, allowance_per_day_ = 0;
-  bool no_room_ = false;  // the file is full, until something is cleaned or freed
+  bool little_left_ = false;  // of what the file may take; looked at now and then
+  bool no_room_ = false;      // the file is full, until something is cleaned or freed
   BackingFile::Limits limits_;
   mutable RankedMutex<LockRank::leaf> mutex_;
   std::string why_ FS_GUARDED_BY(mutex_);
