@@ -41,8 +41,9 @@
 /* Events, of the place `at`. */
 #define NOTHING 0
 #define REMOVE 1 /* comes before the pages are dropped */
-#define REMAP 2  /* comes after the page has moved to the other place */
-#define REMAP_CLEARED 3 /* half applied: what was noted of the target has been let go */
+#define UNMAP 2  /* comes after something new has been mapped where the page was */
+#define REMAP 3  /* comes after the page has moved to the other place */
+#define REMAP_CLEARED 4 /* half applied: what was noted of the target has been let go */
 
 #define OK 0
 #define EAGAIN 1
@@ -52,6 +53,12 @@
 /* -- the kernel's: outlives the daemon */
 bit here = 0;           /* where the page is mapped */
 byte mem = GONE;        /* what is there; GONE: the next touch is a fault */
+#ifdef REGISTRATION
+bool registered = false; /* a missing page that is not is filled by the kernel, with zeros */
+bool mapped = true;
+#else
+#define registered true
+#endif
 byte queued = NOTHING;  /* an event that nobody has read */
 bit queued_at = 0;
 bool changing = false;  /* from before the change until its thread has come back with the event read */
@@ -79,6 +86,10 @@ byte refs[2] = 0;
 byte inbox[2] = NOTHING;
 bit inbox_at[2] = 0;
 bool quarantine[2] = false;
+#ifdef REGISTRATION
+bool noted = false; /* what is being unregistered */
+bit noted_at = 0;
+#endif
 
 /* -- the daemon's own memory: dies with it */
 byte pending[2] = 0; /* faults that were read and not answered, by place; more than two add nothing */
@@ -91,6 +102,16 @@ byte evictor_page = GONE; /* the evictor's */
 bool up = false;     /* recovery is over */
 
 bool crash = false, reader_down = false, evictor_down = false;
+
+#define REGISTER(place) registered = registered || (place == here && mapped)
+inline UNREGISTER(place) {
+  d_step {
+    if
+    :: place == here -> registered = false; wake(place)
+    :: else
+    fi
+  }
+}
 
 #define aged(v) v = (v == CUR -> OLD : v)
 inline age() {
@@ -115,8 +136,8 @@ inline fill(f_at, f_value, f_rc) {
   d_step {
     if
     :: changing -> f_rc = EAGAIN
-    :: !changing && f_at != here -> f_rc = ENOENT
-    :: !changing && f_at == here && mem != GONE -> f_rc = EEXIST
+    :: !changing && (f_at != here || !registered) -> f_rc = ENOENT
+    :: !changing && f_at == here && registered && mem != GONE -> f_rc = EEXIST
     :: else -> f_rc = OK; mem = (f_value == GONE -> OLD : f_value); wake(f_at)
     fi
   }
@@ -148,7 +169,8 @@ inline touch(t_who) {
        :: else
        fi;
        break }
-  :: atomic { mem == GONE -> fault[t_who] = 1;
+  :: atomic { mem == GONE && !registered -> mem = ZERO }
+  :: atomic { mem == GONE && registered -> fault[t_who] = 1;
        if
        :: t_who == 1 -> touching = true
        :: else
@@ -158,21 +180,44 @@ inline touch(t_who) {
 }
 
 /* Or its threads are stopped (HAZARDS 5). */
+#ifdef ONE_EVENT
+#define room_for_events (inbox[0] == NOTHING)
+#else
 #define room_for_events (inbox[1] == NOTHING)
+#endif
 
 active proctype Program() {
 end_idle:
   do
   :: touch(0)
+#ifndef NO_DISCARD
   :: /* madvise(MADV_DONTNEED): the event, its reading, then the pages */
-     atomic { room_for_events ->
+     atomic { room_for_events && registered ->
        queued = REMOVE; queued_at = here; changing = true; discarding = true; in_call = true }
      atomic { queued == NOTHING -> changing = false }
      atomic { age(); mem = GONE; expected = ZERO; discarding = false; in_call = false }
+#endif
 #ifndef NO_MREMAP
-  :: atomic { room_for_events && !touching ->
+  :: atomic { room_for_events && registered && !touching ->
        queued = REMAP; queued_at = here; changing = true; here = 1 - here }
      atomic { queued == NOTHING -> changing = false }
+#endif
+#ifdef REGISTRATION
+#ifndef NO_MUNMAP
+  :: /* munmap, and something new in its place */
+     atomic { room_for_events && registered ->
+       age(); mem = GONE; expected = ZERO; registered = false; mapped = false;
+       queued = UNMAP; queued_at = here; changing = true }
+     atomic { queued == NOTHING -> changing = false }
+     mapped = true
+  :: /* of memory that is not registered no event comes */
+     atomic { !registered -> age(); mem = GONE; expected = ZERO; mapped = false }
+     mapped = true
+#endif
+#ifndef NO_MREMAP
+  :: /* but mremap announces itself, and waits for the agent (HAZARDS 13) */
+     atomic { !registered && layout != AGENT -> here = 1 - here }
+#endif
 #endif
   :: break
   od
@@ -214,7 +259,23 @@ end_idle:
 #endif
         :: else
         fi;
-        d_step { /* MOVE */
+#ifdef REGISTRATION
+#ifndef NO_REGISTER
+        atomic { /* it passes over holes */
+          if
+          :: command_at == here && mapped -> registered = true
+          :: else
+          fi
+        }
+#endif
+#if !defined(NO_RUN_PROBE) && !defined(NO_REGISTER)
+        if
+        :: !(command_at == here && mapped && registered) -> goto unlock
+        :: else
+        fi;
+#endif
+#endif
+        d_step { /* MOVE: its source need not be registered */
           assert(holds(AGENT));
           if
           :: !changing && command_at == here && mem != GONE -> staging = mem; mem = GONE
@@ -301,6 +362,13 @@ inline apply_remove() {
 #ifndef INBOX_FIRST
   clear_first_of_inbox();
 #endif
+  at = 0
+}
+
+inline apply_unmap() {
+  atomic { inbox[0] == UNMAP && !changing -> at = inbox_at[0] }
+  clear(at);
+  clear_first_of_inbox();
   at = 0
 }
 
@@ -394,6 +462,34 @@ inline rescue(a_at) {
   d_step { at = 0; rc = 0; page = GONE }
 }
 
+/* Of memory of which nothing is out. A change that is under way may bring something there. */
+inline unregister() {
+  atomic { inbox[0] == NOTHING && registered && lock_free -> take_lock(DAEMON);
+    if
+    :: at = here
+    :: at = 1 - here /* something else is there, that mremap may replace */
+    fi }
+  if
+#ifdef NO_PROBE
+  :: entry[at] == E_NONE ->
+     UNREGISTER(at)
+#else
+  :: entry[at] == E_NONE && !changing ->
+#ifndef NO_NOTE
+     d_step { noted = true; noted_at = at }
+#endif
+     UNREGISTER(at);
+     if
+     :: changing -> REGISTER(at)
+     :: else
+     fi;
+     d_step { noted = false; noted_at = 0 }
+#endif
+  :: else
+  fi;
+  d_step { assert(holds(DAEMON)); drop_lock(DAEMON); at = 0 }
+}
+
 /* Of a place whose entry is OUT while no command is posted: it came through, or it never left. */
 inline resolve(r_at) {
   if
@@ -423,6 +519,12 @@ inline recover() {
    * of. */
 #ifndef NO_BUMP
   epoch_same = false;
+#endif
+#ifdef REGISTRATION
+  if
+  :: noted -> REGISTER(noted_at); noted = false
+  :: else
+  fi;
 #endif
   if
 #ifdef CLEAR_EVERY_LOCK
@@ -472,6 +574,10 @@ end_idle:
     :: read_messages()
     :: apply_remove()
     :: apply_remap()
+#ifdef REGISTRATION
+    :: apply_unmap()
+    :: unregister()
+#endif
     :: atomic { unapplied && inbox[0] == NOTHING -> unapplied = false }
     :: may_answer(0) && entry[0] == E_NONE && lock_free -> answer_none(0)
     :: may_answer(1) && entry[1] == E_NONE && lock_free -> answer_none(1)
@@ -517,6 +623,18 @@ inline publish() {
   d_step { id = 0; evictor_page = GONE }
 }
 
+/* What nobody looks at any more has one value, for fewer states. (The result stays where a recovery
+ * can see it, if the rule that makes that harmless is taken out.) */
+inline end_batch() {
+  d_step {
+    command_at = 0; epoch_same = false; id = 0;
+#ifndef STALE_RESULTS
+    result_moved = false;
+#endif
+    settling = false; moved = false; batch = false
+  }
+}
+
 #define is_out (entry[command_at] == E_OUT || entry[command_at] == E_WANTED)
 
 active proctype Evictor() {
@@ -549,7 +667,8 @@ end_idle:
        command = POSTED;
        goto more;
 give_up:
-       atomic { batch = false; id = 0 }
+       skip; /* no jump into a d_step */
+       end_batch();
 more:
        skip
     :: batch && !settling && command == DONE ->
@@ -562,13 +681,13 @@ more:
          :: else
          fi
        }
-       d_step { settling = false; batch = false }
+       end_batch()
     :: batch && settling && moved && (entry[command_at] == E_OUT || (entry[command_at] == E_WANTED && unapplied)) ->
        publish()
     :: atomic { batch && settling && moved && entry[command_at] == E_OUT -> entry[command_at] = E_WANTED } /* no room */
     :: batch && settling && moved && !is_out ->
        transfer = GONE;
-       d_step { settling = false; moved = false; batch = false }
+       end_batch()
     :: atomic { quarantine[0] && !in_call -> quarantine[0] = false }
     :: atomic { quarantine[1] && !in_call -> quarantine[1] = false }
     :: !batch -> goto retired
