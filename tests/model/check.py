@@ -5,8 +5,8 @@ check.py [--long] [--only NAME]...
 
 One line for each check; exit status 0: all went as they must, 77: spin or gcc is not installed.
 Everything is built in a temporary directory. One core, less than a gigabyte, some two minutes.
---long adds what takes several minutes and up to 4 GiB. --only runs the checks whose names contain NAME and
-prints spin's trail for a failure.
+--long adds what takes several minutes and up to 4 GiB. --only runs the checks whose names contain
+NAME, and prints spin's trail of a failure.
 """
 
 import argparse
@@ -24,7 +24,7 @@ MODEL = pathlib.Path(__file__).resolve().parent / "protocol.pml"
 SMALL = "-DCRASHES=1 -DNO_MREMAP"
 THREADS = "-DCRASHES=0 -DTWO_THREADS -DNO_MREMAP"
 MOVES = "-DCRASHES=2 -DONE_EVENT -DNO_DISCARD"
-MUNMAP = "-DCRASHES=1 -DREGISTRATION -DNO_MREMAP"
+MUNMAP = "-DCRASHES=1 -DREGISTRATION -DONE_EVENT -DNO_MREMAP"
 UNREGISTER = "-DCRASHES=1 -DREGISTRATION -DONE_EVENT -DNO_DISCARD -DNO_MUNMAP"
 
 HOLDS = {
@@ -61,10 +61,13 @@ BREAKS = [
     ("NO_BUMP", SMALL, "recovery lets go of the lock before it bumps the epoch"),
     ("CLEAR_EVERY_LOCK", SMALL, "recovery clears the agent's lock, too"),
     ("PRESENT_FIRST", SMALL, "recovery judges a page by pagemap while its command is posted"),
-    ("STALE_RESULTS", SMALL, "the last command's results are there when the next entries become OUT"),
+    ("STALE_RESULTS", SMALL, "the last command's results are there when the next pages become OUT"),
     ("REPLAY_CLEARS", MOVES, "a half-applied REMAP clears its target again"),
     ("NO_NOTE", UNREGISTER, "recovery does not know what was being unregistered"),
 ]
+
+
+INCOMPLETE = "the search is not complete"
 
 
 class Failed(Exception):
@@ -98,7 +101,7 @@ def verdict(report):
         return error.group(1)
     whole = "errors: 0" in report and not re.search(
         r"max search depth too small|not completed|out of memory|memory limit", report)
-    return "" if whole else "the search is not complete"
+    return "" if whole else INCOMPLETE
 
 
 def meaning(error):
@@ -138,13 +141,14 @@ def main():
                 found, count = verdict(report), f"{states(report):>9,} states"
             except (Failed, subprocess.TimeoutExpired) as error:
                 report, found, count = "", str(error), "no result"
-            good = found == "" if must_hold else report != "" and found not in ("", "the search is not complete")
             if must_hold:
+                good = found == ""
                 said = "holds" if good else found
             else:
-                said = f"{meaning(found)}" if good else f"NOT NOTICED {found}"
-            print(f"{'ok  ' if good else 'FAIL'} {name:<22} {count} {time.monotonic() - began:6.1f} s  {said}"
-                  + (f": {what}" if what else ""), flush=True)
+                good = report != "" and found not in ("", INCOMPLETE)
+                said = f"{meaning(found) if good else f'NOT NOTICED {found}'}: {what}"
+            print(f"{'ok  ' if good else 'FAIL'} {name:<22} {count} "
+                  f"{time.monotonic() - began:6.1f} s  {said}", flush=True)
             if options.only and found and (directory / "protocol.pml.trail").exists():
                 print(call(["spin", "-p", "-k", "protocol.pml.trail", *flags.split(), str(MODEL)],
                            directory, 120)[1])

@@ -61,7 +61,7 @@ bool mapped = true;
 #endif
 byte queued = NOTHING;  /* an event that nobody has read */
 bit queued_at = 0;
-bool changing = false;  /* from before the change until its thread has come back with the event read */
+bool changing = false;  /* from the change until its thread has come back, with the event read */
 byte fault[2] = 0;      /* of each thread: 0 none, 1 to be read, 2 read and waiting */
 
 /* -- the program's */
@@ -87,12 +87,13 @@ byte inbox[2] = NOTHING;
 bit inbox_at[2] = 0;
 bool quarantine[2] = false;
 #ifdef REGISTRATION
+bool wish = false;  /* the evictor's, dies with the daemon: something is to be unregistered */
 bool noted = false; /* what is being unregistered */
 bit noted_at = 0;
 #endif
 
 /* -- the daemon's own memory: dies with it */
-byte pending[2] = 0; /* faults that were read and not answered, by place; more than two add nothing */
+byte pending[2] = 0; /* faults read and not answered, by place; more than two add nothing */
 bool unapplied = false;
 bool batch = false;  /* a batch is in flight */
 bool settling = false; /* its results are in, it may be read from the transfer area */
@@ -462,12 +463,15 @@ inline rescue(a_at) {
   d_step { at = 0; rc = 0; page = GONE }
 }
 
-/* Of memory of which nothing is out. A change that is under way may bring something there. */
+/* Of memory of which nothing is out, when the evictor has asked for it. A change that is under way
+ * may bring something there. */
 inline unregister() {
-  atomic { inbox[0] == NOTHING && registered && lock_free -> take_lock(DAEMON);
+  atomic { wish && inbox[0] == NOTHING && lock_free -> take_lock(DAEMON); wish = false;
     if
     :: at = here
+#ifndef NO_MREMAP
     :: at = 1 - here /* something else is there, that mremap may replace */
+#endif
     fi }
   if
 #ifdef NO_PROBE
@@ -505,7 +509,10 @@ inline resolve(r_at) {
      :: else ->
         if
         :: result_moved ->
-           d_step { entry[r_at] = E_OUT; command_at = r_at; batch = true; settling = true; moved = true }
+           d_step {
+             entry[r_at] = E_OUT; command_at = r_at;
+             batch = true; settling = true; moved = true
+           }
         :: else -> entry[r_at] = E_NONE
         fi
      fi
@@ -596,6 +603,10 @@ end_idle:
 
 /* ------------------------------------------------------------------ daemon: evictor */
 
+/* Wanted pages are the reader's, but while events wait. */
+#define may_publish \
+  (entry[command_at] == E_OUT || (entry[command_at] == E_WANTED && unapplied))
+
 /* By compare-and-swap. */
 inline publish() {
   evictor_page = transfer;
@@ -614,7 +625,7 @@ inline publish() {
 #ifdef BLIND_PUBLISH
   :: true -> entry[command_at] = E_OBJ + id
 #endif
-  :: atomic { entry[command_at] == E_OUT || (entry[command_at] == E_WANTED && unapplied) -> entry[command_at] = E_OBJ + id }
+  :: atomic { may_publish -> entry[command_at] = E_OBJ + id }
 #ifdef ENTRY_FIRST
      object[id] = evictor_page
 #endif
@@ -682,14 +693,19 @@ more:
          fi
        }
        end_batch()
-    :: batch && settling && moved && (entry[command_at] == E_OUT || (entry[command_at] == E_WANTED && unapplied)) ->
+    :: batch && settling && moved && may_publish ->
        publish()
-    :: atomic { batch && settling && moved && entry[command_at] == E_OUT -> entry[command_at] = E_WANTED } /* no room */
+    :: /* no room in the pool: it goes back */
+       atomic { batch && settling && moved && entry[command_at] == E_OUT ->
+         entry[command_at] = E_WANTED }
     :: batch && settling && moved && !is_out ->
        transfer = GONE;
        end_batch()
     :: atomic { quarantine[0] && !in_call -> quarantine[0] = false }
     :: atomic { quarantine[1] && !in_call -> quarantine[1] = false }
+#ifdef REGISTRATION
+    :: wish = true
+#endif
     :: !batch -> goto retired
     od;
 retired:
@@ -714,6 +730,9 @@ end_idle:
      d_step {
        pending[0] = 0; pending[1] = 0;
        unapplied = false; batch = false; settling = false; moved = false;
+#ifdef REGISTRATION
+       wish = false;
+#endif
        page = GONE; evictor_page = GONE; up = false;
        reader_down = false; evictor_down = false;
        crash = false
