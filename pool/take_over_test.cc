@@ -345,6 +345,25 @@ TEST_F(PoolTakeOverFilesTest, BogusIdsAreHarmless) {
   EXPECT_TRUE(valid(*successor));
 }
 
+// What nothing named once is free: an entry that names it later names nothing.
+TEST_F(PoolTakeOverFilesTest, GarbageDoesNotComeBack) {
+  store(100);
+  const auto garbage = *map.begin();
+  map.erase(garbage.first);
+  PoolFiles from = files();
+  {
+    const auto taken = take_over(from, config);
+    ASSERT_TRUE(taken.has_value());
+    EXPECT_EQ((*taken)->refs(ObjectId{garbage.first}), 0U);
+    from = test::duplicate((*taken)->layout());
+  }
+  map.insert(garbage);
+  const auto again = take_over(from, config);
+  ASSERT_TRUE(again.has_value());
+  EXPECT_EQ((*again)->stats().lost, 1U);
+  EXPECT_TRUE(valid(**again));
+}
+
 TEST_F(PoolTakeOverFilesTest, MoreReferencesThanCanBe) {
   store(2);
   PoolFiles from = files();

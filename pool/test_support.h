@@ -28,6 +28,12 @@ inline constexpr bool kUnderTsan = true;
 #else
 inline constexpr bool kUnderTsan = false;
 #endif
+// The same, of what has too many steps for it.
+#if defined(__SANITIZE_ADDRESS__)
+inline constexpr bool kUnderAsan = true;
+#else
+inline constexpr bool kUnderAsan = false;
+#endif
 
 // The kernel's memory files; everything that the pool does not use aborts. Failures are switched on
 // and off.
