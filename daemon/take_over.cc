@@ -259,18 +259,18 @@ void TakeOver::look_at_pages(Client& client, PageStore& store) {
     look_at_extent(client, store, extent_floor(p));
 }
 
-// The page won (DESIGN §10): it was copied back, and the entry had not been cleared. Only if no change
-// of the address space is unread or unapplied, or what is there may be another page, and the one
-// that the entry means may have moved on; then the entry stays, and a COPY finds the page there.
-// A page that is OUT is nobody's any more to wait for: who waited raises his fault again.
+// The page won (DESIGN §10): it was copied back, and the entry had not been cleared. Only if no
+// change of the address space is unread or unapplied, or what is there may be another page, and the
+// one that the entry means may have moved on; then the entry stays, and a COPY finds the page
+// there. A page that is OUT is nobody's any more to wait for: who waited raises his fault again.
 void TakeOver::look_at_extent(Client& client, PageStore& store, std::uint64_t start) {
   constexpr std::uint64_t kThere = 3ULL << 62, kGuard = 1ULL << 58;
   std::array<std::uint64_t, wire::kExtentPages> words{};
   const int bytes = os_.read_at(client.pagemap_fd(), words.data(), sizeof(words),
                                 start / kPage * sizeof(words[0]));
   // Asked after the look: whatever had changed by then is known, or PROBE tells of it.
-  const bool settled = client.record.inbox_count == 0 &&
-                       os_.uffd_probe(client.uffd.get(), kPage) != Probe::changing;
+  const bool settled =
+      client.record.inbox_count == 0 && os_.uffd_probe(client.uffd.get(), kPage) != Probe::changing;
   const std::size_t known =
       bytes <= 0 || !settled ? 0 : static_cast<std::size_t>(bytes) / sizeof(words[0]);
   for (std::size_t i = 0; i < wire::kExtentPages; ++i) {

@@ -277,7 +277,36 @@ class Executor {
       return wire::kAbortRegister;
     }
     armed |= bit;
-    return move_pages(piece);
+    return move_what_is_registered(piece);
+  }
+
+  // REGISTER passes over holes, and the program may map one anew after that: pages there would go
+  // without any event telling of them. What PROBE finds registered can only go with one.
+  AbortReason move_what_is_registered(const Piece& piece) {
+    const long whole = probe(piece.source, piece.pages);
+    if (whole == -EAGAIN) return wire::kAbortEpoch;
+    if (whole == -EINVAL) return move_pages(piece);
+    for (std::uint32_t at = 0, end = 0; at < piece.pages; at = end + 1) {
+      long last = -EINVAL;
+      for (end = at; end < piece.pages; ++end) {
+        last = probe(piece.source + end * wire::kPageBytes, 1);
+        if (last != -EINVAL) break;
+      }
+      if (last == -EAGAIN) return wire::kAbortEpoch;
+      const AbortReason reason =
+          move_pages({piece.source + at * wire::kPageBytes, piece.slot + at, end - at, piece.reg});
+      if (reason != wire::kAbortNone) return reason;
+      if (end < piece.pages) mark(piece.slot + end, PageResult::refused, 1);
+    }
+    return wire::kAbortNone;
+  }
+
+  // UFFDIO_CONTINUE changes nothing in anonymous memory: EINVAL when all of it is one registered
+  // mapping, ENOENT when not, EAGAIN when an event waits.
+  [[nodiscard]] long probe(std::uint64_t start, std::uint32_t pages) const {
+    uffdio_continue probe{};
+    probe.range = {start, pages * wire::kPageBytes};
+    return sys::call(SYS_ioctl, c_.uffd, UFFDIO_CONTINUE, &probe);
   }
 
   [[nodiscard]] bool acceptable(const Piece& piece) const {

@@ -118,6 +118,19 @@ TEST_F(MoverTest, ARenewalDoesNotDisturbWhatMovedBefore) {
   }
 }
 
+// REGISTER passes over it, and nothing would tell of what is mapped there a moment later.
+TEST_F(MoverTest, WhatIsNotRegisteredIsNotMoved) {
+  start();
+  const unsigned long address = filled(16);
+  EXPECT_EQ(probe->number(args("munmap", address + 3 * kPage, 2 * kPage)), 0);
+  const wire::Command done = client->evict(0, address, 16);
+  EXPECT_EQ(done.aborted, wire::kAbortNone);
+  EXPECT_EQ(count(done, PageResult::moved), 14U);
+  EXPECT_EQ(count(done, PageResult::refused), 2U);
+  EXPECT_EQ(done.result[3], static_cast<std::uint8_t>(PageResult::refused));
+  EXPECT_EQ(check(address, 3), 0);
+}
+
 TEST_F(MoverTest, NonsenseIsRefused) {
   start();
   const unsigned long address = filled(4);
