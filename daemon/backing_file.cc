@@ -45,7 +45,6 @@ struct Word {
 };
 
 constexpr std::uint32_t kUnitsPerBlock = BackingFile::kBlock / BackingFile::kUnit;
-// An object that begins at a block's last unit is not remembered: whoever walks along finds it.
 constexpr std::uint8_t kNoFirst = kUnitsPerBlock - 1;
 
 // each(block, units of it that the object takes)
@@ -591,7 +590,7 @@ std::uint64_t BackingFile::cost_of_vacating(std::uint32_t number, const BlockSet
 }
 
 BackingFile::BlockSet BackingFile::emptiest_blocks(std::uint32_t number) const {
-  constexpr std::size_t kFew = 16;
+  constexpr std::size_t kFew = 8;
   using Candidate = std::pair<std::uint64_t, std::uint32_t>;  // live bytes, block
   const BlockSet all = blocks_with_live(number);
   if (!can_punch_ || all.count() <= kFew) return all;
@@ -601,13 +600,24 @@ BackingFile::BlockSet BackingFile::emptiest_blocks(std::uint32_t number) const {
     if (all.test(b)) by_live.emplace_back(live_bytes(number, b), b);
   }
   std::ranges::sort(by_live);
-  by_live.resize(std::max(kFew, by_live.size() / 4));
+  by_live.resize(std::max(kFew, by_live.size() / 8));
   BlockSet set;
   for (const auto& [live, b] : by_live) set.set(b);
   const auto per_block = [&](const BlockSet& blocks) {
     return cost_of_vacating(number, blocks) / blocks.count();
   };
   return per_block(set) <= per_block(all) ? set : all;
+}
+
+// Nothing reaches into a block that begins with an object; and none is longer than a block and one
+// unit less than that, so none reaches farther than into the next.
+BackingFile::BlockSet BackingFile::with_whole_objects(std::uint32_t number,
+                                                      const BlockSet& wanted) const {
+  const BlockSet live = blocks_with_live(number);
+  BlockSet entered;
+  for (std::uint32_t b = 0; b < kBlocks; ++b) entered.set(b, blocks(number).first[b] != 0);
+  const BlockSet these = wanted & live;
+  return these | ((these & entered) >> 1 & live) | (these << 1 & live & entered);
 }
 
 std::optional<std::uint32_t> BackingFile::first_unit(std::uint32_t number,

@@ -123,13 +123,16 @@ class BackingFile {
     std::uint64_t live = 0;    // bytes in them, and, by estimate, of the same objects beyond them
   };
   [[nodiscard]] std::vector<Sparse> sparsest(std::size_t most, std::uint32_t percent_max) const;
-  // The blocks of a full segment that are best vacated: a quarter of those with something live, the
+  // The blocks of a full segment that are best vacated: an eighth of those with something live, the
   // emptiest; all, where there are few, where objects are so large that most of them reach from one
   // block into the next, or where no holes can be made.
   using BlockSet = std::bitset<kBlocks>;
   [[nodiscard]] BlockSet emptiest_blocks(std::uint32_t segment) const;
+  // These, and those next to them that share an object with one of them: all of each object that
+  // touches one lies in what is returned.
+  [[nodiscard]] BlockSet with_whole_objects(std::uint32_t segment, const BlockSet& blocks) const;
   // Where the first object begins that begins in the block, in units; nothing: none does. As it was
-  // written.
+  // written. (One that begins at a block's last unit is not known: the writer puts none there.)
   [[nodiscard]] std::optional<std::uint32_t> first_unit(std::uint32_t segment,
                                                         std::uint32_t block) const;
   [[nodiscard]] std::uint64_t live_bytes(std::uint32_t segment) const;

@@ -327,6 +327,12 @@ TEST_F(BackingFileTest, ABlockLivesAsLongAsWhateverTouchesIt) {
   EXPECT_EQ(file->first_unit(segment, 0), 0U);
   EXPECT_EQ(file->first_unit(segment, 1), 258U);
   EXPECT_EQ(file->first_unit(segment, 3), std::nullopt);
+  const auto whole = [&](unsigned blocks) {
+    return file->with_whole_objects(segment, BackingFile::BlockSet(blocks)).to_ulong();
+  };
+  EXPECT_EQ(whole(0b1), 0b11U);
+  EXPECT_EQ(whole(0b10), 0b111U);
+  EXPECT_EQ(whole(0b1000000), 0U);  // nothing lives there
   file->release({segment, 0}, 4128);
   EXPECT_EQ(file->dead_bytes(), 124 * kBlock);
   file->release({segment, 255 + 512}, 2 * kBlock);

@@ -66,8 +66,8 @@ Result<std::unique_ptr<Writeback>> Writeback::create(Os& os, State& state, PageS
                                                      const Tunables& tunables) {
   std::unique_ptr<Writeback> writeback(
       new Writeback(os, state, store, file, seal, traffic, tunables));
-  auto ring = os.io_ring(file.fd(), {writeback->memory_.data(), kBuffers * std::size_t{kSegment}},
-                         2 * kBuffers);
+  auto ring =
+      os.io_ring(file.fd(), {writeback->memory_.data(), kBuffers * std::size_t{kSegment}}, kDepth);
   if (!ring) return std::unexpected(ring.error());
   writeback->ring_ = std::move(*ring);
   if (const std::string note = writeback->ring_->note(); !note.empty())
@@ -299,7 +299,9 @@ std::optional<std::uint32_t> Writeback::make_place(Buffer& buffer, std::uint32_t
     return at;
   }
   const std::uint32_t rest = room(buffer.used);
-  const bool across = bytes > kBlock || buffer.gaps + rest > buffer.used / 12 + kBlock;
+  // None begins at a block's last unit (BackingFile::first_unit).
+  const bool across =
+      rest > kUnit && (bytes > kBlock || buffer.gaps + rest > buffer.used / 12 + kBlock);
   const std::uint32_t at = buffer.used + (across ? 0 : rest);
   if (at + bytes > kSegment) return std::nullopt;
   if (across) {
@@ -351,12 +353,13 @@ void Writeback::submit_write(Buffer& buffer) {
 
 void Writeback::reap() {
   (void)ring_->submit();  // what it had no room for before
-  std::array<IoDone, 2 * kBuffers> ended;
+  std::array<IoDone, kDepth> ended;
   const std::size_t count = ring_->reap(ended);
   for (std::size_t i = 0; i < count; ++i) {
-    Buffer& buffer = buffers_[ended[i].tag];
-    buffer.state == Buffer::State::reading ? end_read(buffer, ended[i].result)
-                                           : end_write(buffer, ended[i].result);
+    Buffer& buffer = buffers_[ended[i].tag % kBuffers];
+    buffer.state == Buffer::State::reading
+        ? end_read(buffer, buffer.runs[ended[i].tag / kBuffers], ended[i].result)
+        : end_write(buffer, ended[i].result);
   }
 }
 
@@ -538,24 +541,49 @@ bool Writeback::start_cleaning(Need need) {
   if (buffer == nullptr) return false;
   buffer->state = Buffer::State::reading;
   buffer->claim = {fresh, file_.generation(fresh)};
-  buffer->used = 0;
   buffer->vacate = file_.emptiest_blocks(fresh);
   victims_.push_back({buffer->claim, file_.live_bytes(fresh)});
-  const auto index = static_cast<std::uint64_t>(buffer - buffers_.data());
-  (void)ring_->read(buffer->bytes, BackingFile::offset_of(fresh), index);
-  (void)ring_->submit();
+  read_victim(*buffer);
   return true;
 }
 
-void Writeback::end_read(Buffer& buffer, std::int32_t result) {
-  // Short at the end of the file, where a segment was not written to its end.
-  if (result <= 0) {
-    bump(counters_.disk_errors);
-    buffer.state = Buffer::State::idle;
-    return;
+// Only the blocks that are vacated, and what the objects in them have in others: in as many reads
+// as that takes, but for kMostReads at most, by reading what lies in between where it is least.
+void Writeback::read_victim(Buffer& buffer) {
+  const auto wanted = file_.with_whole_objects(buffer.claim.segment, buffer.vacate);
+  std::vector<Run> runs;
+  for (std::uint32_t block = 0; block < BackingFile::kBlocks; ++block) {
+    if (!wanted.test(block)) continue;
+    if (runs.empty() || runs.back().end != block) runs.push_back({block, block});
+    runs.back().end = block + 1;
   }
-  bump(counters_.disk_read_bytes, static_cast<std::uint64_t>(result));
-  std::ranges::fill(buffer.bytes.subspan(static_cast<std::size_t>(result)), std::byte{0});
+  while (runs.size() > kMostReads) {
+    const auto gap = [&](const Run& run) { return (&run)[1].first - run.end; };
+    const auto nearest = std::ranges::min_element(runs.begin(), runs.end() - 1, {}, gap);
+    nearest->end = nearest[1].end;
+    runs.erase(nearest + 1);
+  }
+  std::ranges::copy(runs, buffer.runs.begin());
+  buffer.there.reset();
+  buffer.reading = static_cast<std::uint32_t>(runs.size());
+  buffer.state = runs.empty() ? Buffer::State::idle : Buffer::State::reading;
+  const auto index = static_cast<std::uint64_t>(&buffer - buffers_.data());
+  for (std::uint64_t i = 0; i < runs.size(); ++i) {
+    const std::uint64_t begin = runs[i].first * kBlock, end = runs[i].end * kBlock;
+    (void)ring_->read(buffer.bytes.subspan(begin, end - begin),
+                      BackingFile::offset_of(buffer.claim.segment) + begin, index + i * kBuffers);
+  }
+  (void)ring_->submit();
+}
+
+void Writeback::end_read(Buffer& buffer, const Run& run, std::int32_t result) {
+  // Short at the end of the file, where a segment was not written to its end.
+  const auto bytes = static_cast<std::uint32_t>(std::max(result, 0));
+  bytes == 0 ? bump(counters_.disk_errors) : bump(counters_.disk_read_bytes, bytes);
+  for (std::uint32_t block = run.first; block < run.end; ++block)
+    buffer.there.set(block, (block + 1 - run.first) * kBlock <= bytes);
+  if (--buffer.reading != 0) return;
+  buffer.used = first_object(buffer, 0);
   buffer.state = Buffer::State::cleaning;
 }
 
@@ -566,24 +594,27 @@ bool Writeback::keep_live(Buffer& from) {
     std::memcpy(&header, from.bytes.data() + from.used, sizeof(header));
     if (header.length == 0 || header.length > kPage || header.units != disk_units(header.length) ||
         from.used + disk_bytes(header.length) > kSegment) {
-      from.used = next_block(from);  // after the last one of a block, or in a hole
+      from.used = first_object(from, from.used / kBlock + 1);  // that was the last of the block
       continue;
     }
     const auto end = static_cast<std::uint32_t>(from.used + disk_bytes(header.length));
+    const std::uint32_t last = (end - 1) / kBlock;
     const bool wanted =
-        from.vacate.test(from.used / kBlock) || from.vacate.test((end - 1) / kBlock);
+        from.there.test(last) && (from.vacate.test(from.used / kBlock) || from.vacate.test(last));
     if (wanted &&
         !keep_object(from, {segment, static_cast<std::uint32_t>(from.used / kUnit)}, header))
       return false;
-    from.used = end;
+    const std::uint32_t next = from.used / kBlock + 1;
+    from.used = end < next * kBlock ? end : first_object(from, next);
   }
   from.state = Buffer::State::idle;
   return true;
 }
 
-// Where the next object begins that begins in a block after this one.
-std::uint32_t Writeback::next_block(const Buffer& from) const {
-  for (std::uint32_t block = from.used / kBlock + 1; block < BackingFile::kBlocks; ++block) {
+// Where the first object begins of this block or of those after it, as far as they were read.
+std::uint32_t Writeback::first_object(const Buffer& from, std::uint32_t block) const {
+  for (; block < BackingFile::kBlocks; ++block) {
+    if (!from.there.test(block)) continue;
     if (const auto unit = file_.first_unit(from.claim.segment, block))
       return static_cast<std::uint32_t>(*unit * kUnit);
   }

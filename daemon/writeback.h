@@ -11,13 +11,13 @@
 //
 // What is dead costs nothing where a whole block of it is: such blocks become holes when room is
 // wanted (BackingFile::make_holes), and so objects are packed not to cross from one block into the
-// next without reason. When that is not enough, cleaning reads the segment that is sparsest, takes
-// from its emptiest blocks what its objects' records still point to, and writes that again as part
-// of a segment of its own, under a new generation; the blocks are dead then. It is put off for as
-// long as there is room: the longer, the less is left to move. (When nothing is to be written it
-// begins a little earlier, with an eighth of what the file may take left, if most of what it holds
-// is dead.) And nothing is moved that makes no
-// room (makes_room()): a full file is left alone until something in it dies.
+// next without reason. When that is not enough, cleaning reads the emptiest blocks of the segment
+// that is sparsest, takes from them what its objects' records still point to, and writes that again
+// as part of a segment of its own, under a new generation; the blocks are dead then. It is put off
+// for as long as there is room: the longer, the less is left to move. (When nothing is to be
+// written it begins a little earlier, with an eighth of what the file may take left, if most of
+// what it holds is dead.) And nothing is moved that makes no room (makes_room()): a full file is
+// left alone until something in it dies.
 //
 // Shape (DESIGN §10): step() does what can be done now and never waits; system calls go through the
 // Os seam. Thread safety: one thread's (Writer below); counters and report() are for all.
@@ -63,6 +63,8 @@ class Writeback {
 
   static constexpr std::uint32_t kBuffers = 3;
   static constexpr std::size_t kOpenBlocks = 16;
+  static constexpr std::uint32_t kMostReads = 8;  // of one segment
+  static constexpr std::uint32_t kDepth = 2 * kBuffers + kMostReads;
 
  private:
   // An object on its way.
@@ -73,6 +75,9 @@ class Writeback {
     bool cleaned = false;  // from another segment (`from`)
     std::uint32_t length = 0;
   };
+  struct Run {
+    std::uint32_t first = 0, end = 0;  // blocks
+  };
   struct Buffer {
     enum class State : std::uint8_t { idle, filling, writing, reading, cleaning };
     State state = State::idle;
@@ -81,6 +86,9 @@ class Writeback {
     std::uint32_t gaps = 0;                         // of those used, before the last block
     std::array<std::uint32_t, kOpenBlocks> open{};  // where gaps begin that are worth filling
     BackingFile::BlockSet vacate;                   // cleaning: these blocks
+    BackingFile::BlockSet there;                    // and what is read for that
+    std::array<Run, kMostReads> runs;               // likewise
+    std::uint32_t reading = 0;                      // of the runs
     unsigned tries = 0;
     std::vector<Item> items;
     std::span<std::byte> bytes;
@@ -119,10 +127,11 @@ class Writeback {
   [[nodiscard]] bool little_room_left() const;
   [[nodiscard]] bool worth_tidying() const;
   [[nodiscard]] bool start_cleaning(Need need);
-  void end_read(Buffer& buffer, std::int32_t result);
+  void read_victim(Buffer& buffer);
+  void end_read(Buffer& buffer, const Run& run, std::int32_t result);
   // Goes on with what was read; false: there is no buffer to move it to now.
   [[nodiscard]] bool keep_live(Buffer& from);
-  [[nodiscard]] std::uint32_t next_block(const Buffer& from) const;
+  [[nodiscard]] std::uint32_t first_object(const Buffer& from, std::uint32_t block) const;
   [[nodiscard]] bool keep_object(const Buffer& from, SegmentPlace at, const DiskHeader& header);
   // Whether cleaning these would make room, as far as the account tells.
   [[nodiscard]] bool promises_room(std::span<const BackingFile::Sparse> victims) const;
