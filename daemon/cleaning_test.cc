@@ -236,7 +236,7 @@ TEST_F(CleaningTest, LargeObjectsAreNotMovedForEver) {
       if (i % 300 == 299) (void)all_out();
     }
     EXPECT_NE(pool->stats().objects, 0U);
-    for (const std::uint64_t one_of : {16, 12, 3}) {
+    for (const std::uint64_t one_of : {16U, 12U, 3U}) {
       for (std::uint64_t i = 0; i < 1'500; ++i) {
         if (random() % one_of == 0 && truth.contains({client.get(), kA + (from + i) * kPage}))
           unmap(*client, kA + (from + i) * kPage, 1);
