@@ -265,6 +265,12 @@ void TakeOver::look_at_pages(Client& client, PageStore& store) {
 // there. A page that is OUT is nobody's any more to wait for: who waited raises his fault again.
 void TakeOver::look_at_extent(Client& client, PageStore& store, std::uint64_t start) {
   constexpr std::uint64_t kThere = 3ULL << 62, kGuard = 1ULL << 58;
+  // Asked before the look: an agent that is still at it may move what is there a moment later.
+  std::array<bool, wire::kHalves> agent_is_done{};
+  for (std::uint32_t h = 0; h < wire::kHalves && client.mailbox != nullptr; ++h) {
+    agent_is_done[h] = load_word(client.mailbox->commands[h].state) ==
+                       static_cast<std::uint32_t>(wire::CommandState::done);
+  }
   std::array<std::uint64_t, wire::kExtentPages> words{};
   const int bytes = os_.read_at(client.pagemap_fd(), words.data(), sizeof(words),
                                 start / kPage * sizeof(words[0]));
@@ -283,11 +289,8 @@ void TakeOver::look_at_extent(Client& client, PageStore& store, std::uint64_t st
       client.kill("a page was on its way out, and nobody knows where");
       continue;
     }
-    const wire::Command& command = client.mailbox->commands[entry.half()];
-    const bool agent_is_done =
-        load_word(command.state) == static_cast<std::uint32_t>(wire::CommandState::done);
-    (void)client.map->replace(page, entry,
-                              there && agent_is_done ? Entry::none() : entry.without_wanted());
+    (void)client.map->replace(
+        page, entry, there && agent_is_done[entry.half()] ? Entry::none() : entry.without_wanted());
   }
 }
 
