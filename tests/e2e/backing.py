@@ -86,10 +86,10 @@ class Backing:
             at = 0
             while at + HEADER.size + TAG < len(data):
                 number, length, units = HEADER.unpack_from(data, at)
-                if length == 0 or length > 4096 or units * UNIT < length + HEADER.size + TAG:
-                    break
-                if at + units * UNIT > len(data):
-                    break
+                if (length == 0 or length > 4096 or units * UNIT < length + HEADER.size + TAG or
+                        at + units * UNIT > len(data)):
+                    at = (at // BLOCK + 1) * BLOCK  # the rest of a block, or a hole
+                    continue
                 found.append(Object(start + at, number, length, units))
                 at += units * UNIT
         return found
