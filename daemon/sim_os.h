@@ -161,7 +161,7 @@ class SimOs final : public Os {
   // The page map of the space that pagemap_of names.
   int read_at(int fd, void* data, std::size_t bytes, std::uint64_t offset) override {
     const auto found = pagemap_of.find(fd);
-    if (found == pagemap_of.end()) return -EIO;
+    if (found == pagemap_of.end()) return real_os().read_at(fd, data, bytes, offset);
     const Space& s = spaces[found->second];
     for (std::uint64_t i = 0; i < bytes / 8; ++i) {
       const std::uint64_t page = (offset / 8 + i) * kPage;

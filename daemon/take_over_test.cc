@@ -1,0 +1,264 @@
+// What the next daemon makes of what a dead one left: page maps, records, inboxes. Real deaths
+// under load are tests/e2e/test_kill.py's; the pool's own are pool/take_over_*_test.cc.
+#include "daemon/take_over.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#include <map>
+#include <random>
+
+#include "daemon/core_fixture.h"
+#include "pool/take_over.h"
+
+namespace foldswap {
+namespace {
+
+TEST(StateTakeOver, CountersAndRecordsAreWhatTheyWere) {
+  const auto state = State::create(real_os()).value();
+  EXPECT_TRUE(State::begun(real_os(), state->fd()));
+  bump(state->counters().evict_pages, 7);
+  ClientRecord* const record = state->claim_record();
+  record->quarantine_count = 3;
+  const auto next = State::take_over(real_os(), UniqueFd(::dup(state->fd()))).value();
+  EXPECT_EQ(next->header().incarnation, 2U);
+  EXPECT_EQ(next->counters().evict_pages.load(), 7U);
+  ASSERT_EQ(next->records().size(), 1U);
+  EXPECT_EQ(next->records()[0]->id, record->id);
+  EXPECT_EQ(next->records()[0]->quarantine_count, 3U);
+}
+
+TEST(StateTakeOver, AnotherVersionIsRefusedByName) {
+  const auto state = State::create(real_os()).value();
+  state->header().version = 999;
+  const auto next = State::take_over(real_os(), UniqueFd(::dup(state->fd())));
+  ASSERT_FALSE(next.has_value());
+  EXPECT_NE(next.error().text().find("version 999"), std::string::npos) << next.error().text();
+  EXPECT_NE(next.error().text().find("drain"), std::string::npos) << next.error().text();
+}
+
+TEST(StateTakeOver, WhatIsNoStateIsRefused) {
+  const UniqueFd empty(::memfd_create("empty", MFD_CLOEXEC));
+  EXPECT_FALSE(State::begun(real_os(), empty.get()));
+  EXPECT_FALSE(State::take_over(real_os(), UniqueFd(::dup(empty.get()))).has_value());
+  ASSERT_EQ(::ftruncate(empty.get(), static_cast<off_t>(State::file_bytes())), 0);
+  EXPECT_FALSE(State::begun(real_os(), empty.get())) << "no daemon came so far";
+  EXPECT_FALSE(State::take_over(real_os(), UniqueFd(::dup(empty.get()))).has_value());
+}
+
+class PageMapTakeOver : public ::testing::Test {
+ protected:
+  void set(std::uint64_t page, Entry entry) {
+    ASSERT_NE(map->ensure(page), nullptr);
+    ASSERT_TRUE(map->replace(page, map->load(page), entry));
+    truth[page] = entry;
+  }
+  Result<std::unique_ptr<PageMap>> next() {
+    return PageMap::take_over(real_os(), UniqueFd(::dup(map->fd())));
+  }
+  std::unique_ptr<PageMap> map = PageMap::create(real_os()).value();
+  std::map<std::uint64_t, Entry> truth;
+};
+
+TEST_F(PageMapTakeOver, EveryEntryIsThereAndCounted) {
+  std::mt19937_64 random(3);
+  for (int i = 0; i < 5'000; ++i) {
+    const std::uint64_t page = (random() % 8 << 40) + random() % 4'096 * kPage * 37;
+    const Entry kinds[] = {Entry::none(1), Entry::object(random() >> 30), Entry::bad(),
+                           Entry::same(random() % 1'000).value(), Entry::out(1, 3, 9)};
+    set(page, kinds[random() % std::size(kinds)]);
+  }
+  const auto after = next().value();
+  std::uint64_t out = 0, evicted = 0;
+  for (const auto& [page, entry] : truth) {
+    EXPECT_EQ(after->load(page), entry);
+    out += entry.state() != PageState::none ? 1 : 0;
+    evicted += entry.evicted() ? 1 : 0;
+  }
+  EXPECT_EQ(after->out_total(), out);
+  EXPECT_EQ(after->evicted_total(), evicted);
+  std::uint64_t walked = 0;
+  for (auto p = after->next_out(0, kAddressEnd); p < kAddressEnd;
+       p = after->next_out(p + kPage, kAddressEnd))
+    ++walked;
+  EXPECT_EQ(walked, out);
+}
+
+TEST_F(PageMapTakeOver, LeavesThatAreFreeAreUsedAgainAndEmpty) {
+  constexpr std::uint64_t kA = 1ULL << 40, kB = kA + (1ULL << 30);
+  set(kA, Entry::object(5));
+  set(kA, Entry::none(3));           // heat is left in the leaf
+  (void)map->unlink_empty_leaves();  // and its daemon dies before it can be punched
+  const auto after = next().value();
+  const std::uint64_t bytes = after->resident_bytes();
+  ASSERT_NE(after->ensure(kB), nullptr);
+  EXPECT_EQ(after->resident_bytes(), bytes + kPage);
+  EXPECT_EQ(after->load(kB), Entry());
+  EXPECT_EQ(after->load(kA), Entry());
+}
+
+TEST_F(PageMapTakeOver, NonsenseIsRefused) {
+  constexpr std::uint64_t kA = 1ULL << 40;
+  set(kA, Entry::object(5));
+  map->find(kA)->store(7);  // a state that there is not
+  EXPECT_FALSE(next().has_value());
+}
+
+class TakeOverTest : public CoreFixture {
+ protected:
+  static constexpr std::uint64_t kA = 0x7f0000000000;
+
+  void SetUp() override {
+    CoreFixture::SetUp();
+    client->record.life = Life::serving;
+  }
+  // The daemon is dead: nothing of it is destroyed, and its descriptors stay.
+  void die() {
+    struct Dead {
+      std::unique_ptr<State> state;
+      std::unique_ptr<Pool> pool;
+      std::unique_ptr<PageStore> store;
+      std::unique_ptr<FaultService> service;
+      std::shared_ptr<Client> client;
+    };
+    static auto* const dead = new std::vector<Dead>();
+    PoolFiles files{UniqueFd(::dup(pool->layout().frames_fd())),
+                    UniqueFd(::dup(pool->layout().records_fd())),
+                    UniqueFd(::dup(pool->layout().meta_fd()))};
+    const int state_fd = ::dup(state->fd());
+    dead->push_back({std::move(state), std::move(pool), std::move(store), std::move(service),
+                     std::move(client)});
+    state = State::take_over(os, UniqueFd(state_fd)).value();
+    TakeOver take_over(os, *state);
+    clients = take_over.clients(
+        [this](ClientParts parts) { return std::make_shared<Client>(std::move(parts), os); });
+    auto old_pool = PoolTakeOver::begin(os, files, pool_config).value();
+    TakeOver::references(clients, [&](ObjectId id) { return old_pool.reference(id); });
+    pool = old_pool.finish([](ObjectId, SegmentPlace, std::uint32_t) { return false; });
+    store = std::make_unique<PageStore>(*pool);
+    take_over.settle(clients, *store);
+    service = std::make_unique<FaultService>(os, *state, *store, *this, tunables,
+                                             PageCodec::make().value());
+    client = clients.empty() ? nullptr : clients.front();
+  }
+  static uffd_msg event(std::uint8_t kind, std::uint64_t start, std::uint64_t end) {
+    uffd_msg message{};
+    message.event = kind;
+    message.arg.remove.start = start;
+    message.arg.remove.end = end;
+    return message;
+  }
+  std::vector<std::shared_ptr<Client>> clients;
+};
+
+TEST_F(TakeOverTest, WhatIsOutComesBackAsItWas) {
+  for (std::uint64_t i = 0; i < 200; ++i) evict(*client, kA + i * kPage, bytes_of(i));
+  evict(*client, kA + 200 * kPage, kZeros);
+  die();
+  ASSERT_EQ(clients.size(), 1U);
+  EXPECT_FALSE(client->doomed());
+  EXPECT_EQ(client->evicted_pages(), 201U);
+  expect_conserved(*client);
+  for (std::uint64_t i = 0; i < 200; ++i) expect_reads(*client, kA + i * kPage, bytes_of(i));
+  expect_reads(*client, kA + 200 * kPage, kZeros);
+  EXPECT_EQ(pool->stats().objects, 0U);
+}
+
+TEST_F(TakeOverTest, DeathAfterDeath) {
+  for (std::uint64_t i = 0; i < 50; ++i) evict(*client, kA + i * kPage, bytes_of(i));
+  for (int deaths = 0; deaths < 5; ++deaths) die();
+  EXPECT_EQ(state->header().incarnation, 6U);
+  for (std::uint64_t i = 0; i < 50; ++i) expect_reads(*client, kA + i * kPage, bytes_of(i));
+}
+
+TEST_F(TakeOverTest, ThePageWins) {
+  evict(*client, kA, bytes_of(1));
+  space().present[kA] = bytes_of(2);  // copied back, and written to since
+  die();
+  EXPECT_EQ(client->map->load(kA).state(), PageState::none);
+  EXPECT_EQ(client->evicted_pages(), 0U);
+  EXPECT_EQ(pool->stats().objects, 0U);
+  EXPECT_TRUE(space().present[kA] == bytes_of(2));
+}
+
+// Another page may be there by now, and the one that the entry means have moved on.
+TEST_F(TakeOverTest, ThePageDoesNotWinWhileAnEventWaits) {
+  evict(*client, kA, bytes_of(1));
+  space().present[kA] = bytes_of(2);
+  client->record.inbox[0] = event(UFFD_EVENT_UNMAP, kA + 64 * kPage, kA + 65 * kPage);
+  client->record.inbox_count = 1;
+  die();
+  EXPECT_EQ(client->map->load(kA).state(), PageState::object);
+  EXPECT_TRUE(client->unapplied);
+}
+
+TEST_F(TakeOverTest, WhatWasReadAndNotCountedIsApplied) {
+  evict(*client, kA, bytes_of(1));
+  evict(*client, kA + kPage, bytes_of(2));
+  uffd_msg fault{};
+  fault.event = UFFD_EVENT_PAGEFAULT;
+  client->record.inbox[0] = fault;
+  client->record.inbox[1] = event(UFFD_EVENT_UNMAP, kA, kA + kPage);
+  os.drop_range(fd(), kA, 1);
+  die();
+  EXPECT_EQ(client->record.inbox_count, 2U);
+  EXPECT_TRUE(client->unapplied);
+  (void)service->step(*client);
+  EXPECT_EQ(client->record.inbox_count, 0U);
+  EXPECT_EQ(client->map->load(kA).state(), PageState::none);
+  expect_reads(*client, kA + kPage, bytes_of(2));
+}
+
+TEST_F(TakeOverTest, NobodyGuessesWhereAPageIs) {
+  {
+    const RankedLock lock(client->mutex);
+    ASSERT_NE(client->map->ensure(kA), nullptr);
+  }
+  ASSERT_TRUE(client->map->replace(kA, Entry(), Entry::out(0, 3, 17)));
+  die();
+  EXPECT_TRUE(client->doomed());
+}
+
+TEST_F(TakeOverTest, MovesHalfAppliedEndTheClient) {
+  client->record.moving = 1;
+  die();
+  EXPECT_TRUE(client->doomed());
+}
+
+TEST_F(TakeOverTest, EntriesThatNameNoObjectArePoisoned) {
+  evict(*client, kA, bytes_of(1));
+  const Entry entry = client->map->load(kA);
+  ASSERT_TRUE(client->map->replace(kA, entry, Entry::object(1ULL << 39)));
+  die();
+  EXPECT_EQ(client->map->load(kA).state(), PageState::bad);
+  EXPECT_EQ(client->evicted_pages(), 0U);
+}
+
+TEST_F(TakeOverTest, RecordsOfNobodyAreGivenBack) {
+  ClientRecord* const half_made = state->claim_record();
+  ASSERT_NE(half_made, nullptr);
+  half_made->pid = 5;
+  evict(*client, kA, bytes_of(1));
+  die();
+  EXPECT_EQ(clients.size(), 1U);
+  EXPECT_EQ(state->records().size(), 1U);
+  expect_reads(*client, kA, bytes_of(1));
+}
+
+TEST_F(TakeOverTest, NotedDescriptorsAreTheOnesThatAreKept) {
+  const UniqueFd of_nobody(::dup(0));
+  uffd_msg fork{};
+  fork.event = UFFD_EVENT_FORK;
+  const UniqueFd of_a_child(::dup(0));
+  fork.arg.fork.ufd = static_cast<std::uint32_t>(of_a_child.get());
+  client->record.inbox[0] = fork;  // read, and not counted yet
+  const auto noted = noted_fds(*state);
+  EXPECT_TRUE(noted.contains(state->fd()));
+  EXPECT_TRUE(noted.contains(client->uffd.get()));
+  EXPECT_TRUE(noted.contains(client->map->fd()));
+  EXPECT_TRUE(noted.contains(of_a_child.get()));
+  EXPECT_FALSE(noted.contains(of_nobody.get()));
+}
+
+}  // namespace
+}  // namespace foldswap
