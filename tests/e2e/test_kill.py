@@ -95,10 +95,14 @@ class Kill(E2E):
         self.finish_daemon()
 
     def test_torture(self):
-        self.torture(15, 4, fork=0)
+        self.torture(10, 4, fork=0)
 
     def test_torture_forking(self):
-        self.torture(15, 4, fork=1)
+        self.torture(10, 4, fork=1)
+
+    def test_two_hundred(self):
+        """By hand."""
+        self.torture(200, 4, fork=1)
 
 
 class KillWithDisk(Kill):
