@@ -123,7 +123,7 @@ int start(int argc, char** argv) {
   app.add_option("--runtime-dir", options.runtime_dir,
                  "directory of the sockets (default: $FOLDSWAP_RUNTIME_DIR or /run/foldswap)");
   app.add_flag("--keeper", options.keeper,
-               "hold every descriptor in a parent process that outlives the daemon");
+               "a parent process holds every descriptor, and starts the next daemon when one dies");
   app.add_option("--set", options.settings,
                  "KEY=VALUE: overrides the configuration; may be repeated")
       ->allow_extra_args(false);
