@@ -24,12 +24,14 @@ constexpr std::uint64_t kMostTakingOverUs = 10'000'000;
 }  // namespace
 
 void AddressSpace::forget_events(Client& client) {
-  for (const uffd_msg& message : std::span(client.record.inbox, client.record.inbox_count)) {
-    if (message.event == UFFD_EVENT_FORK && message.arg.fork.ufd != kForkTaken)
+  for (uffd_msg& message : std::span(client.record.inbox, client.record.inbox_count)) {
+    if (message.event == UFFD_EVENT_FORK && message.arg.fork.ufd != kForkTaken) {
       host_.doom(UniqueFd(static_cast<int>(message.arg.fork.ufd)));
+      message.event = 0;
+    }
   }
-  client.record.inbox_count = 0;
   if (client.child != nullptr) end_taking_over(client, false);
+  client.record.inbox_count = 0;
 }
 
 bool AddressSpace::registered(const Client& client, std::uint64_t page) {
@@ -213,11 +215,12 @@ bool AddressSpace::apply_forks(Client& parent, std::span<const Move> moves, std:
   return true;
 }
 
+// Killed before the FORK goes: from there whoever finds its record takes it for whole.
 void AddressSpace::end_taking_over(Client& parent, bool whole) {
+  if (!whole) parent.child->kill("not every page of its parent could be taken over");
   for (uffd_msg& message : std::span(parent.record.inbox, parent.record.inbox_count)) {
     if (message.event == UFFD_EVENT_FORK && message.arg.fork.ufd == kForkTaken) message.event = 0;
   }
-  if (!whole) parent.child->kill("not every page of its parent could be taken over");
   host_.child_ready(std::exchange(parent.child, nullptr));
 }
 

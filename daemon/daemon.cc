@@ -56,11 +56,19 @@ Result<std::unique_ptr<Daemon>> Daemon::create(Os& os, Config config, std::strin
   std::unique_ptr<Daemon> daemon(new Daemon(os, std::move(config), std::move(runtime_dir),
                                             std::move(vetting), std::move(state)));
   daemon->access_ = std::move(*access);
-  if (auto s = daemon->lock_runtime_dir(); !s) return std::unexpected(s.error());
-  if (auto s = daemon->make_pool(); !s) return std::unexpected(s.error());
-  if (auto s = daemon->start_threads(); !s) return std::unexpected(s.error());
-  if (auto s = daemon->open_sockets(); !s) return std::unexpected(s.error());
+  if (auto s = daemon->prepare(); !s) {
+    // What was taken over must not be closed: the next one tries, and until then the clients wait.
+    if (daemon->state_->header().incarnation > 1) (void)daemon.release();
+    return std::unexpected(s.error());
+  }
   return daemon;
+}
+
+Status Daemon::prepare() {
+  if (auto s = lock_runtime_dir(); !s) return s;
+  if (auto s = make_pool(); !s) return s;
+  if (auto s = start_threads(); !s) return s;
+  return open_sockets();
 }
 
 Daemon::~Daemon() {
@@ -136,7 +144,10 @@ Status Daemon::take_over_store(const PoolConfig& config) {
   PoolFiles files{UniqueFd(noted[kPoolFrames].get()), UniqueFd(noted[kPoolRecords].get()),
                   UniqueFd(noted[kPoolMeta].get())};
   auto pool = PoolTakeOver::begin(os_, files, config);
-  if (!pool) return std::unexpected(pool.error());
+  if (!pool) {
+    for (UniqueFd* const fd : {&files.frames, &files.records, &files.meta}) (void)fd->release();
+    return std::unexpected(pool.error());
+  }
   if (noted[kBackingFile].get() >= 0) {
     auto file = BackingFile::take_over(os_, *state_);
     if (!file) return std::unexpected(file.error());
@@ -157,7 +168,7 @@ void Daemon::serve_taken_over(int epoll) {
   if (state_->header().incarnation > 1)
     spdlog::info("took over {} clients of a daemon that died", taken_over_.size());
   for (const auto& client : taken_over_) {
-    if (client->record.life == Life::forming) continue;  // its parent's reader adds it
+    if (!TakeOver::complete(*client, taken_over_)) continue;  // its parent's reader adds it
     registry_->add(client);
     handshake_->watch_again(*client, epoll);
   }

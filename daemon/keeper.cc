@@ -63,6 +63,16 @@ pid_t start(const Inherited& inherited, const sigset_t& signals,
   ::_exit(daemon(inherited));
 }
 
+std::string how(int status) {
+  return WIFSIGNALED(status) ? "signal " + std::to_string(WTERMSIG(status))
+                             : "an error, with status " + std::to_string(WEXITSTATUS(status));
+}
+
+void pause_for(long ms) {
+  const timespec pause{ms / 1'000, ms % 1'000 * 1'000'000};
+  ::nanosleep(&pause, nullptr);
+}
+
 bool was_ready(const Inherited& inherited) {
   std::uint64_t count = 0;
   return ::read(inherited.ready_fd, &count, sizeof(count)) == sizeof(count);
@@ -99,25 +109,24 @@ int run_keeper(const std::string& runtime_dir, std::uint64_t state_bytes,
   }
   const std::string pid_file = runtime_dir + "/keeper.pid";
   long pause_ms = 0;
+  bool served = false;  // there may be clients: their descriptors must not be closed
   for (bool written = false;;) {
     int status = 0;
     if (::waitpid(pid, &status, WNOHANG) == pid) {
-      if (WIFEXITED(status)) {
+      const bool ready = was_ready(inherited);
+      served = served || ready;
+      if (WIFEXITED(status) && (!served || WEXITSTATUS(status) == 0)) {
         (void)::unlink(pid_file.c_str());
         return WEXITSTATUS(status);
       }
-      pause_ms =
-          was_ready(inherited) ? 0 : std::clamp(2 * pause_ms, kFirstPauseMs, kLongestPauseMs);
-      say("the daemon was ended by signal " + std::to_string(WTERMSIG(status)) +
+      say("the daemon was ended by " + how(status) +
           ": starting the next one, which takes its clients over");
-      const timespec pause{pause_ms / 1'000, pause_ms % 1'000 * 1'000'000};
-      ::nanosleep(&pause, nullptr);
       inherited.after_a_death = true;
-      pid = start(inherited, old, daemon);
-      if (pid < 0) {
-        say("cannot start the daemon; its clients wait");
-        return 1;
-      }
+      do {
+        pause_ms = ready && pid > 0 ? 0 : std::clamp(2 * pause_ms, kFirstPauseMs, kLongestPauseMs);
+        pause_for(pause_ms);
+        pid = start(inherited, old, daemon);
+      } while (pid < 0);
     }
     if (!written) write_pid(pid_file);
     written = true;

@@ -5,8 +5,9 @@
 // daemon is ended by a signal the keeper clones the next one into the same table; that finds the
 // state file under the number that it is told, and everything else noted there (take_over.h).
 //
-// A daemon that ends by itself ends the keeper, with the same status. One that dies before it
-// serves is restarted after a pause that doubles, up to a second.
+// A daemon that ends by itself with status 0 ends the keeper, and so does any before the first one
+// has served. One that dies, or cannot start, before it serves is followed by the next after a
+// pause that doubles, up to a second: whatever is wrong, the clients' descriptors stay open.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +27,8 @@ struct Inherited {
 // The daemon serves.
 void tell_ready(const Inherited& inherited);
 
-// Runs `daemon` in a child that shares this process' descriptors, again after each death by a
-// signal, passes SIGTERM, SIGINT and SIGUSR2 on, and returns the exit status of the program.
+// Runs `daemon` in a child that shares this process' descriptors, again after each
+// death, passes SIGTERM, SIGINT and SIGUSR2 on, and returns the exit status of the program.
 // Single-threaded when called. `state_bytes`: size of the state file, which is made here.
 int run_keeper(const std::string& runtime_dir, std::uint64_t state_bytes,
                const std::function<int(const Inherited&)>& daemon);

@@ -71,16 +71,16 @@ int complain(const std::string& text) {
   return 1;
 }
 
+// With a descriptor of its own: that of the keeper stays open whatever goes wrong here.
 Result<std::unique_ptr<State>> find_state(const Inherited& inherited) {
   if (inherited.state_fd < 0) return State::create(real_os());
-  UniqueFd fd(inherited.state_fd);
-  if (inherited.after_a_death && State::begun(real_os(), fd.get())) {
-    auto state = State::take_over(real_os(), std::move(fd));
-    if (state) close_others(noted_fds(**state), inherited.first_fd);
-    return state;
-  }
-  close_others({fd.get()}, inherited.first_fd);
-  return State::create(real_os(), std::move(fd));
+  UniqueFd fd(::fcntl(inherited.state_fd, F_DUPFD_CLOEXEC, 0));
+  if (!fd.valid()) return fail_errno("no descriptor for the state file");
+  if (!inherited.after_a_death || !State::begun(real_os(), fd.get()))
+    return State::create(real_os(), std::move(fd));
+  auto state = State::take_over(real_os(), std::move(fd));
+  if (state) close_others(noted_fds(**state), inherited.first_fd);
+  return state;
 }
 
 int run_daemon(const Options& options, Config config, const Inherited& inherited) {

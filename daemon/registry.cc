@@ -12,6 +12,12 @@
 
 namespace foldswap {
 
+Registry::Registry(Os& os, State& state) : os_(os), state_(state) {
+  for (const NotedFd& note : state_.header().doomed) {
+    if (note.get() >= 0) doomed_.emplace_back(note.get());
+  }
+}
+
 void Registry::add(std::shared_ptr<Client> client) {
   client->record.life = Life::serving;
   {

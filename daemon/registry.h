@@ -21,7 +21,8 @@ class Registry final : public ForkHost {
   using Placer = std::function<void(std::shared_ptr<Client>)>;  // hands a client to its two threads
   using Kicker = std::function<void(Client&)>;                  // has both look at it again
 
-  Registry(Os& os, State& state) : os_(os), state_(state) {}
+  // The descriptors that the state notes as doomed are its own from here.
+  Registry(Os& os, State& state);
   void set_placer(Placer placer, Kicker kicker) {
     placer_ = std::move(placer);
     kicker_ = std::move(kicker);

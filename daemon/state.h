@@ -148,7 +148,6 @@ struct StateHeader {
   std::atomic<std::uint8_t> record_in_use[kMostClients];  // counted while others claim
   NotedFd doomed[kMostDoomed];                            // Registry's
   NotedFd files[kNotedFiles];
-  std::atomic<std::uint64_t> ready;  // the incarnation that was the last to serve
 };
 
 class State {

@@ -180,6 +180,7 @@ void TakeOver::resume_forks(Client& parent, const std::vector<std::shared_ptr<Cl
     if (message.event != UFFD_EVENT_FORK) continue;
     const auto child = std::ranges::find_if(clients, [&](const auto& c) {
       return c->record.parent_id == parent.id && c->record.life == Life::forming &&
+             c->mailbox == nullptr &&
              (message.arg.fork.ufd == kForkTaken ||
               static_cast<int>(message.arg.fork.ufd) == c->uffd.get());
     });
@@ -187,10 +188,25 @@ void TakeOver::resume_forks(Client& parent, const std::vector<std::shared_ptr<Cl
       message.arg.fork.ufd = kForkTaken;
       parent.child = *child;
       parent.child_since_us = os_.now_us();
-    } else if (message.arg.fork.ufd == kForkTaken) {
-      message.event = 0;  // it is served, or has ended
+    } else if (message.arg.fork.ufd == kForkTaken || doomed(message.arg.fork.ufd)) {
+      message.event = 0;  // it is served, has ended, or cannot be served
     }
   }
+}
+
+bool TakeOver::doomed(std::uint32_t uffd) const {
+  return std::ranges::any_of(state_.header().doomed, [&](const NotedFd& note) {
+    return note.get() == static_cast<int>(uffd);
+  });
+}
+
+// A forked child that no FORK in an inbox means any more has all that it gets, or was killed
+// (AddressSpace::end_taking_over).
+bool TakeOver::complete(const Client& client, const std::vector<std::shared_ptr<Client>>& clients) {
+  if (client.record.life != Life::forming) return true;
+  return client.mailbox == nullptr && std::ranges::none_of(clients, [&](const auto& parent) {
+           return parent->child.get() == &client;
+         });
 }
 
 // A command that the agent has not finished is finished as if nothing had happened. What it has

@@ -41,6 +41,10 @@ class TakeOver {
 
   // The clients of all records; records of none are given back. Not yet served, not yet woken.
   [[nodiscard]] std::vector<std::shared_ptr<Client>> clients(const MakeClient& make);
+  // Whether it can be served: it is no forked child that its parent's reader still fills, and no
+  // handshake that had not come to its end.
+  [[nodiscard]] static bool complete(const Client& client,
+                                     const std::vector<std::shared_ptr<Client>>& clients);
   // Every object that a page map names, once for each time. False: there can be no such object, and
   // the page is poisoned.
   static void references(const std::vector<std::shared_ptr<Client>>& clients,
@@ -54,6 +58,7 @@ class TakeOver {
   [[nodiscard]] std::shared_ptr<Client> revive(ClientRecord& record, const MakeClient& make);
   void take_events(Client& client);
   void resume_forks(Client& parent, const std::vector<std::shared_ptr<Client>>& clients);
+  [[nodiscard]] bool doomed(std::uint32_t uffd) const;
   void take_batches(Client& client);
   void look_at_pages(Client& client, PageStore& store);
   void look_at_extent(Client& client, PageStore& store, std::uint64_t start);

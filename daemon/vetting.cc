@@ -1,7 +1,5 @@
 #include "daemon/vetting.h"
 
-#include "daemon/take_over.h"
-
 #include <fcntl.h>
 #include <linux/close_range.h>
 #include <poll.h>
@@ -203,11 +201,7 @@ Result<Vetting> Vetting::start() {
   UniqueFd results_here(results[0]), results_there(results[1]);
   const pid_t pid = ::fork();
   if (pid < 0) return fail_errno("fork of the vetting helper failed");
-  if (pid == 0) {
-    // After a restart the table is full of clients' descriptors, which must end with the daemon.
-    close_others({jobs_there.get(), results_there.get()}, STDERR_FILENO + 1);
-    run_zygote(jobs_there.get(), results_there.get());
-  }
+  if (pid == 0) run_zygote(jobs_there.get(), results_there.get());
   Vetting vetting;
   vetting.jobs_ = std::move(jobs_here);
   vetting.results_ = std::move(results_here);

@@ -94,6 +94,27 @@ class Kill(E2E):
         print(f"10 kills, {longest * 1000:.0f} ms at most")
         self.finish_daemon()
 
+    def test_successors_that_cannot_start(self):
+        """Whatever is in their way, the clients wait, and then go on."""
+        client = self.client([Place.program("sweep"), "--mb=32", "--until_eof=1",
+                              f"--seed={self.seed}"], "8M", name="waiting")
+        client.expect("populated", 60)
+        self.reclaim(client.pid)
+        pid = self.worker()
+        path = os.path.join(self.daemon.dir, "admin.sock")
+        os.unlink(path)
+        os.mkdir(path)
+        os.kill(pid, signal.SIGKILL)
+        wait_until("two to have failed", lambda: self.daemon.log().count("with status 1") >= 2, 30)
+        self.assertIsNone(client.poll(), client.stderr().decode(errors="replace"))
+        self.assertTrue(self.daemon.running(), "the keeper has closed everything")
+        os.rmdir(path)
+        wait_until("the next daemon", lambda: self.next_after(pid), 60)
+        client.close_input()
+        client.expect("done", 120)
+        self.assertEqual(client.wait(60), 0, client.stderr().decode(errors="replace"))
+        self.finish_daemon()
+
     def test_torture(self):
         self.torture(10, 4, fork=0)
 
