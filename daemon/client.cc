@@ -24,6 +24,16 @@ const char* to_string(ClientState state) {
   return "unknown";
 }
 
+Status AgentParts::map(int mailbox_file, int transfer_file) {
+  auto first = Mapping::shared(mailbox_file, wire::kMailboxBytes);
+  if (!first) return std::unexpected(first.error());
+  auto second = Mapping::shared(transfer_file, wire::kTransferBytes);
+  if (!second) return std::unexpected(second.error());
+  mailbox = std::move(*first);
+  transfer = std::move(*second);
+  return {};
+}
+
 Client::Client(ClientParts parts, Os& seam)
     : os(seam),
       record(*parts.record),

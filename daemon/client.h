@@ -68,6 +68,7 @@ struct Batch {
 struct AgentParts {
   UniqueFd pidfd, pagemap, lifeline, mailbox_fd, transfer_fd;
   Mapping mailbox, transfer;
+  [[nodiscard]] Status map(int mailbox_file, int transfer_file);
 };
 
 struct ClientParts {

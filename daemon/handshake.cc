@@ -316,13 +316,7 @@ Status Handshake::map_agent(Pending& pending, AgentParts& parts) {
   parts.pagemap.reset(::open(("/proc/" + std::to_string(pending.peer.pid) + "/pagemap").c_str(),
                              O_RDONLY | O_CLOEXEC));
   if (!parts.pagemap.valid()) return fail_errno("cannot open its pagemap");
-  auto mailbox = Mapping::shared(pending.mailbox_fd.get(), wire::kMailboxBytes);
-  if (!mailbox) return std::unexpected(mailbox.error());
-  auto transfer = Mapping::shared(pending.transfer_fd.get(), wire::kTransferBytes);
-  if (!transfer) return std::unexpected(transfer.error());
-  parts.mailbox = std::move(*mailbox);
-  parts.transfer = std::move(*transfer);
-  return {};
+  return parts.map(pending.mailbox_fd.get(), pending.transfer_fd.get());
 }
 
 Status Handshake::offer_agent(Pending& pending, const std::shared_ptr<Client>& child) {

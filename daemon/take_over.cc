@@ -28,11 +28,6 @@ std::span<uffd_msg> all_messages(ClientRecord& record) {
   return {record.inbox, std::min(record.inbox_count, kInboxMessages) + unseen(record).size()};
 }
 
-bool is_change(const uffd_msg& message) {
-  return message.event == UFFD_EVENT_FORK || message.event == UFFD_EVENT_REMAP ||
-         message.event == UFFD_EVENT_UNMAP || message.event == UFFD_EVENT_REMOVE;
-}
-
 // The client table is ours, and yet what it says decides whether programs live: a record that
 // cannot be is not believed.
 bool sound(const ClientRecord& record) {
@@ -50,12 +45,8 @@ Result<AgentParts> agent_of(const ClientFds& fds) {
   agent.mailbox_fd.reset(fds.mailbox.get());
   agent.transfer_fd.reset(fds.transfer.get());
   if (!agent.mailbox_fd.valid()) return agent;
-  auto mailbox = Mapping::shared(agent.mailbox_fd.get(), wire::kMailboxBytes);
-  if (!mailbox) return std::unexpected(mailbox.error());
-  auto transfer = Mapping::shared(agent.transfer_fd.get(), wire::kTransferBytes);
-  if (!transfer) return std::unexpected(transfer.error());
-  agent.mailbox = std::move(*mailbox);
-  agent.transfer = std::move(*transfer);
+  if (auto mapped = agent.map(agent.mailbox_fd.get(), agent.transfer_fd.get()); !mapped)
+    return std::unexpected(mapped.error());
   return agent;
 }
 
@@ -151,7 +142,7 @@ void TakeOver::take_events(Client& client) {
   const std::span<uffd_msg> fresh = unseen(record);
   std::uint32_t last = 0;
   for (std::uint32_t i = 0; i < fresh.size(); ++i) {
-    if (!is_change(fresh[i])) {
+    if (!is_address_event(fresh[i])) {
       fresh[i] = uffd_msg{};
       continue;
     }

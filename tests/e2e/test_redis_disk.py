@@ -171,12 +171,15 @@ class Share(threading.Thread):
         self.expected.clear()
         self.batches += 1
 
-    def fill(self):
+    def for_all(self, command):
         for i in range(len(self.numbers)):
-            self.set(i)
+            command(i)
             if len(self.commands) == 64:
                 self.flush()
         self.flush()
+
+    def fill(self):
+        self.for_all(self.set)
 
     def load(self):
         while not self.ending.is_set():
@@ -185,11 +188,7 @@ class Share(threading.Thread):
             self.flush()
 
     def verify(self):
-        for i in range(len(self.numbers)):
-            self.get(i)
-            if len(self.commands) == 64:
-                self.flush()
-        self.flush()
+        self.for_all(self.get)
         self.verified = len(self.numbers)
 
     def run(self):
