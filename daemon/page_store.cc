@@ -156,6 +156,8 @@ bool PageStore::poison(Client& client, std::uint64_t page, Entry entry) {
 
 bool PageStore::share(Client& child, std::uint64_t page, Entry entry) {
   if (entry.state() == PageState::none) return true;
+  // The daemon before this one died in the middle of the fork: so far it has come.
+  if (child.map->load(page) == entry) return true;
   if (entry.has_record() && !mutated(Mutation::fork_references) && !pool_.ref(object_of(entry)))
     return false;
   {

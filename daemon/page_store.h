@@ -55,7 +55,8 @@ class PageStore {
   void clear_range(Client& client, std::uint64_t start, std::uint64_t end);
   // entry -> bad; releases what it held.
   bool poison(Client& client, std::uint64_t page, Entry entry);
-  // The child of a fork gets the same page: one more reference. False: the count is full.
+  // The child of a fork gets the same page: one more reference, unless it has it. False: the count
+  // is full.
   [[nodiscard]] bool share(Client& child, std::uint64_t page, Entry entry);
   // Moves an entry to another address of the same client (mremap). The target is `none`.
   void move(Client& client, std::uint64_t from, std::uint64_t to, Entry entry);

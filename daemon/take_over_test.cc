@@ -225,6 +225,40 @@ TEST_F(TakeOverTest, MovesHalfAppliedEndTheClient) {
   EXPECT_TRUE(client->doomed());
 }
 
+// The child's record is there, and some of its pages: it gets the others, and nothing twice.
+TEST_F(TakeOverTest, AForkHalfDoneIsFinished) {
+  for (std::uint64_t i = 0; i < 20; ++i) evict(*client, kA + i * kPage, bytes_of(i));
+  evict(*client, kA + 20 * kPage, kZeros);
+  const auto child = make_client();
+  child->record.life = Life::forming;
+  child->record.parent_id = client->id;
+  os.add_range(child->uffd.get(), kA, 21);
+  for (const std::uint64_t i : {0, 1, 2, 3, 20})
+    ASSERT_TRUE(store->share(*child, kA + i * kPage, client->map->load(kA + i * kPage)));
+  uffd_msg fork{};
+  fork.event = UFFD_EVENT_FORK;
+  fork.arg.fork.ufd = kForkTaken;
+  client->record.inbox[0] = fork;
+  client->record.inbox_count = 1;
+  const int child_fd = child->uffd.get();
+  die();
+  ASSERT_EQ(clients.size(), 2U);
+  EXPECT_FALSE(TakeOver::complete(*clients[1], clients));
+  for (int i = 0; i < 10 && children_ready == 0; ++i) (void)service->step(*client);
+  EXPECT_EQ(children_ready, 1);
+  Client& taken = *clients[1];
+  ASSERT_EQ(taken.uffd.get(), child_fd);
+  EXPECT_FALSE(taken.doomed());
+  EXPECT_EQ(taken.evicted_pages(), 21U);
+  expect_conserved(taken);
+  for (std::uint64_t i = 0; i < 20; ++i) {
+    expect_reads(*client, kA + i * kPage, bytes_of(i));
+    expect_reads(taken, kA + i * kPage, bytes_of(i));
+  }
+  expect_reads(taken, kA + 20 * kPage, kZeros);
+  EXPECT_EQ(pool->stats().objects, 0U);
+}
+
 TEST_F(TakeOverTest, EntriesThatNameNoObjectArePoisoned) {
   evict(*client, kA, bytes_of(1));
   const Entry entry = client->map->load(kA);
