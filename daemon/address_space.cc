@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/mutation.h"
+#include "daemon/event_journal.h"
 
 namespace foldswap {
 namespace {
@@ -17,7 +18,6 @@ constexpr bool overlap(std::uint64_t a, std::uint64_t a_bytes, std::uint64_t b,
 }
 
 constexpr std::uint64_t kMostPages = 16'384;
-constexpr std::int64_t kMostGaps = 64;  // in the inbox
 constexpr std::uint64_t kMostFullUs = 5'000'000;
 constexpr std::uint64_t kMostTakingOverUs = 10'000'000;
 
@@ -70,31 +70,12 @@ bool AddressSpace::apply_early_removes(Client& client, std::uint64_t now_us) {
       if (!moving) {
         apply_remove(client, message, now_us);
         all = clear_some(client, start, start + bytes);
-        if (all) record.inbox[i] = uffd_msg{};
+        if (all) clear_message(record.inbox[i]);
       }
     }
   }
   close_gaps(record);
   return all;
-}
-
-// Applied events are zeros; whoever finds the inbox as a dead daemon left it must not see one
-// twice.
-void AddressSpace::close_gaps(ClientRecord& record) {
-  std::uint32_t end = record.inbox_count;
-  while (end != 0 && record.inbox[end - 1].event == 0) --end;
-  record.inbox_count = end;
-  const auto gaps = std::count_if(record.inbox, record.inbox + end,
-                                  [](const uffd_msg& m) { return m.event == 0; });
-  if (gaps < kMostGaps) return;
-  record.shifting = 1;
-  std::uint32_t kept = 0;
-  for (std::uint32_t i = 0; i < end; ++i) {
-    if (record.inbox[i].event != 0) record.inbox[kept++] = record.inbox[i];
-  }
-  std::fill(record.inbox + kept, record.inbox + end, uffd_msg{});
-  record.inbox_count = kept;
-  record.shifting = 0;
 }
 
 std::vector<Move> AddressSpace::moves_of(std::span<const uffd_msg> inbox) {
@@ -145,7 +126,7 @@ bool AddressSpace::apply(Client& client, std::uint64_t now_us) {
   const std::span inbox(record.inbox, record.inbox_count);
   mute_ = false;
   const bool ordered = order_moves(client, inbox, moves);
-  const std::vector<std::uint64_t> occupied = occupied_by(client, inbox, moves);
+  const std::vector<std::uint64_t> unmapped = unmapped_by(client, inbox, moves);
   // Another change has begun meanwhile, and some answers were none: it belongs to the set.
   if (mute_) return wait_for_rest(client, now_us);
   if (!ordered) {
@@ -153,22 +134,14 @@ bool AddressSpace::apply(Client& client, std::uint64_t now_us) {
     record.inbox_count = 0;
     return true;
   }
-  record.moving = moves.empty() ? 0 : 1;
-  for (const Move& move : moves) apply_move(client, move);
-  // What may take more steps than this one comes last, and the moves are not done again then: with
-  // moves in the set, unmapping is done in one step, and only discarding is left.
+  if (!moves.empty()) apply_moves(client, moves, unmapped);
+  // What may take more steps than this one: applying it again does no harm.
   for (uffd_msg& message : inbox) {
-    if (message.event == UFFD_EVENT_REMAP) message.event = 0;
-    if (message.event != UFFD_EVENT_UNMAP) continue;
-    if (!apply_unmap(client, message, occupied, moves.empty())) return false;
-    message.event = 0;
-  }
-  record.moving = 0;
-  for (uffd_msg& message : inbox) {
-    if (message.event != UFFD_EVENT_REMOVE) continue;
-    apply_remove(client, message, now_us);
-    if (!clear_some(client, message.arg.remove.start, message.arg.remove.end)) return false;
-    message.event = 0;
+    const auto start = message.arg.remove.start, end = message.arg.remove.end;
+    if (message.event != UFFD_EVENT_UNMAP && message.event != UFFD_EVENT_REMOVE) continue;
+    if (message.event == UFFD_EVENT_REMOVE) apply_remove(client, message, now_us);
+    if (!clear_some(client, start, end)) return false;
+    clear_message(message);
   }
   record.inbox_count = 0;
   return true;
@@ -290,55 +263,59 @@ bool AddressSpace::order_moves(Client& client, std::span<const uffd_msg> inbox,
   return true;
 }
 
-void AddressSpace::apply_move(Client& client, const Move& move) {
-  // mremap has dropped whatever was mapped at the target; what is left of it in the map went with
-  // it.
-  store_.clear_range(client, move.to, move.to + move.bytes);
-  const std::uint64_t end = move.from + move.bytes;
-  for (std::uint64_t p = client.map->next_out(move.from, end); p < end;
-       p = client.map->next_out(p + kPage, end)) {
-    const Entry entry = client.map->load(p);
-    if (entry.state() != PageState::none) store_.move(client, p, move.to + (p - move.from), entry);
+// What was unmapped goes first, and then stays gone whoever looks again. Then the moves are made,
+// whatever the address space has become meanwhile.
+void AddressSpace::apply_moves(Client& client, std::span<const Move> moves,
+                               std::span<const std::uint64_t> unmapped) {
+  ClientRecord& record = client.record;
+  for (const uffd_msg& message : std::span(record.inbox, record.inbox_count)) {
+    if (message.event == UFFD_EVENT_UNMAP)
+      (void)store_.forget_copies(client, message.arg.remove.start, message.arg.remove.end);
   }
+  for (const std::uint64_t page : unmapped) store_.clear_range(client, page, page + kPage);
+  note_moves(record, moves);
+  make_moves(
+      record.plan, *client.map,
+      [&](std::uint64_t start, std::uint64_t end) { store_.clear_range(client, start, end); },
+      [&](std::uint64_t from, std::uint64_t to, Entry entry) {
+        store_.move(client, from, to, entry);
+      });
+  forget_moves(record);
 }
 
-// Pages of unmapped ranges where a move of the same set has brought something since (HAZARDS 1), in
-// order.
-std::vector<std::uint64_t> AddressSpace::occupied_by(const Client& client,
+// Of a set with moves, the pages that are gone when all has been done, and where they are now: what
+// stayed in an unmapped range, or ends there and is not registered any more (HAZARDS 1).
+std::vector<std::uint64_t> AddressSpace::unmapped_by(const Client& client,
                                                      std::span<const uffd_msg> inbox,
                                                      std::span<const Move> moves) {
   std::vector<std::uint64_t> pages;
-  const auto origin = [&](std::uint64_t page) {
-    for (const Move& m : std::views::reverse(moves)) {
-      if (page - m.to < m.bytes) page = m.from + (page - m.to);
-    }
-    return page;
-  };
-  for (const uffd_msg& message : inbox) {
-    if (message.event != UFFD_EVENT_UNMAP) continue;
+  const auto look_at = [&](std::uint64_t page) {
+    std::uint64_t place = page;
+    bool moved = false;
     for (const Move& m : moves) {
-      const std::uint64_t end = std::min<std::uint64_t>(message.arg.remove.end, m.to + m.bytes);
-      for (std::uint64_t p = std::max<std::uint64_t>(message.arg.remove.start, m.to); p < end;
-           p += kPage) {
-        if (client.map->load(origin(p)).state() != PageState::none && registered(client, p))
-          pages.push_back(p);
+      if (place - m.from < m.bytes) {
+        place = m.to + (place - m.from);
+        moved = true;
+      } else if (place - m.to < m.bytes) {
+        return;  // it goes when the move is made
       }
     }
+    const bool unmapped = std::ranges::any_of(inbox, [&](const uffd_msg& m) {
+      return m.event == UFFD_EVENT_UNMAP && place >= m.arg.remove.start && place < m.arg.remove.end;
+    });
+    if (unmapped && !(moved && registered(client, place))) pages.push_back(page);
+  };
+  const auto look_at_all = [&](std::uint64_t start, std::uint64_t end) {
+    for (std::uint64_t p = client.map->next_out(start, end); p < end;
+         p = client.map->next_out(p + kPage, end))
+      look_at(p);
+  };
+  for (const Move& m : moves) look_at_all(m.from, m.from + m.bytes);
+  for (const uffd_msg& m : inbox) {
+    if (m.event == UFFD_EVENT_UNMAP && !moves.empty())
+      look_at_all(m.arg.remove.start, m.arg.remove.end);
   }
-  std::ranges::sort(pages);
   return pages;
-}
-
-bool AddressSpace::apply_unmap(Client& client, const uffd_msg& message,
-                               std::span<const std::uint64_t> occupied, bool in_slices) {
-  const std::uint64_t start = message.arg.remove.start, end = message.arg.remove.end;
-  if (in_slices) return clear_some(client, start, end);
-  (void)store_.forget_copies(client, start, end);
-  for (std::uint64_t p = client.map->next_out(start, end); p < end;
-       p = client.map->next_out(p + kPage, end)) {
-    if (!std::ranges::binary_search(occupied, p)) store_.clear_range(client, p, p + kPage);
-  }
-  return true;
 }
 
 }  // namespace foldswap

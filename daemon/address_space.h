@@ -65,7 +65,6 @@ class AddressSpace {
   [[nodiscard]] bool wait_for_rest(Client& client, std::uint64_t now_us);
   // False: there was more to let go than one step may do; call again.
   [[nodiscard]] bool apply_early_removes(Client& client, std::uint64_t now_us);
-  static void close_gaps(ClientRecord& record);
   void apply_remove(Client& client, const uffd_msg& message, std::uint64_t now_us);
   // False: call again, a child cannot be asked now.
   [[nodiscard]] bool apply_forks(Client& parent, std::span<const Move> moves, std::uint64_t now_us);
@@ -75,13 +74,11 @@ class AddressSpace {
                                         std::span<const Move> moves);
   [[nodiscard]] bool order_moves(Client& client, std::span<const uffd_msg> inbox,
                                  std::vector<Move>& moves);
-  void apply_move(Client& client, const Move& move);
-  [[nodiscard]] std::vector<std::uint64_t> occupied_by(const Client& client,
+  void apply_moves(Client& client, std::span<const Move> moves,
+                   std::span<const std::uint64_t> unmapped);
+  [[nodiscard]] std::vector<std::uint64_t> unmapped_by(const Client& client,
                                                        std::span<const uffd_msg> inbox,
                                                        std::span<const Move> moves);
-  // False: call again; only in slices.
-  [[nodiscard]] bool apply_unmap(Client& client, const uffd_msg& message,
-                                 std::span<const std::uint64_t> occupied, bool in_slices);
   [[nodiscard]] bool clear_some(Client& client, std::uint64_t start, std::uint64_t end);
   [[nodiscard]] bool registered(const Client& client, std::uint64_t page);
 

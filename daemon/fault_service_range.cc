@@ -115,11 +115,15 @@ bool FaultService::unregister(Client& client, std::uint64_t start, std::uint64_t
       (os_.uffd_probe(client.uffd.get(), start) == Probe::changing &&
        !mutated(Mutation::h02_probe_unregister))) {
     done = false;
-  } else if (os_.uffd_unregister(client.uffd.get(), start, bytes) == 0 &&
-             os_.uffd_probe(client.uffd.get(), start) == Probe::changing &&
-             !mutated(Mutation::h02_probe_unregister)) {
-    (void)os_.uffd_register(client.uffd.get(), start, bytes);
-    done = false;
+  } else {
+    client.record.unregistering.note(start, bytes);
+    if (os_.uffd_unregister(client.uffd.get(), start, bytes) == 0 &&
+        os_.uffd_probe(client.uffd.get(), start) == Probe::changing &&
+        !mutated(Mutation::h02_probe_unregister)) {
+      (void)os_.uffd_register(client.uffd.get(), start, bytes);
+      done = false;
+    }
+    client.record.unregistering.clear();
   }
   if (client.mailbox != nullptr) store_word(client.mailbox->layout_daemon, 0);
   return done;

@@ -24,11 +24,6 @@
 
 namespace foldswap {
 
-// A REMAP, with its true length.
-struct Move {
-  std::uint64_t from, to, bytes;
-};
-
 class ForkClone {
  public:
   // Reads what waits of a client's messages; false: nothing did.

@@ -4,7 +4,8 @@
 //   1. `evict.quarantine_s` have passed, and
 //   2. every thread that existed at the event has since been seen outside the call that raised it
 //   (ThreadWitness).
-// Lives in the client's state record, so that it outlasts the daemon. Bounded: when it is full the
+// Lives in the client's state record, so that it outlasts the daemon, which may die in the middle
+// of any change of it. Bounded: when it is full the
 // two nearest ranges become one (conservative: more is quarantined, never less).
 //
 // Thread safety: none; the client's mutex guards it.
@@ -26,12 +27,14 @@ class QuarantineList {
   [[nodiscard]] std::uint64_t end_of(std::uint64_t page) const;
   // Start of the first range after `page`; kNone when there is none.
   [[nodiscard]] std::uint64_t next_after(std::uint64_t page) const;
-  [[nodiscard]] bool empty() const { return record_.quarantine_count == 0; }
+  [[nodiscard]] bool empty() const { return now().count == 0; }
   [[nodiscard]] std::uint64_t pages() const;
 
   // A snapshot of the client's threads with this generation was taken: ranges without a witness get
   // it.
   void witnessed(std::uint64_t generation);
+  // Whoever took the snapshots is dead.
+  void forget_witnesses();
   // Every thread of snapshot `generation` (and of older ones) has been seen elsewhere; ranges older
   // than `min_age_us` with such a witness are let go.
   void expire(std::uint64_t generation, std::uint64_t now_us, std::uint64_t min_age_us);
@@ -39,7 +42,11 @@ class QuarantineList {
   static constexpr std::uint64_t kNone = ~std::uint64_t{0};
 
  private:
-  void remove_at(std::uint32_t index);
+  [[nodiscard]] const QuarantineTable& now() const {
+    return record_.quarantine[record_.quarantine_now.load(std::memory_order_acquire)];
+  }
+  template <typename Edit>
+  void change(Edit edit);
   ClientRecord& record_;
 };
 

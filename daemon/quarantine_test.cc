@@ -57,10 +57,10 @@ TEST(Quarantine, NeverForgetsAPage) {
       for (std::uint64_t p = 0; p < length; ++p) pages.insert(start + p * kPageBytes);
     }
     for (const std::uint64_t page : pages) RC_ASSERT(list.contains(page));
-    RC_ASSERT(record->quarantine_count <= kQuarantines);
-    for (std::uint32_t i = 0; i + 1 < record->quarantine_count; ++i) {
-      RC_ASSERT(record->quarantine[i].end < record->quarantine[i + 1].start);
-    }
+    const QuarantineTable& table = record->quarantine[record->quarantine_now];
+    RC_ASSERT(table.count <= kQuarantines);
+    for (std::uint32_t k = 0; k + 1 < table.count; ++k)
+      RC_ASSERT(table.range[k].end < table.range[k + 1].start);
     RC_ASSERT(list.pages() >= pages.size());
     list.witnessed(1);
     list.expire(1, 1'000'000, 10);

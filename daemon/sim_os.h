@@ -28,7 +28,8 @@ class SimOs final : public Os {
     std::set<std::uint64_t> registered;
     std::map<std::uint64_t, PageBytes> present;
     std::set<std::uint64_t> poisoned;
-    std::set<std::uint64_t> guards;  // MADV_GUARD_INSTALL
+    std::set<std::uint64_t> guards;         // MADV_GUARD_INSTALL
+    std::set<std::uint64_t> not_anonymous;  // cannot be registered
     std::vector<std::uint64_t> woken;
     std::deque<uffd_msg> queue;
     int changing = 0;              // changes whose thread has not come back yet
@@ -87,6 +88,9 @@ class SimOs final : public Os {
   void sleep_us(std::uint64_t us) override { clock_ns += us * 1'000; }
   int uffd_api(int, std::uint64_t) override { return 0; }
   int uffd_register(int fd, std::uint64_t start, std::uint64_t bytes) override {
+    const auto& others = spaces[fd].not_anonymous;
+    const auto first = others.lower_bound(start);
+    if (first != others.end() && *first < start + bytes) return -EINVAL;
     add_range(fd, start, bytes / kPage);
     return 0;
   }

@@ -68,6 +68,43 @@ struct Quarantine {
   std::uint64_t witness;   // generation of the thread snapshot that was taken after it; 0: none yet
 };
 
+// Never changed in place: the one that holds is copied into the other, that is changed, and from
+// then on holds. So a death in between loses no range.
+struct QuarantineTable {
+  std::uint32_t count, reserved;
+  Quarantine range[kQuarantines];
+};
+
+// A REMAP, with its true length.
+struct Move {
+  std::uint64_t from, to, bytes;
+};
+
+// The moves of a set of events while they are being applied, in their order (daemon/moves.h). The
+// reader's.
+struct MovePlan {
+  std::atomic<std::uint32_t> count;    // 0: none. Noted last, and cleared last
+  std::uint32_t messages;              // of the inbox, at its start, that the set was made of
+  std::atomic<std::uint32_t> cleared;  // so many targets have been emptied
+  std::atomic<std::uint32_t> done;     // so many moves have been made
+  Move move[kInboxMessages];
+};
+
+// A range that something is being done to, by one thread.
+class NotedRange {
+ public:
+  void note(std::uint64_t start, std::uint64_t bytes) {
+    start_.store(start, std::memory_order_relaxed);
+    bytes_.store(bytes, std::memory_order_release);
+  }
+  void clear() { bytes_.store(0, std::memory_order_release); }
+  [[nodiscard]] std::uint64_t start() const { return start_.load(std::memory_order_relaxed); }
+  [[nodiscard]] std::uint64_t bytes() const { return bytes_.load(std::memory_order_acquire); }
+
+ private:
+  std::atomic<std::uint64_t> start_, bytes_;  // no bytes: none
+};
+
 // What a batch in flight took: page of each slot. Written by the evictor before the command is
 // posted.
 struct BatchRecord {
@@ -100,10 +137,10 @@ struct ClientRecord {
   std::atomic<std::int32_t> pid;  // 0: not known yet (a forked child before its hello)
   std::atomic<Life> life;
   ClientFds fds;
-  std::atomic<std::uint32_t> state;   // ClientState
-  std::atomic<std::uint32_t> doomed;  // it has been killed, and may only wait for its end
-  // Work on the inbox that cannot be begun anew by somebody else: see AddressSpace.
-  std::atomic<std::uint32_t> moving, shifting;
+  std::atomic<std::uint32_t> state;             // ClientState
+  std::atomic<std::uint32_t> doomed;            // it has been killed, and may only wait for its end
+  NotedRange unregistering;                     // that may not be registered, and should be
+  std::atomic<std::uint64_t> shifting;          // of the inbox: see close_gaps() in daemon/moves.h
   std::atomic<std::uint32_t> reading_fork_seq;  // of a FORK that may just be read
   std::uint64_t id, parent_id;
   std::uint32_t uid, fork_seq;
@@ -118,8 +155,9 @@ struct ClientRecord {
   // and not been looked at, or is zeros.
   std::uint32_t inbox_count, inbox_reserved;
   uffd_msg inbox[kInboxMessages];
-  std::uint32_t quarantine_count, quarantine_reserved;
-  Quarantine quarantine[kQuarantines];
+  MovePlan plan;
+  std::atomic<std::uint32_t> quarantine_now;  // which of the two holds
+  QuarantineTable quarantine[2];
   BatchRecord batch[wire::kHalves];
 };
 
@@ -152,7 +190,7 @@ struct StateHeader {
 
 class State {
  public:
-  static constexpr std::uint32_t kMagic = 0x53545346, kVersion = 5;  // "FSTS"
+  static constexpr std::uint32_t kMagic = 0x53545346, kVersion = 6;  // "FSTS"
   static Result<std::unique_ptr<State>> create(Os& os);
   // Likewise, in a file that is empty, of file_bytes().
   static Result<std::unique_ptr<State>> create(Os& os, UniqueFd fd);

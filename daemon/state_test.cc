@@ -18,7 +18,7 @@ TEST(State, RecordsComeBackClean) {
   first->pid = 77;
   first->inbox_count = 5;
   first->inbox[3].event = 9;
-  first->quarantine_count = 2;
+  first->quarantine[0].count = 2;
   const std::uint64_t id = first->id;
   state->wipe_record(first);
   state->free_record(first);
@@ -28,7 +28,7 @@ TEST(State, RecordsComeBackClean) {
   EXPECT_EQ(again->pid.load(), 0);
   EXPECT_EQ(again->inbox_count, 0U);
   EXPECT_EQ(again->inbox[3].event, 0);
-  EXPECT_EQ(again->quarantine_count, 0U);
+  EXPECT_EQ(again->quarantine[0].count, 0U);
 }
 
 TEST(State, TheTableIsBounded) {

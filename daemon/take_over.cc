@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "daemon/address_space.h"
+#include "daemon/event_journal.h"
 
 namespace foldswap {
 namespace {
@@ -31,7 +32,9 @@ std::span<uffd_msg> all_messages(ClientRecord& record) {
 // The client table is ours, and yet what it says decides whether programs live: a record that
 // cannot be is not believed.
 bool sound(const ClientRecord& record) {
-  return record.inbox_count <= kInboxMessages && record.quarantine_count <= kQuarantines &&
+  return record.inbox_count <= kInboxMessages && record.quarantine_now <= 1 &&
+         record.quarantine[record.quarantine_now].count <= kQuarantines &&
+         record.plan.count <= kInboxMessages && record.plan.messages <= kInboxMessages &&
          record.fds.uffd.get() >= 0 && record.fds.map.get() >= 0 &&
          std::ranges::all_of(record.batch,
                              [](const BatchRecord& b) { return b.pages <= wire::kHalfPages; });
@@ -105,14 +108,16 @@ std::vector<std::shared_ptr<Client>> TakeOver::clients(const MakeClient& make) {
 std::shared_ptr<Client> TakeOver::revive(ClientRecord& record, const MakeClient& make) {
   const char* wrong = nullptr;
   if (!sound(record)) wrong = "its record is damaged";
-  if (record.shifting != 0 || record.moving != 0)
-    wrong = "the daemon died while it applied changes of its address space";
   record.inbox_count = std::min(record.inbox_count, kInboxMessages);
   ClientParts parts;
   parts.record = &record;
   auto map = PageMap::take_over(os_, UniqueFd(record.fds.map.get()));
   if (!map) wrong = "its page map is damaged";
   if (!map) map = PageMap::create(os_);
+  if (wrong == nullptr) {
+    finish_closing_gaps(record);
+    if (!finish_moves(record, **map)) wrong = "its page map is full, a moved page cannot be noted";
+  }
   parts.map = std::move(map.value());
   parts.uffd.reset(record.fds.uffd.get());
   const auto state = static_cast<ClientState>(record.state.load());
@@ -126,13 +131,30 @@ std::shared_ptr<Client> TakeOver::revive(ClientRecord& record, const MakeClient&
   client->may_share = true;
   client->transfer_in_use = client->mailbox != nullptr;
   client->set_state(state);
-  if (client->mailbox != nullptr && load_word(client->mailbox->layout_daemon) != 0)
-    wrong = "the daemon died while it changed what is registered";
+  if (!register_again(*client)) wrong = "what was being unregistered cannot be registered again";
   if (wrong != nullptr) client->kill(wrong);
   if (doomed) client->kill("");
+  client->quarantine.forget_witnesses();
   take_events(*client);
   take_batches(*client);
   return client;
+}
+
+// HAZARDS 2. Nobody had looked whether a change was under way during it, whose pages came to lie
+// there; its event is unread. What should be registered no more is asked for again.
+bool TakeOver::register_again(Client& client) {
+  const NotedRange& range = client.record.unregistering;
+  const int fd = client.uffd.get();
+  int error = range.bytes() == 0 ? 0 : os_.uffd_register(fd, range.start(), range.bytes());
+  // Something else may be mapped there by now: then page by page.
+  for (std::uint64_t done = 0; error == -EINVAL && done < range.bytes(); done += kPage) {
+    const int one = os_.uffd_register(fd, range.start() + done, kPage);
+    if (one != 0 && one != -EINVAL) return false;
+  }
+  if (error != 0 && error != -EINVAL && os_.uffd_probe(fd, kPage) != Probe::gone) return false;
+  if (client.mailbox != nullptr) store_word(client.mailbox->layout_daemon, 0);
+  client.record.unregistering.clear();
+  return true;
 }
 
 // HAZARDS 19. What has been read is kept; faults are raised again. Whoever the agent is in the

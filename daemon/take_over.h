@@ -56,6 +56,7 @@ class TakeOver {
 
  private:
   [[nodiscard]] std::shared_ptr<Client> revive(ClientRecord& record, const MakeClient& make);
+  [[nodiscard]] bool register_again(Client& client);
   void take_events(Client& client);
   void resume_forks(Client& parent, const std::vector<std::shared_ptr<Client>>& clients);
   [[nodiscard]] bool doomed(std::uint32_t uffd) const;

@@ -9,6 +9,7 @@
 #include <random>
 
 #include "daemon/core_fixture.h"
+#include "daemon/event_journal.h"
 #include "pool/take_over.h"
 
 namespace foldswap {
@@ -19,13 +20,13 @@ TEST(StateTakeOver, CountersAndRecordsAreWhatTheyWere) {
   EXPECT_TRUE(State::begun(real_os(), state->fd()));
   bump(state->counters().evict_pages, 7);
   ClientRecord* const record = state->claim_record();
-  record->quarantine_count = 3;
+  record->quarantine[0].count = 3;
   const auto next = State::take_over(real_os(), UniqueFd(::dup(state->fd()))).value();
   EXPECT_EQ(next->header().incarnation, 2U);
   EXPECT_EQ(next->counters().evict_pages.load(), 7U);
   ASSERT_EQ(next->records().size(), 1U);
   EXPECT_EQ(next->records()[0]->id, record->id);
-  EXPECT_EQ(next->records()[0]->quarantine_count, 3U);
+  EXPECT_EQ(next->records()[0]->quarantine[0].count, 3U);
 }
 
 TEST(StateTakeOver, AnotherVersionIsRefusedByName) {
@@ -219,8 +220,54 @@ TEST_F(TakeOverTest, NobodyGuessesWhereAPageIs) {
   EXPECT_TRUE(client->doomed());
 }
 
-TEST_F(TakeOverTest, MovesHalfAppliedEndTheClient) {
-  client->record.moving = 1;
+// HAZARDS 2. The dead daemon took a range off, and had not looked whether something came to lie
+// there: it did.
+TEST_F(TakeOverTest, WhatWasBeingUnregisteredIsRegisteredAgain) {
+  constexpr std::uint64_t kB = kA + (1ULL << 30);
+  for (std::uint64_t i = 0; i < 4; ++i) evict(*client, kA + i * kPage, bytes_of(i));
+  os.drop_range(fd(), kA, 4);
+  os.remap(fd(), kA, kB, 4 * kPage);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kA, kA + 4 * kPage);
+  client->record.unregistering.note(kB, 8 * kPage);
+  space().not_anonymous.insert(kB + 6 * kPage);
+  die();
+  EXPECT_EQ(client->record.unregistering.bytes(), 0U);
+  for (std::uint64_t i = 0; i < 8; ++i)
+    EXPECT_EQ(space().registered.contains(kB + i * kPage), i != 6);
+  (void)service->step(*client);
+  (void)service->step(*client);
+  EXPECT_FALSE(client->doomed());
+  for (std::uint64_t i = 0; i < 4; ++i) expect_reads(*client, kB + i * kPage, bytes_of(i));
+}
+
+// A death in the middle of taking over is one like any other.
+TEST_F(TakeOverTest, MovesHalfMadeAreFinishedByWhoeverComesLast) {
+  constexpr std::uint64_t kB = kA + (1ULL << 30);
+  for (std::uint64_t i = 0; i < 4; ++i) evict(*client, kA + i * kPage, bytes_of(i));
+  evict(*client, kB + kPage, bytes_of(9));  // is under what comes there
+  client->record.inbox[0] = event(UFFD_EVENT_UNMAP, kA, kA + 4 * kPage);
+  client->record.inbox_count = 1;
+  const Move move[] = {{kA, kB, 4 * kPage}};
+  note_moves(client->record, move);
+  store->move(*client, kA, kB, client->map->load(kA));
+  const Entry twice = client->map->load(kA + kPage);
+  os.drop_range(fd(), kA, 4);
+  os.add_range(fd(), kB, 4);
+  client->record.plan.cleared = 1;
+  (void)client->map->replace(kB + kPage, client->map->load(kB + kPage), twice);
+  die();
+  die();
+  EXPECT_EQ(client->record.plan.count.load(), 0U);
+  for (int i = 0; i < 3; ++i) (void)service->step(*client);
+  EXPECT_EQ(client->record.inbox_count, 0U);
+  EXPECT_EQ(client->evicted_pages(), 4U);
+  for (std::uint64_t i = 0; i < 4; ++i) expect_reads(*client, kB + i * kPage, bytes_of(i));
+  EXPECT_EQ(client->map->out_total(), 0U);
+  EXPECT_EQ(pool->stats().objects, 0U);
+}
+
+TEST_F(TakeOverTest, APlanThatCannotBeEndsTheClient) {
+  client->record.plan.count = kInboxMessages + 1;
   die();
   EXPECT_TRUE(client->doomed());
 }

@@ -136,7 +136,8 @@ struct PoolCrashTest : ::testing::Test {
   template <typename Work>
   void die_anywhere(Work work, std::uint64_t least_deaths) {
     const std::uint64_t deaths = test::die_at_every_store(
-        pool->layout(), work, [&](const Snapshot& dead) { return succeeds(dead.files()); });
+        test::files_of(pool->layout()), work,
+        [&](const Snapshot& dead) { return succeeds(test::pool_files(dead)); });
     EXPECT_GE(deaths, least_deaths);
     RecordProperty("deaths", static_cast<int>(deaths));
   }

@@ -221,7 +221,9 @@ struct PoolTakeOverFilesTest : ::testing::Test {
       map[static_cast<std::uint64_t>(id)] = {seed, bytes, 1, {}};
     }
   }
-  [[nodiscard]] PoolFiles files() const { return test::Snapshot(pool->layout()).files(); }
+  [[nodiscard]] PoolFiles files() const {
+    return test::pool_files(test::Snapshot(test::files_of(pool->layout())));
+  }
   Result<std::unique_ptr<Pool>> take_over(PoolFiles& from, const PoolConfig& with) {
     auto begun = PoolTakeOver::begin(os, from, with);
     if (!begun) return std::unexpected(begun.error());

@@ -2,38 +2,22 @@
 #pragma once
 
 #include <gtest/gtest.h>
-#include <sys/ptrace.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
 #include <atomic>
-#include <csignal>
 #include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "base/crash_support.h"
 #include "pool/pool.h"
 
 namespace foldswap::test {
 
-using Bytes = std::vector<std::byte>;
 using Page = std::array<std::byte, 4096>;
-
-// Stepping through ThreadSanitizer's own code takes minutes and shows nothing more.
-#if defined(__SANITIZE_THREAD__)
-inline constexpr bool kUnderTsan = true;
-#else
-inline constexpr bool kUnderTsan = false;
-#endif
-// The same, of what has too many steps for it.
-#if defined(__SANITIZE_ADDRESS__)
-inline constexpr bool kUnderAsan = true;
-#else
-inline constexpr bool kUnderAsan = false;
-#endif
 
 // The kernel's memory files; everything that the pool does not use aborts. Failures are switched on
 // and off.
@@ -152,35 +136,6 @@ inline ::testing::AssertionResult memory_is_counted(Pool& pool) {
                                          << " held, " << stats.metadata_bytes << " counted";
   }
   return ::testing::AssertionSuccess();
-}
-
-// Steps a forked child through `work`, which says whether it went well, one instruction at a time,
-// and asks `torn()` after each of them. Both see the pool's files.
-template <typename Work, typename Torn>
-void single_step(Work work, Torn torn) {
-  const pid_t child = ::fork();
-  ASSERT_GE(child, 0);
-  if (child == 0) {
-    if (::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) ::_exit(3);
-    ::raise(SIGSTOP);
-    ::_exit(work() ? 0 : 1);
-  }
-  int status = 0;
-  std::uint64_t steps = 0, wrong = 0;
-  ASSERT_EQ(::waitpid(child, &status, 0), child);
-  while (WIFSTOPPED(status) && wrong == 0) {
-    wrong = static_cast<std::uint64_t>(torn());
-    ++steps;
-    ASSERT_EQ(::ptrace(PTRACE_SINGLESTEP, child, nullptr, nullptr), 0);
-    ASSERT_EQ(::waitpid(child, &status, 0), child);
-  }
-  if (WIFSTOPPED(status)) {
-    ::kill(child, SIGKILL);
-    ::waitpid(child, &status, 0);
-  }
-  EXPECT_EQ(wrong, 0U) << "at step " << steps;
-  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
-  EXPECT_GT(steps, 1000U);
 }
 
 struct NamedGeometry {
