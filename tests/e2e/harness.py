@@ -429,7 +429,9 @@ class E2E(unittest.TestCase):
             daemon.kill()
             print(f"--- log of {daemon.dir} (status {daemon.popen.returncode}) ---")
             lines = [line for line in daemon.log().splitlines() if not LOG_NOISE.search(line)]
-            print("\n".join(lines[-(400 if Place.sanitized else 60):]) + "\n---")
+            most = 400 if Place.sanitized else 60
+            bad = [line for line in lines[:-most] if " warning " in line or " error " in line]
+            print("\n".join(bad[-most:] + lines[-most:]) + "\n---")
 
     def start_daemon(self, settings=None, name="run", **more):
         directory = os.path.join(self.tmp, name)

@@ -100,19 +100,36 @@ void print_threads(pid_t pid) {
   close(fd);
 }
 
+void print_children(pid_t pid, pid_t tid) {
+  std::array<char, 64> path{};
+  std::array<char, 512> text{};
+  std::snprintf(path.data(), path.size(), "/proc/%d/task/%d/children", pid, tid);
+  const int fd = open(path.data(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return;
+  (void)!read(fd, text.data(), text.size() - 1);
+  close(fd);
+  char* next = text.data();
+  for (pid_t child = 0; (child = static_cast<pid_t>(std::strtol(next, &next, 10))) > 0;) {
+    print("  child %d of thread %d\n", child, tid);
+    print_threads(child);
+  }
+}
+
 void print_family(std::uint64_t most, bool with_kernel) {
   pid_t last = 0;
   for (const Slot& slot : journal->slots) {
     if (slot.pid.load() == 0) continue;
     print_slot(slot, most);
     if (with_kernel && slot.pid != last) print_threads(slot.pid);
+    if (with_kernel) print_children(slot.pid, slot.tid);
     last = slot.pid;
   }
 }
 
 // The first to report tells its story whole; others wait for the end that it brings.
 void begin_report() {
-  while (journal->reporting.exchange(1) != 0) sleep_ms(100);
+  for (int nobody = 0; !journal->reporting.compare_exchange_strong(nobody, gettid()); nobody = 0)
+    sleep_ms(100);
 }
 
 [[noreturn]] void end_report(const Slot* slot, int status) {
@@ -158,6 +175,7 @@ void* watch_all(void*) {
       if (!stands_still(journal->slots[i], watches[i], now)) continue;
       print("HANG: no progress of pid %d tid %d for %u s\n", journal->slots[i].pid.load(),
             journal->slots[i].tid.load(), journal->hang_s);
+      if (journal->reporting != 0) print("thread %d reports something\n", journal->reporting.load());
       print_family(12, true);
       print("replay: %s\n", journal->replay.data());
       _exit(kExitHang);
