@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <utility>
 
 namespace foldswap::rank_check {
 namespace {
@@ -22,6 +23,10 @@ void check_order(LockRank rank) {
 
 void forget_rank(LockRank rank) {
   t_held_mask &= ~(1U << static_cast<unsigned>(rank));
+}
+
+Held exchange_held(Held held) {
+  return {std::exchange(t_held, held.count), std::exchange(t_held_mask, held.mask)};
 }
 
 void raise_held_max(unsigned held) {

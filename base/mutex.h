@@ -37,6 +37,13 @@ void check_order(LockRank rank);  // debug builds; notes the rank as held
 void forget_rank(LockRank rank);  // likewise, as let go
 void raise_held_max(unsigned held);
 
+// What the calling thread holds, by the ranks. Whoever runs several flows of control on one thread
+// exchanges it when it goes from one to the other.
+struct Held {
+  unsigned count = 0, mask = 0;
+};
+[[nodiscard]] Held exchange_held(Held held);
+
 // Called by the lock types. A lock counts from the moment that its thread asks for it.
 inline void acquired([[maybe_unused]] LockRank rank) {
 #if defined(FOLDSWAP_DEBUG_CHECKS)

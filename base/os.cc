@@ -1,5 +1,6 @@
 #include "base/os.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/futex.h>
@@ -189,6 +190,13 @@ class RealOs final : public Os {
     return text;
   }
 
+  Result<std::vector<std::string>> list_directory(const std::string& path) override {
+    const std::unique_ptr<DIR, int (*)(DIR*)> directory(::opendir(path.c_str()), ::closedir);
+    if (directory == nullptr) return fail_errno("cannot open " + path);
+    std::vector<std::string> names;
+    while (const dirent* entry = ::readdir(directory.get())) names.emplace_back(entry->d_name);
+    return names;
+  }
   Result<std::string> read_link(const std::string& path) override {
     std::array<char, 256> target{};
     const ssize_t n = ::readlink(path.c_str(), target.data(), target.size());

@@ -12,6 +12,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "base/result.h"
 #include "base/uapi.h"
@@ -108,6 +109,7 @@ class Os {
 
   // -- files and other processes
   virtual Result<std::string> read_file(const std::string& path) = 0;  // at most 64 MiB
+  virtual Result<std::vector<std::string>> list_directory(const std::string& path) = 0;
   virtual Result<std::string> read_link(const std::string& path) = 0;
   virtual int pagemap_scan(int pagemap_fd, uapi::PmScanArg& arg) = 0;
   virtual int read_at(int fd, void* data, std::size_t bytes, std::uint64_t offset) = 0;

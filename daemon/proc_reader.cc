@@ -1,10 +1,8 @@
 #include "daemon/proc_reader.h"
 
-#include <dirent.h>
 #include <sys/syscall.h>
 
 #include <charconv>
-#include <memory>
 #include <sstream>
 
 #include "base/mutation.h"
@@ -99,7 +97,7 @@ Result<std::string> read_of_memory(Os& os, pid_t pid, const std::string& name) {
   const std::string base = "/proc/" + std::to_string(pid);
   auto text = os.read_file(base + "/" + name);
   if (!text || tells(text) || mutated(Mutation::memory_of_a_dead_leader)) return text;
-  for (const pid_t tid : read_tids(pid)) {
+  for (const pid_t tid : read_tids(os, pid)) {
     text = os.read_file(base + "/task/" + std::to_string(tid) + "/" + name);
     if (tells(text)) return text;
   }
@@ -152,13 +150,11 @@ bool parse_asleep_elsewhere(std::string_view text) {
          number != SYS_munmap && number != SYS_brk && number != SYS_fallocate;
 }
 
-std::vector<pid_t> read_tids(pid_t pid) {
+std::vector<pid_t> read_tids(Os& os, pid_t pid) {
   std::vector<pid_t> tids;
-  const std::string path = "/proc/" + std::to_string(pid) + "/task";
-  const std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir(path.c_str()), ::closedir);
-  if (dir == nullptr) return tids;
-  while (const dirent* entry = ::readdir(dir.get())) {
-    const std::string_view name = entry->d_name;
+  const auto names = os.list_directory("/proc/" + std::to_string(pid) + "/task");
+  if (!names) return tids;
+  for (const std::string& name : *names) {
     pid_t tid = 0;
     const auto [rest, ec] = std::from_chars(name.data(), name.data() + name.size(), tid);
     if (ec == std::errc{} && rest == name.data() + name.size()) tids.push_back(tid);
@@ -168,7 +164,7 @@ std::vector<pid_t> read_tids(pid_t pid) {
 
 std::vector<ThreadInfo> read_threads(Os& os, pid_t pid, bool syscalls) {
   std::vector<ThreadInfo> threads;
-  for (const pid_t tid : read_tids(pid)) {
+  for (const pid_t tid : read_tids(os, pid)) {
     const std::string base = "/proc/" + std::to_string(pid) + "/task/" + std::to_string(tid);
     const auto stat = os.read_file(base + "/stat");
     ThreadInfo thread;

@@ -40,7 +40,7 @@ struct ThreadInfo {
 };
 // With `syscalls`, also reads what each is blocked in (needs ptrace access).
 [[nodiscard]] std::vector<ThreadInfo> read_threads(Os& os, pid_t pid, bool syscalls);
-[[nodiscard]] std::vector<pid_t> read_tids(pid_t pid);
+[[nodiscard]] std::vector<pid_t> read_tids(Os& os, pid_t pid);
 // Of /proc/PID/task/TID/stat.
 [[nodiscard]] bool parse_stat(std::string_view text, ThreadInfo& thread);
 // Of /proc/PID/task/TID/syscall.

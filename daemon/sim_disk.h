@@ -6,6 +6,7 @@
 // the write ends: a buffer that is used again too early shows. Thread safety: none.
 #pragma once
 
+#include <fcntl.h>
 #include <sys/eventfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -53,6 +54,7 @@ class SimDisk {
   // Asked when one ends. Negative: that is its result and nothing moved; 0: all of it moved; else
   // that many bytes moved and are its result.
   std::function<int(SimIo&)> on_io;
+  int own_fds_from = 0;  // the least number of a descriptor that is the simulated disk's own
   bool auto_complete =
       true;  // what is submitted ends at once; otherwise when complete...() says so
 
@@ -69,7 +71,12 @@ class SimDisk {
   void complete_at(std::size_t index) {
     Pending ended = std::move(pending_[index]);
     pending_.erase(pending_.begin() + static_cast<std::ptrdiff_t>(index));
-    ended.ring->end(ended.io.tag, carry_out(files_.at(ended.inode), ended.io));
+    const int result = carry_out(files_.at(ended.inode), ended.io);
+    if (ended.ring != nullptr) ended.ring->end(ended.io.tag, result);
+  }
+  // Who made the rings is dead: what is under way goes on, and nobody is told.
+  void abandon_rings() {
+    for (Pending& pending : pending_) pending.ring = nullptr;
   }
   // What lies in the file, as far as it was written; zeros beyond.
   [[nodiscard]] std::vector<std::byte> contents(int fd, std::uint64_t offset, std::size_t bytes) {
@@ -90,7 +97,7 @@ class SimDisk {
     // The duplicate keeps the inode's number from being given to another file.
     File& made = files_[inode_of(fd->get())];
     made.direct = direct;
-    made.keep.reset(::dup(fd->get()));
+    made.keep.reset(::fcntl(fd->get(), F_DUPFD_CLOEXEC, own_fds_from));
     return fd;
   }
   [[nodiscard]] int allocate(int fd, std::uint64_t offset, std::uint64_t bytes) {

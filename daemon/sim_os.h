@@ -160,6 +160,9 @@ class SimOs final : public Os {
     const auto found = texts.find(path);
     return found == texts.end() ? fail("no " + path) : Result<std::string>(found->second);
   }
+  Result<std::vector<std::string>> list_directory(const std::string& path) override {
+    return real_os().list_directory(path);
+  }
   Result<std::string> read_link(const std::string& path) override { return fail("no " + path); }
   int pagemap_scan(int, uapi::PmScanArg&) override { return -ENOTTY; }
   // The page map of the space that pagemap_of names.

@@ -36,7 +36,7 @@ const std::vector<wire::Range>* ThreadGuard::never_evict(Client& client,
     return &never_;
   }
   never_.clear();
-  const auto tids = read_tids(client.pid());
+  const auto tids = read_tids(os_, client.pid());
   if (tids.empty()) return nullptr;
   const auto agent = static_cast<pid_t>(load_word(client.mailbox->agent_tid));
   bool all_known = true;

@@ -43,7 +43,7 @@ class Traced {
   // False: there was none.
   bool seize_new() {
     bool any = false;
-    for (const pid_t tid : read_tids(pid_)) {
+    for (const pid_t tid : read_tids(real_os(), pid_)) {
       if (tid == agent_ || std::ranges::find(threads_, tid, &Thread::tid) != threads_.end())
         continue;
       if (::ptrace(PTRACE_SEIZE, tid, nullptr, nullptr) != 0) continue;

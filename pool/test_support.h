@@ -66,6 +66,7 @@ class FaultyOs final : public Os {
     std::abort();
   }
   Result<std::string> read_file(const std::string&) override { std::abort(); }
+  Result<std::vector<std::string>> list_directory(const std::string&) override { std::abort(); }
   Result<std::string> read_link(const std::string&) override { std::abort(); }
   int pagemap_scan(int, uapi::PmScanArg&) override { std::abort(); }
   int read_at(int, void*, std::size_t, std::uint64_t) override { std::abort(); }

@@ -1,0 +1,434 @@
+#include "sim/process.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstring>
+#include <span>
+#include <utility>
+
+#include <spdlog/fmt/fmt.h>
+
+#include "preload/mover.h"
+#include "preload/request.h"
+
+namespace foldswap::preload {
+
+constinit Library library{};
+
+// The simulated programs are live, or have no library that could ask.
+bool ask_agent(Control&, AgentOp) {
+  return false;
+}
+
+}  // namespace foldswap::preload
+
+namespace foldswap::sim {
+
+using preload::Presence;
+
+Process::Process(World& world, Kernel& kernel, Processes& all, Space& s)
+    : space(s), world_(world), kernel_(kernel), all_(all) {}
+
+void Process::start(unsigned threads) {
+  for (unsigned i = 0; i < threads; ++i) {
+    auto thread = std::make_unique<Thread>();
+    thread->tid = pid() + static_cast<pid_t>(i);
+    Task task;
+    task.tid = thread->tid;
+    task.robust_list = kThreadBlocks + kPage;
+    thread->task = &kernel_.tasks[pid()].emplace_back(task);
+    Thread& made = *threads_.emplace_back(std::move(thread));
+    ++running_;
+    world_.scheduler.spawn(pid(), fmt::format("thread {}", made.tid), [this, &made] {
+      run_thread(made);
+      --running_;
+    });
+  }
+}
+
+void Process::kill() {
+  if (dead) return;
+  dead = true;
+  kernel_.exit(space);
+  world_.scheduler.drop(pid());
+}
+
+// -- being a client
+
+Process::Areas Process::make_areas(std::uint64_t client_id, std::uint32_t incarnation) {
+  Areas areas{real_os().memory_file("sim-mailbox", wire::kMailboxBytes).value(),
+              real_os().memory_file("sim-transfer", wire::kTransferBytes).value()};
+  mailbox_ = Mapping::shared(areas.mailbox.get(), wire::kMailboxBytes).value();
+  transfer_ = Mapping::shared(areas.transfer.get(), wire::kTransferBytes).value();
+  auto& box = *mailbox_.as<wire::Mailbox>();
+  box.magic = wire::kMagic;
+  box.version = wire::kProtocolVersion;
+  box.client_id = client_id;
+  box.incarnation = incarnation;
+  return areas;
+}
+
+void Process::go_live(std::uint64_t client_id) {
+  wish = Wish::none;
+  control_ = std::make_unique<preload::Control>();
+  control_->mailbox = mailbox_.as<wire::Mailbox>();
+  control_->staging = reinterpret_cast<std::byte*>(kStaging);
+  control_->transfer = transfer_.data();
+  control_->pid = pid();
+  const pid_t tid = pid() + 50;
+  control_->tid = static_cast<std::uint32_t>(tid);
+  control_->cpu = ~0U;
+  Task agent;
+  agent.tid = tid;
+  kernel_.tasks[pid()].push_back(agent);
+  space.held_by_client = true;
+  alive_word_ = static_cast<std::uint32_t>(Presence::live);
+  library.alive = &alive_word_;
+  library.control = control_.get();
+  library.client_id = client_id;
+  live_ = true;
+  ++world_.counts.agents;
+  world_.trace("live", client_id, static_cast<std::uint64_t>(pid()));
+  world_.scheduler.spawn(pid(), fmt::format("agent {}", tid), [this] { run_agent(); });
+}
+
+// As preload/agent.cc, serve().
+void Process::run_agent() {
+  preload::Control& c = *control_;
+  if (preload::arm_staging(c) != 0) return world_.fail("the agent cannot register staging");
+  sys::store(c.mailbox->agent_tid, c.tid);
+  for (;;) {
+    const std::uint32_t seen = sys::load(c.mailbox->to_agent);
+    for (std::uint32_t half = 0; half < wire::kHalves; ++half) {
+      if (sys::load(c.mailbox->commands[half].state) ==
+          static_cast<std::uint32_t>(wire::CommandState::posted)) {
+        preload::execute_command(c, half);
+      }
+    }
+    if (sys::load(c.mailbox->to_agent) != seen) continue;
+    constexpr long kIdleMs = 2'000;
+    (void)sys::futex_wait(c.mailbox->to_agent, seen, sys::Scope::shared, kIdleMs);
+  }
+}
+
+// -- what a program does
+
+void Process::run_thread(Thread& thread) {
+  while (!all_.stopping) {
+    act(thread);
+    ++thread.task->ticks;
+    if (world_.random.once_in(3)) {
+      thread.task->call = SYS_clock_nanosleep;
+      const std::uint64_t until = world_.clock_ns + world_.random.below(2'000'000);
+      world_.scheduler.wait([] { return false; }, until);
+      thread.task->call = -1;
+    } else {
+      world_.scheduler.yield();
+    }
+  }
+  thread.task->call = SYS_pause;
+}
+
+void Process::act(Thread& thread) {
+  if (ranges_.size() < 3) do_map(thread);
+  const std::uint64_t what = world_.random.below(1000);
+  if (what < 550) return do_access(thread);
+  if (what < 840) return do_scan(thread);
+  if (what < 890) return do_discard(thread);
+  if (what < 925) return do_map(thread);
+  if (what < 945) return do_unmap(thread);
+  if (what < 980) return do_remap(thread);
+  if (what < 992) return do_fork(thread);
+  if (what >= 997 && all_.alive() > 2) {
+    ++world_.counts.exits;
+    kill();
+  }
+}
+
+std::uint64_t Process::any_page(const Thread& thread) {
+  if (ranges_.empty()) return 0;
+  auto it = ranges_.begin();
+  std::advance(it, world_.random.below(ranges_.size()));
+  const std::uint64_t pages = (it->second - it->first) / kPage;
+  const std::uint64_t page = it->first + world_.random.below(pages) * kPage;
+  for (const auto& other : threads_) {
+    if (other.get() == &thread) continue;
+    if ((page >= other->claim_start && page < other->claim_end) ||
+        (page >= other->claim2_start && page < other->claim2_end))
+      return 0;
+  }
+  return page;
+}
+
+bool Process::in_use(std::uint64_t start, std::uint64_t end, const Thread* but) const {
+  return std::ranges::any_of(threads_, [&](const auto& t) {
+    if (t.get() == but) return false;
+    return (t->page >= start && t->page < end) || (t->claim_start < end && start < t->claim_end) ||
+           (t->claim2_start < end && start < t->claim2_end);
+  });
+}
+
+bool Process::claim(Thread& thread, bool whole) {
+  if (ranges_.empty()) return false;
+  auto it = ranges_.begin();
+  std::advance(it, world_.random.below(ranges_.size()));
+  const std::uint64_t pages = (it->second - it->first) / kPage;
+  const std::uint64_t first = whole ? 0 : world_.random.below(pages);
+  const std::uint64_t count = whole ? pages : world_.random.between(1, pages - first);
+  const std::uint64_t start = it->first + first * kPage, end = start + count * kPage;
+  if (in_use(start, end, &thread)) return false;
+  thread.claim_start = start;
+  thread.claim_end = end;
+  return true;
+}
+
+void Process::release(Thread& thread) {
+  thread.claim_start = thread.claim_end = 0;
+  thread.claim2_start = thread.claim2_end = 0;
+}
+
+std::uint64_t Process::free_place(std::uint64_t bytes) {
+  for (int tries = 0; tries < 20; ++tries) {
+    const std::uint64_t start = kArena + world_.random.below(kPlaces) * kPlacePages * kPage +
+                                world_.random.below(4) * (kPlacePages / 4) * kPage;
+    if (Kernel::free_range(space, start, bytes) && !in_use(start, start + bytes, nullptr))
+      return start;
+  }
+  return 0;
+}
+
+void Process::compare(const Frame& frame, std::uint64_t page) {
+  static const PageBytes kZeros{};
+  ++world_.counts.accesses;
+  const auto found = truth_.find(page);
+  const PageBytes& right = found == truth_.end() ? kZeros : found->second;
+  if (std::memcmp(frame.bytes.data(), right.data(), kPage) == 0) return;
+  const bool zeros = std::memcmp(frame.bytes.data(), kZeros.data(), kPage) == 0;
+  world_.trace("WRONG BYTES", page);
+  world_.fail(fmt::format("process {}: page {:#x} holds {} where {} should be", pid(), page,
+                          zeros ? "zeros" : "other bytes",
+                          found == truth_.end() ? "zeros" : "what was written"));
+}
+
+// A whole page of some kind, or a few bytes of it.
+void Process::scribble(Frame& frame, std::uint64_t page) {
+  PageBytes& bytes = truth_[page];  // zeros, if it was not there
+  const std::uint64_t kind = world_.random.below(10);
+  if (kind < 5) {
+    const std::uint64_t word = world_.random.next();
+    std::memcpy(&bytes[world_.random.below(kPage / 8) * 8], &word, sizeof(word));
+  } else if (kind < 6) {
+    const std::uint64_t word =
+        world_.random.once_in(2) ? world_.random.below(256) : world_.random.next();
+    for (std::size_t i = 0; i < kPage; i += 8) std::memcpy(&bytes[i], &word, sizeof(word));
+  } else {
+    constexpr std::size_t kNoise[] = {kPage, 2048, 700, 100};
+    const std::size_t noise = kNoise[kind - 6];
+    const std::uint64_t step = world_.random.next() | 1;
+    std::uint64_t word = world_.random.next();
+    for (std::size_t i = 0; i < kPage; i += 8, word = (word + step) * 0x2545f4914f6cdd1d) {
+      const std::uint64_t put = i < noise ? word : step >> 56;
+      std::memcpy(&bytes[i], &put, sizeof(put));
+    }
+  }
+  frame.bytes = bytes;
+}
+
+void Process::access(Thread& thread, std::uint64_t page, bool write) {
+  thread.page = page;
+  Frame* frame = nullptr;
+  const Kernel::Touch touch = kernel_.touch(space, *thread.task, page, write, frame);
+  if (touch == Kernel::Touch::done) {
+    compare(*frame, page);
+    if (write) scribble(*frame, page);
+  } else if (touch == Kernel::Touch::sigbus && all_.world.counts.refused_memory != 0 && !live_) {
+    ++world_.counts.kills["SIGBUS in a child that could not be taken over"];
+    kill();
+  } else {
+    world_.trace(touch == Kernel::Touch::sigbus ? "SIGBUS" : "SIGSEGV", page);
+    world_.fail(fmt::format("process {}: {} at {:#x}", pid(),
+                            touch == Kernel::Touch::sigbus ? "SIGBUS" : "SIGSEGV", page));
+  }
+  thread.page = 0;
+}
+
+void Process::do_access(Thread& thread) {
+  const std::uint64_t page = any_page(thread);
+  if (page != 0) access(thread, page, world_.random.once_in(2));
+}
+
+void Process::do_scan(Thread& thread) {
+  std::uint64_t page = any_page(thread);
+  const bool write = world_.random.once_in(4);
+  for (std::uint64_t left = world_.random.between(4, 128); page != 0 && left != 0; --left) {
+    access(thread, page, write);
+    page += kPage;
+    const auto after = ranges_.upper_bound(page);
+    const bool inside = after != ranges_.begin() && page < std::prev(after)->second;
+    if (!inside || in_use(page, page + kPage, &thread)) return;
+  }
+}
+
+void Process::do_discard(Thread& thread) {
+  if (!claim(thread, world_.random.once_in(3))) return;
+  ++world_.counts.discards;
+  kernel_.discard(space, *thread.task, thread.claim_start, thread.claim_end - thread.claim_start,
+                  [this](std::uint64_t start, std::uint64_t end) {
+                    truth_.erase(truth_.lower_bound(start), truth_.lower_bound(end));
+                  });
+  release(thread);
+}
+
+void Process::do_map(Thread& thread) {
+  if (ranges_.size() > 8) return;
+  const std::uint64_t bytes = world_.random.between(1, kPlacePages) * kPage;
+  const std::uint64_t start = free_place(bytes);
+  if (start == 0) return;
+  (void)thread;
+  ++world_.counts.maps;
+  kernel_.map(space, start, bytes);
+  ranges_[start] = start + bytes;
+  world_.trace("map", start, bytes / kPage);
+}
+
+// What is no longer mapped from here.
+void Process::follow_map(std::uint64_t start, std::uint64_t end) {
+  truth_.erase(truth_.lower_bound(start), truth_.lower_bound(end));
+  std::map<std::uint64_t, std::uint64_t> left;
+  for (const auto& [from, to] : ranges_) {
+    if (from < start) left[from] = std::min(to, start);
+    if (to > end) left[std::max(from, end)] = to;
+  }
+  ranges_ = std::move(left);
+}
+
+void Process::do_unmap(Thread& thread) {
+  if (ranges_.size() < 2 || !claim(thread, world_.random.once_in(2))) return;
+  ++world_.counts.unmaps;
+  kernel_.unmap(space, *thread.task, thread.claim_start, thread.claim_end - thread.claim_start,
+                [&](std::uint64_t start, std::uint64_t end) {
+                  follow_map(start, end);
+                  release(thread);  // whoever is quick maps something here
+                });
+}
+
+void Process::do_remap(Thread& thread) {
+  if (!claim(thread, true)) return;
+  const std::uint64_t from = thread.claim_start, bytes = thread.claim_end - from;
+  std::uint64_t new_bytes = bytes;
+  if (world_.random.once_in(3)) new_bytes = world_.random.between(1, kPlacePages) * kPage;
+  std::uint64_t to = free_place(new_bytes);
+  if (world_.random.once_in(5) && ranges_.size() > 1) {  // onto something
+    auto it = ranges_.begin();
+    std::advance(it, world_.random.below(ranges_.size()));
+    if (!in_use(it->first, it->first + new_bytes, nullptr) && it->first != from) to = it->first;
+    // Whatever else lies there goes, too.
+  }
+  if (to == 0 || (to < from + bytes && from < to + new_bytes)) return release(thread);
+  thread.claim2_start = to;
+  thread.claim2_end = to + new_bytes;
+  const auto effect = [&] {
+    const std::uint64_t kept = std::min(bytes, new_bytes);
+    std::map<std::uint64_t, PageBytes> moved;
+    for (auto it = truth_.lower_bound(from); it != truth_.end() && it->first < from + kept; ++it)
+      moved[it->first - from + to] = it->second;
+    follow_map(to, to + new_bytes);
+    follow_map(from, from + bytes);
+    ranges_[to] = to + new_bytes;
+    truth_.merge(moved);
+    thread.claim_start = thread.claim_end = 0;  // the old place is anybody's
+  };
+  const auto remap = [&] {
+    ++world_.counts.remaps;
+    return kernel_.remap(space, *thread.task, from, bytes, to, new_bytes, effect);
+  };
+  if (preload::Control* const control = preload::live()) {
+    preload::LayoutSection section(*control);
+    const bool prepared = section.prepare(wire::RequestOp::unify, from, bytes);
+    if (prepared && !remap()) world_.fail(fmt::format("mremap of {:#x} is EFAULT", from));
+  } else if (Kernel::uniform(space, from, bytes)) {
+    (void)remap();
+  }
+  release(thread);
+}
+
+void Process::do_fork(Thread& thread) {
+  if (all_.alive() >= all_.most) return;
+  ++world_.counts.forks;
+  preload::RequestLock::acquire();
+  preload::Control* const control = preload::live();
+  std::uint32_t seq = 0;
+  if (control != nullptr) {
+    preload::Announcement::begin(*control);
+    seq = sys::add(control->mailbox->fork_seq, 1);
+  }
+  Process* child = nullptr;
+  Space& forked = kernel_.fork(space, *thread.task, all_.next_pid(), [&](Space& s) {
+    child = &all_.adopt(s);
+    child->truth_ = truth_;
+    child->ranges_ = ranges_;
+    child->parent_id = library.client_id;
+    child->fork_seq = seq;
+  });
+  if (control != nullptr) {
+    sys::add(control->mailbox->fork_seq, 1);
+    preload::Announcement::end(*control);
+  }
+  preload::RequestLock::release();
+  if (forked.gone || child->dead) {
+    child->dead = true;
+    return;
+  }
+  if (control != nullptr && world_.random.below(4) != 0) {
+    child->wish = child->space.has_uffd ? Wish::child : Wish::registration;
+    child->wish_at_ns = world_.clock_ns + world_.random.below(20'000'000);
+  }
+  child->start(static_cast<unsigned>(world_.random.between(1, 2)));
+}
+
+void Process::check_everything() {
+  for (const auto& [start, end] : ranges_) {
+    for (std::uint64_t page = start; page < end; page += kPage) {
+      access(*threads_.front(), page, false);
+      ++world_.counts.pages_checked;
+    }
+  }
+  checked = true;
+}
+
+// -- all of them
+
+Process& Processes::make(unsigned threads) {
+  Space& space = kernel.make_space(next_pid());
+  Process& process = adopt(space);
+  kernel.map(space, kThreadBlocks, 4 * kPage);
+  process.wish = Process::Wish::registration;
+  process.wish_at_ns = world.clock_ns + world.random.below(5'000'000);
+  process.start(threads);
+  return process;
+}
+
+Process& Processes::adopt(Space& space) {
+  kernel.map(space, kStaging, wire::kStagingBytes, true);
+  return *all.emplace_back(std::make_unique<Process>(world, kernel, *this, space));
+}
+
+Process* Processes::find(pid_t pid) {
+  const auto found = std::ranges::find_if(all, [&](const auto& p) { return p->pid() == pid; });
+  return found == all.end() ? nullptr : found->get();
+}
+
+std::size_t Processes::alive() const {
+  return static_cast<std::size_t>(
+      std::ranges::count_if(all, [](const auto& p) { return !p->dead && !p->space.gone; }));
+}
+
+void Processes::on_switch(Owner owner) {
+  if (running_ != nullptr) running_->library = preload::library;
+  running_ = owner == kDaemon ? nullptr : find(owner);
+  if (running_ != nullptr) preload::library = running_->library;
+}
+
+}  // namespace foldswap::sim
