@@ -467,17 +467,28 @@ int Kernel::read(Space& space, std::span<uffd_msg> messages) {
       Space& child = *this->space(event.child);
       m.arg.fork.ufd = static_cast<std::uint32_t>(open_uffd(child).release());
     }
-    world_.trace("read", m.event, m.arg.remap.from, m.arg.remap.to);
+    world_.trace("read event", m.event, m.arg.remap.from, static_cast<std::uint64_t>(space.pid));
     *event.read = true;
     space.events.pop_front();
   }
   return static_cast<int>(count);
 }
 
+int Kernel::movable(const Space& space, std::uint64_t to, std::uint64_t from) {
+  if (space.pages.contains(to)) return EEXIST;
+  const auto source = space.pages.find(from);
+  if (source == space.pages.end()) return ENOENT;
+  if (source->second.kind != Pte::Kind::page) return EFAULT;
+  const Frame& frame = *source->second.frame;
+  return !frame.zero && (!source->second.exclusive || frame.maps > 1) ? EBUSY : 0;
+}
+
 int Kernel::move(Space& space, std::uint64_t to, std::uint64_t from, std::uint64_t bytes,
                  std::int64_t& moved) {
   moved = 0;
+  std::uint64_t taken = 0;
   const auto answer = [&](int error) {
+    world_.trace("move", from, taken, static_cast<std::uint64_t>(error));
     if (moved == 0) moved = -error;
     return moved > 0 && error != 0 ? -EAGAIN : -error;
   };
@@ -485,21 +496,20 @@ int Kernel::move(Space& space, std::uint64_t to, std::uint64_t from, std::uint64
     return answer(error == ENOENT ? EINVAL : error);
   if (find(space, from) == nullptr) return answer(ENOENT);
   if (!uniform(space, from, bytes)) return answer(EINVAL);
-  const bool untold = bytes > kPage && world_.random.once_in(24);
-  const std::uint64_t stop = untold ? world_.random.between(1, bytes / kPage) * kPage : bytes;
+  // Now and then it forgets what it has moved, tries that again, and finds it there.
+  const bool forgets = bytes > kPage && world_.random.once_in(24);
+  const std::uint64_t stop = forgets ? world_.random.between(1, bytes / kPage) * kPage : bytes;
   for (std::uint64_t at = 0; at < stop; at += kPage) {
-    if (space.pages.contains(to + at)) return answer(EEXIST);
-    const auto source = space.pages.find(from + at);
-    if (source == space.pages.end()) return answer(ENOENT);
-    if (source->second.kind != Pte::Kind::page) return answer(EFAULT);
-    const Pte pte = source->second;
-    if (!pte.frame->zero && (!pte.exclusive || pte.frame->maps > 1)) return answer(EBUSY);
-    space.pages.erase(source);
-    space.pages[to + at] = pte;
+    const int error = movable(space, to + at, from + at);
+    if (error != 0) return answer(error);
+    space.pages[to + at] = space.pages.extract(from + at).mapped();
     ++world_.counts.moved;
-    if (!untold) moved += static_cast<std::int64_t>(kPage);
+    ++taken;
+    moved += static_cast<std::int64_t>(kPage);
   }
-  return untold ? answer(EEXIST) : 0;
+  if (!forgets) return answer(0);
+  moved = 0;
+  return answer(EEXIST);
 }
 
 // -- what can be seen from outside

@@ -418,14 +418,18 @@ void Machine::register_process(Daemon& d, Process& process) {
 
 // As Handshake::settle_child().
 void Machine::attach_child(Daemon& d, Process& process) {
-  const auto client = d.registry->forked_child(process.parent_id, process.fork_seq, {});
+  const auto client = 
+      d.registry->forked_child(process.parent_id, process.fork_seq, process.not_these);
   if (client == nullptr) return;  // its parent's reader is at it, or it is doomed
   switch (client->offer_state.load()) {
     case AgentOffer::State::taken:
       process.go_live(client->id);
       return;
     case AgentOffer::State::refused:
-      world_.fail("the agent of a forked child is refused");
+      ++world_.counts.refused_agents;
+      client->offer.parts = {};
+      client->offer_state = AgentOffer::State::none;
+      process.not_these.push_back(client->id);
       return;
     case AgentOffer::State::made:
       return;
@@ -481,11 +485,13 @@ void Machine::order_something(Daemon& d) {
 void Machine::turn() {
   if (!world_.scheduler.turn()) world_.fail("nothing can go on any more");
   ++world_.counts.turns;
+  if (world_.watched_page != 0) watch();
   world_.clock_ns += world_.random.below(2 * settings_.turn_ns);
   if (os_.disk.under_way() != 0 && world_.random.once_in(8))
     os_.disk.complete_at(world_.random.below(os_.disk.under_way()));
   if (dead_) bury();
   if ((world_.counts.turns & 0xfff) == 0) look_for_hangs();
+  if ((world_.counts.turns & 0x7f) == 0) look_for_lost_pages();
   if (world_.calm) return;
   if (world_.random.once_in(settings_.crash)) {
     if (world_.random.once_in(2)) {
@@ -503,6 +509,33 @@ void Machine::look_for_hangs() {
   if (waiting.turns > kMostTurns)
     world_.fail(fmt::format("{} has been waiting for {} turns, {} ms", waiting.name, waiting.turns,
                             waiting.since_ns / 1'000'000));
+}
+
+// A page that holds something must be in its process, or known to the daemon, whether anybody looks
+// for it or not. (Not while a change is under way, or has not been applied.)
+void Machine::look_for_lost_pages() {
+  if (!daemon_->up) return;
+  for (const auto& client : daemon_->registry->all()) {
+    Space* const space = kernel_.of_fd(client->uffd.get(), 'u');
+    const Process* const process = space == nullptr ? nullptr : processes_.find(space->pid);
+    if (process == nullptr || process->dead || space->changing != 0 || !space->events.empty() ||
+        client->record.inbox_count != 0 || client->unapplied)
+      continue;
+    process->for_each_absent([&](std::uint64_t page) {
+      if (client->map->load(page).state() == PageState::none)
+        world_.fail(fmt::format("process {}: page {:#x} is nowhere", process->pid(), page));
+    });
+  }
+}
+
+// Every change of the page map's entries for the page that is watched.
+void Machine::watch() {
+  if (daemon_->registry == nullptr) return;
+  for (const auto& client : daemon_->registry->all()) {
+    const std::uint64_t entry = client->map->load(world_.watched_page).raw();
+    if (std::exchange(watched_[client->id], entry) == entry) continue;
+    world_.note("ENTRY", static_cast<std::uint64_t>(client->pid()), entry & 7, entry);
+  }
 }
 
 bool Machine::rest(const char* what, std::uint64_t most_turns, const std::function<bool()>& done) {

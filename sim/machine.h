@@ -91,6 +91,8 @@ class MachineOs final : public Os {
   // Before and after each call: another fiber may go on, or the daemon die. `most_locks`: with more
   // than that held nobody else may run.
   void pause(unsigned most_locks = 0);
+  void trace_fill(const char* what, const Space* space, std::uint64_t page,
+                  const UffdProgress& result);
   [[nodiscard]] bool refuses();
   [[nodiscard]] int io_result(SimIo& io);
 
@@ -164,6 +166,8 @@ class Machine {
   void turn();
   bool rest(const char* what, std::uint64_t most_turns, const std::function<bool()>& done);
   void look_for_hangs();
+  void look_for_lost_pages();
+  void watch();
   void check_leftovers();
   void sum_up();
 
@@ -178,6 +182,7 @@ class Machine {
   const State* state_ = nullptr;  // the latest
   Daemon* daemon_ = nullptr;
   bool dead_ = false;
+  std::map<std::uint64_t, std::uint64_t> watched_;  // by client: the entry when last looked at
 };
 
 }  // namespace foldswap::sim

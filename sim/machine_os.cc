@@ -99,6 +99,12 @@ void MachineOs::sleep_us(std::uint64_t us) {
   world_.scheduler.wait([] { return false; }, world_.clock_ns + us * 1'000);
 }
 
+void MachineOs::trace_fill(const char* what, const Space* space, std::uint64_t page,
+                           const UffdProgress& result) {
+  world_.trace(what, page, result.done != 0 ? result.done / kPage : static_cast<std::uint64_t>(-result.error),
+               space != nullptr ? static_cast<std::uint64_t>(space->pid) : 0);
+}
+
 int MachineOs::uffd_api(int, std::uint64_t) {
   return 0;
 }
@@ -107,7 +113,7 @@ int MachineOs::uffd_register(int fd, std::uint64_t start, std::uint64_t bytes) {
   pause(1);
   Space* const space = kernel_.of_fd(fd, 'u');
   const int result = space == nullptr ? -EBADF : kernel_.register_range(*space, start, bytes);
-  world_.trace("register", start, bytes / kPage);
+  world_.trace("register", start, bytes / kPage, static_cast<std::uint64_t>(-result));
   pause(1);
   return result;
 }
@@ -116,7 +122,7 @@ int MachineOs::uffd_unregister(int fd, std::uint64_t start, std::uint64_t bytes)
   pause(1);
   Space* const space = kernel_.of_fd(fd, 'u');
   const int result = space == nullptr ? -EBADF : kernel_.unregister_range(*space, start, bytes);
-  world_.trace("unregister", start, bytes / kPage);
+  world_.trace("unregister", start, bytes / kPage, static_cast<std::uint64_t>(-result));
   pause(1);
   return result;
 }
@@ -127,7 +133,7 @@ UffdProgress MachineOs::uffd_copy(int fd, std::uint64_t dst, const std::byte* sr
   Space* const space = kernel_.of_fd(fd, 'u');
   const UffdProgress result =
       space == nullptr ? UffdProgress{0, EBADF} : kernel_.fill(*space, dst, src, bytes);
-  world_.trace("copy", dst, bytes / kPage, result.done / kPage);
+  trace_fill("copy", space, dst, result);
   pause(1);
   return result;
 }
@@ -137,7 +143,7 @@ UffdProgress MachineOs::uffd_zeropage(int fd, std::uint64_t dst, std::uint64_t b
   Space* const space = kernel_.of_fd(fd, 'u');
   const UffdProgress result =
       space == nullptr ? UffdProgress{0, EBADF} : kernel_.fill(*space, dst, nullptr, bytes);
-  world_.trace("zeropage", dst, bytes / kPage, result.done / kPage);
+  trace_fill("zeropage", space, dst, result);
   pause(1);
   return result;
 }

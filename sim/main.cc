@@ -1,7 +1,7 @@
 // foldswap_sim: the daemon's core on a simulated machine, stepped in any order, killed at any step;
 // every byte that a program reads is compared. See sim/machine.h.
 //
-//   foldswap_sim --seed N [--steps N] [--trace N]    one run
+//   foldswap_sim --seed N [--steps N] [--trace N] [--watch PAGE]    one run
 //   foldswap_sim --seconds S [--seed N]              one run after the other, and one of a random
 //   seed
 //
@@ -90,6 +90,7 @@ class LogSink final : public spdlog::sinks::base_sink<spdlog::details::null_mute
 
 struct Options {
   std::uint64_t seed = 1, steps = kDefaultSteps, seconds = 0;
+  std::uint64_t watch = 0;
   std::size_t trace = 80;
   bool seed_given = false;
 };
@@ -97,7 +98,7 @@ struct Options {
 void print_counts(const Counts& c) {
   std::printf(
       "%llu steps; programs: %llu accesses, %llu faults, %llu discards, %llu mmaps, %llu munmaps, "
-      "%llu mremaps, %llu forks, %llu exits; %llu agents; pages: %llu moved, %llu evicted, %llu "
+      "%llu mremaps, %llu forks, %llu exits; %llu agents, %llu refused; pages: %llu moved, %llu evicted, %llu "
       "checked "
       "at the end; faults: %llu zero, %llu same, %llu pool, %llu disk, %llu rescued; %llu aborted "
       "commands, %llu reclaims; disk: %llu reads, %llu writes, %llu errors; %llu times no memory; "
@@ -108,7 +109,7 @@ void print_counts(const Counts& c) {
       static_cast<unsigned long long>(c.maps), static_cast<unsigned long long>(c.unmaps),
       static_cast<unsigned long long>(c.remaps), static_cast<unsigned long long>(c.forks),
       static_cast<unsigned long long>(c.exits), static_cast<unsigned long long>(c.agents),
-      static_cast<unsigned long long>(c.moved), static_cast<unsigned long long>(c.evicted),
+      static_cast<unsigned long long>(c.refused_agents), static_cast<unsigned long long>(c.moved), static_cast<unsigned long long>(c.evicted),
       static_cast<unsigned long long>(c.pages_checked),
       static_cast<unsigned long long>(c.faults_zero),
       static_cast<unsigned long long>(c.faults_same),
@@ -128,6 +129,7 @@ void print_counts(const Counts& c) {
 [[noreturn]] void run_one(const Options& options) {
   World world(options.seed);
   g_world = &world;
+  world.watched_page = options.watch;
   auto logger = std::make_shared<spdlog::logger>("sim", std::make_shared<LogSink>(world));
   logger->set_level(spdlog::level::info);
   spdlog::set_default_logger(logger);
@@ -191,7 +193,9 @@ bool parse(int argc, char** argv, Options& options) {
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string_view name = argv[i], value = argv[i + 1];
     std::uint64_t number = 0;
-    const auto [end, ec] = std::from_chars(value.data(), value.data() + value.size(), number);
+    const bool hex = value.starts_with("0x");
+    const auto [end, ec] = std::from_chars(value.data() + (hex ? 2 : 0),
+                                           value.data() + value.size(), number, hex ? 16 : 10);
     if (ec != std::errc{} || end != value.data() + value.size()) return false;
     if (name == "--seed") {
       options.seed = number;
@@ -199,6 +203,8 @@ bool parse(int argc, char** argv, Options& options) {
       options.steps = number;
     } else if (name == "--seconds") {
       options.seconds = number;
+    } else if (name == "--watch") {
+      options.watch = number;
     } else if (name == "--trace") {
       options.trace = number;
     } else {
@@ -214,7 +220,7 @@ bool parse(int argc, char** argv, Options& options) {
 int main(int argc, char** argv) {
   foldswap::sim::Options options;
   if (!foldswap::sim::parse(argc, argv, options)) {
-    std::fprintf(stderr, "usage: foldswap_sim [--seed N] [--steps N] [--seconds S] [--trace N]\n");
+    std::fprintf(stderr, "usage: foldswap_sim [--seed N] [--steps N] [--seconds S] [--trace N] [--watch PAGE]\n");
     return 2;
   }
   rlimit files{};

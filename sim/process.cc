@@ -55,6 +55,12 @@ void Process::kill() {
   world_.scheduler.drop(pid());
 }
 
+void Process::for_each_absent(const std::function<void(std::uint64_t page)>& each) const {
+  for (const auto& [page, truth] : truth_) {
+    if (!truth.or_zeros && !space.pages.contains(page) && !in_use(page, page + kPage, nullptr)) each(page);
+  }
+}
+
 // -- being a client
 
 Process::Areas Process::make_areas(std::uint64_t client_id, std::uint32_t incarnation) {
@@ -203,9 +209,16 @@ void Process::compare(const Frame& frame, std::uint64_t page) {
   static const PageBytes kZeros{};
   ++world_.counts.accesses;
   const auto found = truth_.find(page);
-  const PageBytes& right = found == truth_.end() ? kZeros : found->second;
-  if (std::memcmp(frame.bytes.data(), right.data(), kPage) == 0) return;
+  const PageBytes& right = found == truth_.end() ? kZeros : found->second.bytes;
   const bool zeros = std::memcmp(frame.bytes.data(), kZeros.data(), kPage) == 0;
+  if (found != truth_.end() && found->second.or_zeros) {
+    found->second.or_zeros = false;
+    if (zeros) {
+      truth_.erase(found);
+      return;
+    }
+  }
+  if (std::memcmp(frame.bytes.data(), right.data(), kPage) == 0) return;
   world_.trace("WRONG BYTES", page);
   world_.fail(fmt::format("process {}: page {:#x} holds {} where {} should be", pid(), page,
                           zeros ? "zeros" : "other bytes",
@@ -214,7 +227,7 @@ void Process::compare(const Frame& frame, std::uint64_t page) {
 
 // A whole page of some kind, or a few bytes of it.
 void Process::scribble(Frame& frame, std::uint64_t page) {
-  PageBytes& bytes = truth_[page];  // zeros, if it was not there
+  PageBytes& bytes = truth_[page].bytes;  // zeros, if it was not there
   const std::uint64_t kind = world_.random.below(10);
   if (kind < 5) {
     const std::uint64_t word = world_.random.next();
@@ -239,6 +252,7 @@ void Process::scribble(Frame& frame, std::uint64_t page) {
 void Process::access(Thread& thread, std::uint64_t page, bool write) {
   thread.page = page;
   Frame* frame = nullptr;
+  world_.trace(write ? "write" : "read", page);
   const Kernel::Touch touch = kernel_.touch(space, *thread.task, page, write, frame);
   if (touch == Kernel::Touch::done) {
     compare(*frame, page);
@@ -274,10 +288,12 @@ void Process::do_scan(Thread& thread) {
 void Process::do_discard(Thread& thread) {
   if (!claim(thread, world_.random.once_in(3))) return;
   ++world_.counts.discards;
+  thread.discards = true;
   kernel_.discard(space, *thread.task, thread.claim_start, thread.claim_end - thread.claim_start,
                   [this](std::uint64_t start, std::uint64_t end) {
                     truth_.erase(truth_.lower_bound(start), truth_.lower_bound(end));
                   });
+  thread.discards = false;
   release(thread);
 }
 
@@ -331,7 +347,7 @@ void Process::do_remap(Thread& thread) {
   thread.claim2_end = to + new_bytes;
   const auto effect = [&] {
     const std::uint64_t kept = std::min(bytes, new_bytes);
-    std::map<std::uint64_t, PageBytes> moved;
+    std::map<std::uint64_t, Truth> moved;
     for (auto it = truth_.lower_bound(from); it != truth_.end() && it->first < from + kept; ++it)
       moved[it->first - from + to] = it->second;
     follow_map(to, to + new_bytes);
@@ -369,6 +385,11 @@ void Process::do_fork(Thread& thread) {
     child = &all_.adopt(s);
     child->truth_ = truth_;
     child->ranges_ = ranges_;
+    for (auto& [page, truth] : child->truth_) {
+      truth.or_zeros = truth.or_zeros || std::ranges::any_of(threads_, [&](const auto& t) {
+        return t->discards && page >= t->claim_start && page < t->claim_end;
+      });
+    }
     child->parent_id = library.client_id;
     child->fork_seq = seq;
   });

@@ -33,6 +33,7 @@ struct Thread {
   pid_t tid = 0;
   Task* task = nullptr;
   std::uint64_t page = 0;                        // that it accesses now; 0: none
+  bool discards = false;                          // what it claims
   std::uint64_t claim_start = 0, claim_end = 0;  // nobody else touches these
   std::uint64_t claim2_start = 0, claim2_end = 0;
 };
@@ -54,6 +55,7 @@ class Process {
   std::uint64_t wish_at_ns = 0;
   std::uint64_t parent_id = 0;  // child: of the parent as a client, and which fork it was
   std::uint32_t fork_seq = 0;
+  std::vector<std::uint64_t> not_these;  // clients that it is not
   struct Areas {
     UniqueFd mailbox, transfer;  // for the daemon
   };
@@ -61,6 +63,9 @@ class Process {
   void go_live(std::uint64_t client_id);
   [[nodiscard]] bool live() const { return live_; }
   [[nodiscard]] std::uint64_t client_id() const { return library.client_id; }
+
+  // Pages that hold something, are not there, and are in nobody's hands.
+  void for_each_absent(const std::function<void(std::uint64_t page)>& each) const;
 
   // -- the end of a run
   // Every page, read and compared. Blocks; on a fiber of its own.
@@ -74,6 +79,10 @@ class Process {
 
  private:
   friend long client_call(long, long, long, long, long, long, long);
+  struct Truth {
+    PageBytes bytes{};
+    bool or_zeros = false;  // it was forked while another thread was discarding it
+  };
   void run_thread(Thread& thread);
   void run_agent();
   void act(Thread& thread);
@@ -99,7 +108,7 @@ class Process {
   Kernel& kernel_;
   Processes& all_;
   std::vector<std::unique_ptr<Thread>> threads_;
-  std::map<std::uint64_t, PageBytes> truth_;       // pages that are not all zeros
+  std::map<std::uint64_t, Truth> truth_;       // pages that are not all zeros
   std::map<std::uint64_t, std::uint64_t> ranges_;  // start -> end, as it has mapped them
   std::unique_ptr<preload::Control> control_;
   std::uint32_t alive_word_ = 0;

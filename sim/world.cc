@@ -5,7 +5,7 @@
 namespace foldswap::sim {
 namespace {
 
-constexpr std::size_t kEntries = 4096;
+constexpr std::size_t kEntries = 1 << 16;
 
 }  // namespace
 
@@ -15,6 +15,11 @@ void World::trace(const char* what, std::uint64_t a, std::uint64_t b, std::uint6
   for (const char* p = what; *p != 0; ++p) mix(static_cast<std::uint64_t>(*p));
   for (const std::uint64_t value : {clock_ns, static_cast<std::uint64_t>(owner), a, b, c})
     mix(value);
+  note(what, a, b, c);
+}
+
+void World::note(const char* what, std::uint64_t a, std::uint64_t b, std::uint64_t c) {
+  const Owner owner = scheduler.on_fiber() ? scheduler.owner() : -1;
   const TraceEntry entry{clock_ns, what, owner, {a, b, c}};
   if (entries_.size() < kEntries) {
     entries_.push_back(entry);
@@ -32,8 +37,9 @@ std::string World::tail(std::size_t most) const {
     const std::string who = e.owner == kDaemon ? "daemon"
                             : e.owner < 0      ? "machine"
                                                : std::to_string(e.owner);
-    text += fmt::format("{:>16} {:>9}  {:<22} {:#x} {:#x} {:#x}\n", e.clock_ns, who, e.what,
-                        e.values[0], e.values[1], e.values[2]);
+    text += fmt::format("{:>16} {:>9}  {:<22} {:#x} {} {:#x}\n", e.clock_ns, who, e.what,
+                        e.values[0], e.values[1],
+                        e.values[2]);
   }
   return text;
 }

@@ -26,7 +26,7 @@ struct TraceEntry {
 struct Counts {
   std::uint64_t turns = 0, accesses = 0, faults = 0, moved = 0, discards = 0, maps = 0, unmaps = 0,
                 remaps = 0, forks = 0, exits = 0, agents = 0, crashes = 0, crashes_in_recovery = 0,
-                disk_reads = 0, disk_writes = 0, disk_errors = 0, refused_memory = 0, reclaims = 0,
+                disk_reads = 0, disk_writes = 0, disk_errors = 0, refused_memory = 0, reclaims = 0, refused_agents = 0,
                 pages_checked = 0, runs = 0, failures = 0;
   // Of the daemon's own, summed up at the end of a run.
   std::uint64_t evicted = 0, faults_zero = 0, faults_same = 0, faults_pool = 0, faults_disk = 0,
@@ -48,8 +48,11 @@ struct World {
   // failing disk. For the end of a run.
   bool calm = false;
 
+  std::uint64_t watched_page = 0;  // its entries are noted in the trace when they change
   std::uint64_t digest = 0xcbf29ce484222325;
   void trace(const char* what, std::uint64_t a = 0, std::uint64_t b = 0, std::uint64_t c = 0);
+  // Likewise, and without a part in the digest.
+  void note(const char* what, std::uint64_t a = 0, std::uint64_t b = 0, std::uint64_t c = 0);
   [[nodiscard]] std::string tail(std::size_t most) const;
   // Notes it; the run ends at the next turn.
   void fail(const std::string& why);
