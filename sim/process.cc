@@ -28,6 +28,14 @@ namespace foldswap::sim {
 
 using preload::Presence;
 
+namespace {
+
+void store_shared(std::uint32_t& word, std::uint32_t value) {
+  __atomic_store_n(&word, value, __ATOMIC_SEQ_CST);
+}
+
+}  // namespace
+
 Process::Process(World& world, Kernel& kernel, Processes& all, Space& s)
     : space(s), world_(world), kernel_(kernel), all_(all) {}
 
@@ -77,6 +85,8 @@ Process::Areas Process::make_areas(std::uint64_t client_id, std::uint32_t incarn
 }
 
 void Process::go_live(std::uint64_t client_id) {
+  // What a child has inherited is registered.
+  if (wish == Wish::child) store_shared(mailbox_.as<wire::Mailbox>()->registered, 1);
   wish = Wish::none;
   control_ = std::make_unique<preload::Control>();
   control_->mailbox = mailbox_.as<wire::Mailbox>();
@@ -289,6 +299,7 @@ void Process::do_discard(Thread& thread) {
   if (!claim(thread, world_.random.once_in(3))) return;
   ++world_.counts.discards;
   thread.discards = true;
+  for (Process* const child : forking_) child->note_discarded(thread.claim_start, thread.claim_end);
   kernel_.discard(space, *thread.task, thread.claim_start, thread.claim_end - thread.claim_start,
                   [this](std::uint64_t start, std::uint64_t end) {
                     truth_.erase(truth_.lower_bound(start), truth_.lower_bound(end));
@@ -370,6 +381,11 @@ void Process::do_remap(Thread& thread) {
   release(thread);
 }
 
+void Process::note_discarded(std::uint64_t start, std::uint64_t end) {
+  for (auto it = truth_.lower_bound(start); it != truth_.end() && it->first < end; ++it)
+    it->second.or_zeros = true;
+}
+
 void Process::do_fork(Thread& thread) {
   if (all_.alive() >= all_.most) return;
   ++world_.counts.forks;
@@ -385,14 +401,14 @@ void Process::do_fork(Thread& thread) {
     child = &all_.adopt(s);
     child->truth_ = truth_;
     child->ranges_ = ranges_;
-    for (auto& [page, truth] : child->truth_) {
-      truth.or_zeros = truth.or_zeros || std::ranges::any_of(threads_, [&](const auto& t) {
-        return t->discards && page >= t->claim_start && page < t->claim_end;
-      });
+    for (const auto& t : threads_) {
+      if (t->discards) child->note_discarded(t->claim_start, t->claim_end);
     }
+    forking_.push_back(child);
     child->parent_id = library.client_id;
     child->fork_seq = seq;
   });
+  std::erase(forking_, child);
   if (control != nullptr) {
     sys::add(control->mailbox->fork_seq, 1);
     preload::Announcement::end(*control);

@@ -81,7 +81,7 @@ class Process {
   friend long client_call(long, long, long, long, long, long, long);
   struct Truth {
     PageBytes bytes{};
-    bool or_zeros = false;  // it was forked while another thread was discarding it
+    bool or_zeros = false;  // it was forked while another thread discarded it: either is right
   };
   void run_thread(Thread& thread);
   void run_agent();
@@ -102,6 +102,7 @@ class Process {
   [[nodiscard]] std::uint64_t free_place(std::uint64_t bytes);
   [[nodiscard]] bool in_use(std::uint64_t start, std::uint64_t end, const Thread* but) const;
   static void release(Thread& thread);
+  void note_discarded(std::uint64_t start, std::uint64_t end);
   void follow_map(std::uint64_t start, std::uint64_t end);
 
   World& world_;
@@ -110,6 +111,7 @@ class Process {
   std::vector<std::unique_ptr<Thread>> threads_;
   std::map<std::uint64_t, Truth> truth_;       // pages that are not all zeros
   std::map<std::uint64_t, std::uint64_t> ranges_;  // start -> end, as it has mapped them
+  std::vector<Process*> forking_;  // its children whose fork has not returned
   std::unique_ptr<preload::Control> control_;
   std::uint32_t alive_word_ = 0;
   Mapping mailbox_, transfer_;
