@@ -70,6 +70,7 @@ Machine::Machine(World& world)
   serve_processes(&processes_);
   world.scheduler.on_switch([this](Owner owner) { processes_.on_switch(owner); });
   os_.on_death = [this] { die(); };
+  processes_.doomed = [this](const Space& space) { return doomed(space); };
   state_fd_ = real_os().memory_file("foldswap-state", State::file_bytes()).value().release();
   for (unsigned i = 0; i < settings_.processes; ++i) processes_.make(settings_.threads);
   start_daemon();
@@ -124,6 +125,16 @@ void Machine::close_unnoted() {
   for (const int fd : open_fds()) {
     if (fd < kOwnFds && !keep.contains(fd)) ::close(fd);
   }
+}
+
+bool Machine::doomed(const Space& space) {
+  if (state_ == nullptr) return false;
+  const auto of = [&](int fd) { return fd >= 0 && kernel_.of_fd(fd, 'u') == &space; };
+  return std::ranges::any_of(state_->header().doomed,
+                             [&](const NotedFd& note) { return of(note.get()); }) ||
+         std::ranges::any_of(state_->records(), [&](const ClientRecord* record) {
+           return record->doomed != 0 && of(record->fds.uffd.get());
+         });
 }
 
 void Machine::boot(Daemon& d) {

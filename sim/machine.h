@@ -154,6 +154,7 @@ class Machine {
   void die();
   void bury();
   void close_unnoted();
+  [[nodiscard]] bool doomed(const Space& space);
 
   // -- what the handshake does
   void serve_wish(Daemon& d, Process& process);

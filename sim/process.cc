@@ -59,6 +59,7 @@ void Process::start(unsigned threads) {
 void Process::kill() {
   if (dead) return;
   dead = true;
+  for (Process* const child : std::exchange(forking_, {})) child->kill();  // no fork comes of it
   kernel_.exit(space);
   world_.scheduler.drop(pid());
 }
@@ -267,8 +268,8 @@ void Process::access(Thread& thread, std::uint64_t page, bool write) {
   if (touch == Kernel::Touch::done) {
     compare(*frame, page);
     if (write) scribble(*frame, page);
-  } else if (touch == Kernel::Touch::sigbus && all_.world.counts.refused_memory != 0 && !live_) {
-    ++world_.counts.kills["SIGBUS in a child that could not be taken over"];
+  } else if (touch == Kernel::Touch::sigbus && all_.doomed(space)) {
+    ++world_.counts.kills["SIGBUS, in a child that could not be taken over"];
     kill();
   } else {
     world_.trace(touch == Kernel::Touch::sigbus ? "SIGBUS" : "SIGSEGV", page);

@@ -132,6 +132,9 @@ class Processes {
   // The library's globals are those of the process whose fiber runs.
   void on_switch(Owner owner);
 
+  // Whether the daemon has given it up, and said so.
+  std::function<bool(const Space& space)> doomed;
+
   World& world;
   Kernel& kernel;
   std::vector<std::unique_ptr<Process>> all;
