@@ -80,7 +80,8 @@ bool AddressSpace::apply_early_removes(Client& client, std::uint64_t now_us) {
 
 std::vector<Move> AddressSpace::moves_of(std::span<const uffd_msg> inbox) {
   std::vector<Move> moves;
-  for (const uffd_msg& message : inbox) {
+  for (std::size_t i = 0; i < inbox.size(); ++i) {
+    const uffd_msg& message = inbox[i];
     if (message.event != UFFD_EVENT_REMAP) continue;
     Move move{message.arg.remap.from, message.arg.remap.to, message.arg.remap.len};
     // Before Linux 6.15 an mremap that shrinks and moves reports the old length; the tail it cut
@@ -90,6 +91,13 @@ std::vector<Move> AddressSpace::moves_of(std::span<const uffd_msg> inbox) {
           cut.arg.remove.start > move.from && cut.arg.remove.start < cut.arg.remove.end) {
         move.bytes = cut.arg.remove.start - move.from;
       }
+    }
+    // What was at the target was unmapped by the same call, and told of before, at the new length.
+    move.target_bytes = move.bytes;
+    for (const uffd_msg& before : inbox.first(i)) {
+      if (before.event == UFFD_EVENT_UNMAP && before.arg.remove.start == move.to)
+        move.target_bytes =
+            std::max<std::uint64_t>(move.target_bytes, before.arg.remove.end - move.to);
     }
     moves.push_back(move);
   }
@@ -298,6 +306,9 @@ std::vector<std::uint64_t> AddressSpace::unmapped_by(const Client& client,
         moved = true;
       } else if (place - m.to < m.bytes) {
         return;  // it goes when the move is made
+      } else if (place - m.to < m.target_bytes && !moved) {
+        pages.push_back(page);  // what the mapping has grown over
+        return;
       }
     }
     const bool unmapped = std::ranges::any_of(inbox, [&](const uffd_msg& m) {

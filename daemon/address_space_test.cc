@@ -77,6 +77,46 @@ TEST_F(AddressSpaceTest, AChainOfMovesOfTheSamePagesFollowsThem) {
   EXPECT_EQ(client->map->out_total(), 0U);
 }
 
+// mremap(MREMAP_FIXED) that grows, onto something larger than what it moves; and on from there.
+TEST_F(AddressSpaceTest, WhatAGrowingMoveReplacedDoesNotMoveOnWithIt) {
+  evict_range(kS, 300);
+  evict_range(kD, 700);
+  os.drop_range(fd(), kS, 8);
+  os.drop_range(fd(), kD, 8);
+  os.add_range(fd(), kE, 8);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
+  os.remap(fd(), kS, kD, 2 * kPage);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  os.remap(fd(), kD, kE, kBytes);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
+  step();
+  expect_conserved(*client);
+  EXPECT_EQ(client->map->out_total(), 2U);
+  expect_reads(*client, kE + kPage, bytes_of(301));
+  expect_reads(*client, kE + 2 * kPage, kZeros);
+  expect_reads(*client, kE + 7 * kPage, kZeros);
+}
+
+// Likewise, but what lay there had been unmapped before, and something else has come there since.
+TEST_F(AddressSpaceTest, WhatCameBehindAMovesEndStays) {
+  evict_range(kS, 300);
+  evict_range(kD, 700);
+  evict_range(kT, 400);
+  os.drop_range(fd(), kS, 8);
+  os.drop_range(fd(), kT, 8);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
+  os.remap(fd(), kT, kD + 4 * kPage, 4 * kPage);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kT, kT + kBytes);
+  os.remap(fd(), kS, kD, 2 * kPage);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  step();
+  expect_conserved(*client);
+  EXPECT_EQ(client->map->out_total(), 6U);
+  for (std::uint64_t i = 0; i < 2; ++i) expect_reads(*client, kD + i * kPage, bytes_of(300 + i));
+  for (std::uint64_t i = 2; i < 4; ++i) expect_reads(*client, kD + i * kPage, kZeros);
+  for (std::uint64_t i = 4; i < 8; ++i) expect_reads(*client, kD + i * kPage, bytes_of(396 + i));
+}
+
 TEST_F(AddressSpaceTest, BackAndForthInOneSetEndsWhereItEnded) {
   // X->Y, Y->X, X->Y by one thread while others kept changing things.
   evict_range(kS, 500);

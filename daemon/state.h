@@ -78,6 +78,7 @@ struct QuarantineTable {
 // A REMAP, with its true length.
 struct Move {
   std::uint64_t from, to, bytes;
+  std::uint64_t target_bytes = bytes;  // of what it took the place of: it may have grown
 };
 
 // The moves of a set of events while they are being applied, in their order (daemon/moves.h). The

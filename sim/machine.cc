@@ -429,7 +429,7 @@ void Machine::register_process(Daemon& d, Process& process) {
 
 // As Handshake::settle_child().
 void Machine::attach_child(Daemon& d, Process& process) {
-  const auto client = 
+  const auto client =
       d.registry->forked_child(process.parent_id, process.fork_seq, process.not_these);
   if (client == nullptr) return;  // its parent's reader is at it, or it is doomed
   switch (client->offer_state.load()) {

@@ -101,7 +101,8 @@ void MachineOs::sleep_us(std::uint64_t us) {
 
 void MachineOs::trace_fill(const char* what, const Space* space, std::uint64_t page,
                            const UffdProgress& result) {
-  world_.trace(what, page, result.done != 0 ? result.done / kPage : static_cast<std::uint64_t>(-result.error),
+  world_.trace(what, page,
+               result.done != 0 ? result.done / kPage : static_cast<std::uint64_t>(-result.error),
                space != nullptr ? static_cast<std::uint64_t>(space->pid) : 0);
 }
 

@@ -98,7 +98,8 @@ struct Options {
 void print_counts(const Counts& c) {
   std::printf(
       "%llu steps; programs: %llu accesses, %llu faults, %llu discards, %llu mmaps, %llu munmaps, "
-      "%llu mremaps, %llu forks, %llu exits; %llu agents, %llu refused; pages: %llu moved, %llu evicted, %llu "
+      "%llu mremaps, %llu forks, %llu exits; %llu agents, %llu refused; pages: %llu moved, %llu "
+      "evicted, %llu "
       "checked "
       "at the end; faults: %llu zero, %llu same, %llu pool, %llu disk, %llu rescued; %llu aborted "
       "commands, %llu reclaims; disk: %llu reads, %llu writes, %llu errors; %llu times no memory; "
@@ -109,8 +110,8 @@ void print_counts(const Counts& c) {
       static_cast<unsigned long long>(c.maps), static_cast<unsigned long long>(c.unmaps),
       static_cast<unsigned long long>(c.remaps), static_cast<unsigned long long>(c.forks),
       static_cast<unsigned long long>(c.exits), static_cast<unsigned long long>(c.agents),
-      static_cast<unsigned long long>(c.refused_agents), static_cast<unsigned long long>(c.moved), static_cast<unsigned long long>(c.evicted),
-      static_cast<unsigned long long>(c.pages_checked),
+      static_cast<unsigned long long>(c.refused_agents), static_cast<unsigned long long>(c.moved),
+      static_cast<unsigned long long>(c.evicted), static_cast<unsigned long long>(c.pages_checked),
       static_cast<unsigned long long>(c.faults_zero),
       static_cast<unsigned long long>(c.faults_same),
       static_cast<unsigned long long>(c.faults_pool),
@@ -220,7 +221,9 @@ bool parse(int argc, char** argv, Options& options) {
 int main(int argc, char** argv) {
   foldswap::sim::Options options;
   if (!foldswap::sim::parse(argc, argv, options)) {
-    std::fprintf(stderr, "usage: foldswap_sim [--seed N] [--steps N] [--seconds S] [--trace N] [--watch PAGE]\n");
+    std::fprintf(
+        stderr,
+        "usage: foldswap_sim [--seed N] [--steps N] [--seconds S] [--trace N] [--watch PAGE]\n");
     return 2;
   }
   rlimit files{};

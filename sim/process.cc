@@ -66,7 +66,8 @@ void Process::kill() {
 
 void Process::for_each_absent(const std::function<void(std::uint64_t page)>& each) const {
   for (const auto& [page, truth] : truth_) {
-    if (!truth.or_zeros && !space.pages.contains(page) && !in_use(page, page + kPage, nullptr)) each(page);
+    if (!truth.or_zeros && !space.pages.contains(page) && !in_use(page, page + kPage, nullptr))
+      each(page);
   }
 }
 

@@ -33,7 +33,7 @@ struct Thread {
   pid_t tid = 0;
   Task* task = nullptr;
   std::uint64_t page = 0;                        // that it accesses now; 0: none
-  bool discards = false;                          // what it claims
+  bool discards = false;                         // what it claims
   std::uint64_t claim_start = 0, claim_end = 0;  // nobody else touches these
   std::uint64_t claim2_start = 0, claim2_end = 0;
 };
@@ -109,9 +109,9 @@ class Process {
   Kernel& kernel_;
   Processes& all_;
   std::vector<std::unique_ptr<Thread>> threads_;
-  std::map<std::uint64_t, Truth> truth_;       // pages that are not all zeros
+  std::map<std::uint64_t, Truth> truth_;           // pages that are not all zeros
   std::map<std::uint64_t, std::uint64_t> ranges_;  // start -> end, as it has mapped them
-  std::vector<Process*> forking_;  // its children whose fork has not returned
+  std::vector<Process*> forking_;                  // its children whose fork has not returned
   std::unique_ptr<preload::Control> control_;
   std::uint32_t alive_word_ = 0;
   Mapping mailbox_, transfer_;

@@ -38,8 +38,7 @@ std::string World::tail(std::size_t most) const {
                             : e.owner < 0      ? "machine"
                                                : std::to_string(e.owner);
     text += fmt::format("{:>16} {:>9}  {:<22} {:#x} {} {:#x}\n", e.clock_ns, who, e.what,
-                        e.values[0], e.values[1],
-                        e.values[2]);
+                        e.values[0], e.values[1], e.values[2]);
   }
   return text;
 }
