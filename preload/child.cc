@@ -72,10 +72,16 @@ bool try_to_attach(Control& control, Reason& reason) {
     return false;
   }
   note_areas(control, areas);
-  if (!settle_userfaultfd(greeting, control, ready, uffd, reason)) return false;
+  if (!settle_userfaultfd(greeting, control, ready, uffd, reason)) {
+    withdraw(uffd, areas);
+    return false;
+  }
   control.uffd = uffd.get();
   empty_staging(control);
-  if (arm_staging(control) != 0) return false;
+  if (arm_staging(control) != 0) {
+    withdraw(uffd, areas);
+    return false;
+  }
   auto& box = *reinterpret_cast<wire::Mailbox*>(areas.mailbox.start());
   if (!library.nothing_registered) sys::store(box.registered, 1U);
   go_live(control, box, ready.client_id);

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <linux/ioctl.h>
+#include <linux/userfaultfd.h>
 
 namespace foldswap::preload {
 namespace {
@@ -29,6 +30,13 @@ bool make_userfaultfd(const Greeting& greeting, Fd& uffd, Reason& reason) {
   }
   uffd.reset(static_cast<int>(fd));
   return true;
+}
+
+void withdraw(Fd& uffd, const Areas& areas) {
+  if (!uffd.valid()) return;
+  uffdio_range range{areas.staging.range().start, areas.staging.bytes()};
+  sys::call(SYS_ioctl, uffd.get(), UFFDIO_UNREGISTER, &range);
+  uffd.reset();
 }
 
 void note_areas(Control& control, const Areas& areas) {

@@ -14,6 +14,9 @@ namespace foldswap::preload {
 [[nodiscard]] bool check_areas(const Greeting& greeting, Reason& reason);
 // For the calling process, from the device that came with Welcome.
 [[nodiscard]] bool make_userfaultfd(const Greeting& greeting, Fd& uffd, Reason& reason);
+// The handshake has failed. The daemon may have registered staging, to see whose the userfaultfd
+// is, and have died: unmapping it would wait for ever for somebody to read of it.
+void withdraw(Fd& uffd, const Areas& areas);
 // Where areas lie, except `mailbox`, which the caller publishes.
 void note_areas(Control& control, const Areas& areas);
 

@@ -116,9 +116,13 @@ bool register_with_daemon(Settings& settings, Reason& reason) {
   export_group(settings);
   const wire::Hello hello = fill_hello(settings, control);
   wire::Ready ready{};
-  if (!introduce(greeting, hello, uffd.get(), kReadyLimitMs, ready, nullptr, reason)) return false;
+  if (!introduce(greeting, hello, uffd.get(), kReadyLimitMs, ready, nullptr, reason)) {
+    withdraw(uffd, areas);
+    return false;
+  }
   if (!start_agent(control, AgentDuty::serve)) {
     reason.error("starting the agent", -static_cast<long>(control.start_errno));
+    withdraw(uffd, areas);
     return false;
   }
   go_live(settings, hello, ready.client_id, areas);

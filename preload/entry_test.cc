@@ -110,6 +110,16 @@ TEST_F(EntryTest, RefusalIsPrinted) {
   EXPECT_NE(program.complaints().find("foldswapd refused: draining, try later"), std::string::npos);
 }
 
+// The keeper of a daemon that died has its descriptors.
+TEST_F(EntryTest, DaemonThatDiesOverAHelloIsGivenUp) {
+  Probe program(Probe::Options{.runtime_dir = daemon.directory()});
+  const UniqueFd uffd = daemon.die_over_hello();
+  ASSERT_TRUE(uffd.valid());
+  EXPECT_EQ(program.ask("fds"), "");
+  EXPECT_EQ(program.finish(), 0);
+  EXPECT_NE(program.complaints().find("foldswapd closed the connection"), std::string::npos);
+}
+
 TEST_F(EntryTest, OtherProtocolVersionIsInert) {
   Probe program(Probe::Options{.runtime_dir = daemon.directory()});
   daemon.speak_version(99);

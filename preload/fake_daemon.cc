@@ -73,6 +73,14 @@ bool receive_hello(int socket, wire::Hello& hello, UniqueFd& uffd) {
   return true;
 }
 
+bool set_up(int uffd) {
+  uffdio_api api{};
+  api.api = UFFD_API;
+  api.features = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE |
+                 UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_THREAD_ID;
+  return ::ioctl(uffd, UFFDIO_API, &api) == 0;
+}
+
 bool copy_page(int uffd, std::uint64_t address, const PageBytes& bytes) {
   uffdio_copy copy{};
   copy.dst = address;
@@ -352,6 +360,23 @@ bool FakeDaemon::welcome(int socket, int mailbox, int transfer) const {
   return send_with_fds(socket, &text, sizeof(text), fd_list({device.get(), mailbox, transfer}));
 }
 
+UniqueFd FakeDaemon::die_over_hello() {
+  const UniqueFd socket = next();
+  const UniqueFd mailbox = memory("mailbox", wire::kMailboxBytes);
+  const UniqueFd transfer = memory("transfer", wire::kTransferBytes);
+  wire::Hello hello{};
+  UniqueFd uffd;
+  if (!socket.valid() || !welcome(socket.get(), mailbox.get(), transfer.get()) ||
+      !receive_hello(socket.get(), hello, uffd) || !set_up(uffd.get())) {
+    return {};
+  }
+  uffdio_register staging{};
+  staging.range = {hello.staging, wire::kStagingBytes};
+  staging.mode = UFFDIO_REGISTER_MODE_MISSING;
+  if (::ioctl(uffd.get(), UFFDIO_REGISTER, &staging) != 0) return {};
+  return uffd;
+}
+
 std::unique_ptr<FakeClient> FakeDaemon::accept() {
   UniqueFd socket = next();
   const UniqueFd mailbox_fd = memory("mailbox", wire::kMailboxBytes);
@@ -370,11 +395,7 @@ std::unique_ptr<FakeClient> FakeDaemon::accept() {
       !receive_hello(socket.get(), hello, uffd) || !uffd.valid()) {
     return nullptr;
   }
-  uffdio_api api{};
-  api.api = UFFD_API;
-  api.features = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE |
-                 UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_THREAD_ID;
-  if (::ioctl(uffd.get(), UFFDIO_API, &api) != 0) return nullptr;
+  if (!set_up(uffd.get())) return nullptr;
   const wire::Ready ready{header(wire::MessageType::ready, sizeof(wire::Ready)), kClientId};
   auto client = std::make_unique<FakeClient>(UniqueFd(::dup(socket.get())), std::move(uffd), hello,
                                              std::move(*mailbox), std::move(*transfer));

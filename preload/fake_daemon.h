@@ -109,6 +109,9 @@ class FakeDaemon {
   // The same with the agent of the latest child that `parent` forked: gets the userfaultfd that the
   // FORK event brought.
   [[nodiscard]] ChildHello accept_child(FakeClient& parent);
+  // Dies over the next client's Hello, with its staging registered. Its userfaultfd stays open, and
+  // nobody reads it.
+  [[nodiscard]] UniqueFd die_over_hello();
   // Answers the next client with Refused, or with a Welcome of another version.
   void refuse(const char* reason);
   void speak_version(std::uint32_t version);
