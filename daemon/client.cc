@@ -47,8 +47,8 @@ Client::Client(ClientParts parts, Os& seam)
       pagemap_fd_(agent_.pagemap.get()) {
   pending.reserve(kMostPending);
   note_fds();
-  record.fds.uffd.note(uffd.get());
   record.fds.map.note(map->fd());
+  record.fds.uffd.note(uffd.get());  // last: from here it is one (take_over.cc)
   if (agent_.mailbox.valid()) {
     transfer.publish(agent_.transfer.data());
     mailbox.publish(agent_.mailbox.as<wire::Mailbox>());

@@ -29,6 +29,12 @@ std::span<uffd_msg> all_messages(ClientRecord& record) {
   return {record.inbox, std::min(record.inbox_count, kInboxMessages) + unseen(record).size()};
 }
 
+// Its descriptors were being closed, or its handshake, or its fork, had not come so far: it has no
+// userfaultfd yet, and whoever waits for an answer must see its socket close.
+bool nobodys(const ClientRecord& record) {
+  return record.life == Life::ending || record.fds.uffd.get() < 0;
+}
+
 // The client table is ours, and yet what it says decides whether programs live: a record that
 // cannot be is not believed.
 bool sound(const ClientRecord& record) {
@@ -63,7 +69,7 @@ std::set<int> noted_fds(const State& state) {
   for (const NotedFd& fd : state.header().doomed) add(fd.get());
   for (const NotedFd& fd : state.header().files) add(fd.get());
   for (ClientRecord* const record : state.records()) {
-    if (record->life == Life::ending) continue;
+    if (nobodys(*record)) continue;
     const ClientFds& f = record->fds;
     for (const NotedFd* fd :
          {&f.uffd, &f.map, &f.pidfd, &f.pagemap, &f.lifeline, &f.mailbox, &f.transfer})
@@ -93,10 +99,10 @@ void close_others(const std::set<int>& keep, int first) {
 std::vector<std::shared_ptr<Client>> TakeOver::clients(const MakeClient& make) {
   std::vector<std::shared_ptr<Client>> clients;
   for (ClientRecord* const record : state_.records()) {
-    // A record without a userfaultfd is one of a handshake that did not come to its end.
-    const bool nobody = record->life == Life::ending || record->fds.uffd.get() < 0;
-    if (!nobody) clients.push_back(revive(*record, make));
-    if (!nobody) continue;
+    if (!nobodys(*record)) {
+      clients.push_back(revive(*record, make));
+      continue;
+    }
     state_.wipe_record(record);
     state_.free_record(record);
   }

@@ -341,5 +341,18 @@ TEST_F(TakeOverTest, NotedDescriptorsAreTheOnesThatAreKept) {
   EXPECT_FALSE(noted.contains(of_nobody.get()));
 }
 
+// Its daemon died before the record was a client's: whoever waits on the socket must see it close.
+TEST_F(TakeOverTest, DescriptorsOfRecordsOfNobodyAreNotKept) {
+  ClientRecord* const half_made = state->claim_record();
+  ASSERT_NE(half_made, nullptr);
+  const UniqueFd lifeline(::dup(0)), map(::dup(0)), uffd(::dup(0));
+  half_made->fds.lifeline.note(lifeline.get());
+  half_made->fds.map.note(map.get());
+  EXPECT_FALSE(noted_fds(*state).contains(lifeline.get()));
+  EXPECT_FALSE(noted_fds(*state).contains(map.get()));
+  half_made->fds.uffd.note(uffd.get());
+  EXPECT_TRUE(noted_fds(*state).contains(lifeline.get()));
+}
+
 }  // namespace
 }  // namespace foldswap

@@ -8,7 +8,10 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <csignal>
+#include <cstring>
+#include <string>
 #include <utility>
 
 namespace foldswap {
@@ -77,7 +80,8 @@ void FaultThread::take_new() {
     event.events = EPOLLIN;
     event.data.ptr = served.get();
     if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, served->client->uffd.get(), &event) != 0) {
-      served->client->kill("its userfaultfd cannot be waited for");
+      served->client->kill(std::string("its userfaultfd cannot be waited for: ") +
+                           std::strerror(errno));
     }
     served_.push_back(std::move(served));
   }
