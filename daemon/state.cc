@@ -85,6 +85,10 @@ Result<std::unique_ptr<State>> State::take_over(Os& os, UniqueFd fd) {
   if (!mapping) return std::unexpected(mapping.error());
   std::unique_ptr<State> state(new State(os, std::move(fd), std::move(*mapping)));
   ++state->header().incarnation;
+  // A fault's kind may have been counted, and not yet the fault.
+  Counters& c = state->counters();
+  c.faults_total = c.faults_zero + c.faults_same_filled + c.faults_pool + c.faults_disk +
+                   c.faults_rescued + c.faults_poisoned;
   return state;
 }
 

@@ -29,6 +29,15 @@ TEST(StateTakeOver, CountersAndRecordsAreWhatTheyWere) {
   EXPECT_EQ(next->records()[0]->quarantine[0].count, 3U);
 }
 
+TEST(StateTakeOver, FaultsAddUpAfterADeathBetweenTwoCounters) {
+  const auto state = State::create(real_os()).value();
+  bump(state->counters().faults_total, 8);
+  bump(state->counters().faults_zero, 6);
+  bump(state->counters().faults_disk, 3);
+  const auto next = State::take_over(real_os(), UniqueFd(::dup(state->fd()))).value();
+  EXPECT_EQ(next->counters().faults_total.load(), 9U);
+}
+
 TEST(StateTakeOver, AnotherVersionIsRefusedByName) {
   const auto state = State::create(real_os()).value();
   state->header().version = 999;
