@@ -258,11 +258,12 @@ class RssSampler(threading.Thread):
 class Daemon:
     """A private foldswapd in the foreground of its own runtime directory."""
 
-    def __init__(self, runtime_dir, settings=None, keeper=False, wrap=(), env=None):
+    def __init__(self, runtime_dir, settings=None, keeper=False, wrap=(), env=None,
+                 binary="foldswapd"):
         self.dir = runtime_dir
         self.keeper = keeper
         self.log_path = os.path.join(runtime_dir, "..", os.path.basename(runtime_dir) + ".log")
-        command = [*wrap, Place.binary("foldswapd"), "--runtime-dir", runtime_dir]
+        command = [*wrap, Place.binary(binary), "--runtime-dir", runtime_dir]
         if keeper:
             command.append("--keeper")
         for key, value in (settings or {}).items():

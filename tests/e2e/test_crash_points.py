@@ -1,0 +1,363 @@
+"""The daemon dies at every crash point (tests/crash/points.h) that clients at work bring it to: before
+each store to a memory file that outlives it, before and after each system call. Its keeper starts
+the next one. Every client verifies its memory all the time; none may find a wrong byte, hang or end.
+
+`some`: points chosen at random. `all`: every point until each was died at, or three times in vain.
+
+What is chosen comes from the seed, what the daemon comes to does not. A failure names the points
+that were died at last."""
+
+import contextlib
+import os
+import random
+import re
+import signal
+import threading
+import time
+from collections import Counter
+
+import crash_points
+import harness
+from harness import E2E, Place, slower, wait_until
+
+SETTINGS = {"pool.codec": ("lz4", "zstd:1"), "pool.cold_codec": ("none", "zstd:3"),
+            "pool.waste_max": ("1", "3", "30"), "fault.readahead_max": ("1", "8", "64")}
+HANG_SECONDS = 30
+# Of clients that are killed because recovery does not know enough (docs/PROTOCOL.md, the marked
+# places): counted, and told in the summary. Every other death of a client is a failure.
+KNOWN_KILLS = ("the daemon died while it applied changes of its address space",
+               "the daemon died while it changed what is registered")
+REFUSED = 125  # `foldswap run --require` found no daemon that would have it
+
+
+def threads_of(pid):
+    """What the threads of a process that hangs, and of its children, wait in."""
+    lines = []
+    with contextlib.suppress(OSError):
+        for tid in os.listdir(f"/proc/{pid}/task"):
+            words = [f"pid {pid} thread {tid}"]
+            for name in ("comm", "wchan", "syscall", "stack", "children"):
+                with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{tid}/{name}",
+                                                        encoding="ascii") as f:
+                    words.append(f.read().strip())
+            lines.append(" | ".join(words))
+            lines += [threads_of(int(child)) for child in words[-1].split() if child.isdigit()]
+    return "\n".join(lines)
+
+
+class Worker(threading.Thread):
+    """Runs round() again and again until told to stop. What fails is noted, and it goes on."""
+
+    def __init__(self, test, seed):
+        super().__init__(daemon=True)
+        self.running = None  # its client
+        self.name_of_client, self.known_before = None, 0
+        self.test = test
+        self.random = random.Random(seed)
+        self.stopping = threading.Event()
+        self.rounds = 0
+        self.start()
+
+    def run(self):
+        while not self.stopping.is_set():
+            try:
+                self.round()
+            except Exception as error:  # whatever it is, a client did not do its work
+                self.failed(error)
+                self.forget()
+            self.rounds += 1
+
+    def failed(self, error):
+        """Whoever has lost a process of his to a known kill cannot do his work."""
+        self.test.look_at_log()
+        if self.test.known_kills_of(self.name_of_client) != self.known_before:
+            self.test.suffered += 1
+            return
+        where = threads_of(self.running.pid) if self.running is not None else ""
+        self.test.note_failure(f"{type(self).__name__}: {error}\n{where}")
+
+    def client(self, command, budget, name, **more):
+        self.name_of_client = name
+        self.known_before = self.test.known_kills_of(name)
+        self.running = self.test.client([Place.program(command[0]), *command[1:]], budget, name,
+                                        **more)
+        return self.running
+
+    def forget(self):
+        if self.running is None:
+            return
+        self.running.kill()
+        self.test.procs.remove(self.running)
+        self.running = None
+
+    def finished(self, client):
+        """It has said all that it had to say."""
+        code = client.wait(HANG_SECONDS)
+        if code != 0:
+            raise AssertionError(f"status {code}: {client.stderr().decode(errors='replace')}")
+        self.forget()
+
+    def refused(self, client):
+        """The daemon was dying when it started."""
+        time.sleep(0.2)
+        if client.poll() != REFUSED:
+            return False
+        self.forget()
+        return True
+
+
+class Torturer(Worker):
+    def round(self):
+        seconds = self.random.randrange(3, 20)
+        client = self.client(["torture", f"--seed={self.random.randrange(1 << 30)}",
+                              f"--seconds={seconds}", "--threads=3", "--fork=1", "--mb=24",
+                              f"--hang={slower(HANG_SECONDS)}"], "10M", "tortured")
+        if self.refused(client):
+            return
+        client.expect("ready", HANG_SECONDS)
+        said = client.line(seconds + 2 * HANG_SECONDS)
+        if not said.startswith("done "):
+            raise AssertionError(said)
+        self.finished(client)
+
+
+class Family(Worker):
+    """Children with and without an agent, which inherit what is out and verify it."""
+
+    def round(self):
+        client = self.client(["family", "--mb=6", f"--seed={self.random.randrange(1 << 30)}"], "2M",
+                             "family")
+        if self.refused(client):
+            return
+        client.expect("ready", HANG_SECONDS)
+        children = 0
+        for _ in range(self.random.randrange(4, 12)):
+            pick = self.random.randrange(6)
+            if pick < 2 and children < 4:
+                client.send(self.random.choice(("fork", "rawfork")))
+                int(client.line(HANG_SECONDS))
+                children += 1
+            elif pick == 2:
+                client.ask("storm 2 2", seconds=HANG_SECONDS)
+            elif pick == 3:
+                client.ask("brief 3", seconds=HANG_SECONDS)
+            else:
+                client.ask("write 200", seconds=HANG_SECONDS)
+            if children != 0:
+                client.ask(f"at {self.random.randrange(children)} verify", seconds=HANG_SECONDS)
+            client.ask("verify", seconds=HANG_SECONDS)
+        client.close_input()
+        self.finished(client)
+
+
+class Passer(Worker):
+    """Comes and goes, as a client if it can."""
+
+    def round(self):
+        client = self.client(["sweep", "--mb=3", "--passes=2"], "1M", "passing", options=())
+        client.expect("populated", HANG_SECONDS)
+        if not client.line(HANG_SECONDS).startswith("done "):
+            raise AssertionError("sweep did not end well")
+        self.finished(client)
+        time.sleep(self.random.random())
+
+
+class Orders(Worker):
+    """So that something is on its way out, or back. Whether an order is carried out is up to the
+    daemon, which may die over it."""
+
+    def round(self):
+        pick = self.random.randrange(100)
+        if pick < 50:
+            self.test.cli("reclaim", "--all", "--bytes", f"{self.random.randrange(1, 16)}M")
+        elif pick < 65:
+            self.test.cli("restore", "--all", "--hold", "0")
+        elif pick < 80:
+            self.test.cli("limit", "--client", "tortured", self.random.choice(("4M", "10M", "none")))
+        elif pick < 90:
+            key = self.random.choice(sorted(SETTINGS))
+            self.test.cli("set", key, self.random.choice(SETTINGS[key]))
+        else:
+            self.test.cli(self.random.choice(("clients", "metrics")))
+        time.sleep(self.random.random() * 0.2)
+
+
+class CrashPoints(E2E):
+    SETTINGS = {"evict.quarantine_s": "0"}
+    START_DAEMON = False
+
+    def setUp(self):
+        super().setUp()
+        self.binary = Place.binary("foldswapd_crash")
+        if not os.path.exists(self.binary):
+            self.skipTest("foldswapd_crash is not built: g++ without sanitizers builds it")
+        self.random = random.Random(self.seed)
+        self.control = crash_points.Control(os.path.join(self.tmp, "points"))
+        self.lock, self.log_lock = threading.Lock(), threading.Lock()
+        self.failures, self.deaths = [], []
+        self.places = {}
+        self.kills = Counter()  # the known ones, by name of the client and by reason
+        self.suffered = 0  # clients that failed because of them
+
+    def settings(self):
+        return self.SETTINGS
+
+    def begin(self, name="crashing"):
+        self.daemon = self.start_daemon(self.settings(), name, keeper=True, binary="foldswapd_crash",
+                                        env={"FOLDSWAP_CRASH_CONTROL": self.control.path})
+        self.log_seen = 0
+
+    def describe(self, point):
+        if point not in self.places:
+            known = set(self.control.counts()) | {point}
+            self.places = crash_points.symbolise(self.binary, known)
+        return crash_points.describe(point, self.places[point])
+
+    def note_failure(self, text):
+        with self.lock:
+            last = self.deaths[-8:]
+            self.failures.append((text, last))
+        print(f"FAILURE: {text}\n  after deaths at:", flush=True)
+        for point in last:
+            print(f"  {self.describe(point)}", flush=True)
+
+    def known_kills_of(self, name):
+        return sum(times for (who, _), times in self.kills.items() if who == name)
+
+    def look_at_log(self):
+        """A client that was killed is a failure, unless it is known that it must be."""
+        with self.log_lock:
+            text = self.daemon.log(self.log_seen)
+            end = text.rfind("\n") + 1
+            self.log_seen += len(text[:end].encode())
+            for line in text[:end].splitlines():
+                killed = re.search(r"client \d+ \((.*), pid \d+\): killed: (.*)$", line)
+                if killed and killed.group(2) in KNOWN_KILLS:
+                    self.kills[killed.groups()] += 1
+                elif killed or " poisoned" in line:
+                    self.note_failure(line)
+
+    # -- deaths
+
+    def worker_pid(self):
+        children = self.daemon.children()
+        return children[0] if children else 0
+
+    def served(self):
+        """The daemon that serves now; 0 when none does yet."""
+        before = self.worker_pid()
+        result = self.cli("stats", "--json", seconds=30)
+        return before if result.returncode == 0 and f'"pid":{before},' in \
+            result.stdout.replace(" ", "") else 0
+
+    def await_daemon(self):
+        self.pid = wait_until("the next daemon", self.served, 60, every=0.01)
+        now = self.control.counts()
+        self.in_start = {p for p, n in now.items() if n != self.at_death.get(p, 0)}
+        self.at_ready = now
+
+    def died(self, point, seconds):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self.control.death():
+                return True
+            time.sleep(0.005)
+        return False
+
+    def die_at(self, point, patience):
+        """Whether the daemon could be brought to it: at work, or, after another death, in the start
+        of the next one."""
+        self.control.arm(point, self.random.choice((1, 1, 1, 2, 5)) if patience > 1 else 1)
+        counts = self.control.counts()
+        starting = point in self.in_start and counts.get(point) == self.at_ready.get(point)
+        died = not starting and self.died(point, patience)
+        if not died and not self.control.death():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        self.at_death = self.control.counts()
+        gone = self.pid
+        wait_until("it to be gone", lambda: self.worker_pid() != gone, 20, every=0.005)
+        self.await_daemon()
+        died = self.control.death() != 0
+        self.control.disarm()
+        if died:
+            self.deaths.append(point)
+        self.look_at_log()
+        return died
+
+    def hunt(self, most, seconds):
+        """Dies at points that were come to, each once, until there is none left that was tried less
+        than three times."""
+        end = time.monotonic() + seconds
+        tried, hit = Counter(), set()
+        while len(hit) < most and time.monotonic() < end:
+            left = [p for p in self.control.counts() if p not in hit and tried[p] < 3]
+            if not left:
+                break
+            least = min(tried[p] for p in left)
+            point = self.random.choice(sorted(p for p in left if tried[p] == least))
+            tried[point] += 1
+            if self.die_at(point, (1, 3, 8)[tried[point] - 1]):
+                hit.add(point)
+            if len(hit) % 50 == 0 and self.deaths[-1:] == [point]:
+                print(f"{len(hit)} hit of {len(self.control.counts())}", flush=True)
+        return hit, tried
+
+    def work(self, most, seconds, warm_up):
+        self.begin()
+        self.at_death = self.control.counts()
+        self.await_daemon()
+        workers = [kind(self, self.random.randrange(1 << 30))
+                   for kind in (Torturer, Family, Passer, Orders)]
+        time.sleep(warm_up)
+        begun = time.monotonic()
+        hit, tried = self.hunt(most, seconds)
+        took = time.monotonic() - begun
+        for worker in workers:
+            worker.stopping.set()
+        for worker in workers:
+            worker.join(slower(300))
+            self.assertFalse(worker.is_alive(), f"{type(worker).__name__} hangs")
+        self.look_at_log()
+        self.report(hit, tried, took, {type(w).__name__: w.rounds for w in workers})
+        self.assertEqual(self.failures, [])
+        self.control.check(self)
+        return hit
+
+    def report(self, hit, tried, took, rounds):
+        counts = self.control.counts()
+        print(f"{len(counts)} points, {len(hit)} died at, {took:.0f} s; rounds: {rounds}; "
+              f"{len(self.failures)} failures", flush=True)
+        for (name, why), times in sorted(self.kills.items()):
+            print(f"  {times} times a client '{name}' was killed: {why}", flush=True)
+        print(f"  {self.suffered} clients ended because of that", flush=True)
+        self.show_points(counts, hit, tried)
+
+    def show_points(self, counts, hit, tried):
+        path = os.environ.get("FOLDSWAP_CRASH_LIST")
+        if path is None:
+            return
+        self.places = crash_points.symbolise(self.binary, counts)
+        with open(path, "w", encoding="utf-8") as f:
+            for point in sorted(counts):
+                verdict = "died" if point in hit else f"tried {tried[point]}"
+                f.write(f"{verdict}\t{counts[point]}\t{self.describe(point)}\n")
+
+    def test_some(self):
+        hit = self.work(40, slower(60), 4)
+        self.assertGreaterEqual(len(hit), 10)
+        self.finish_daemon()
+
+    def test_all(self):
+        self.work(1 << 20, float(os.environ.get("FOLDSWAP_CRASH_SECONDS", "3000")), 10)
+        self.finish_daemon()
+
+
+class CrashPointsWithDisk(CrashPoints):
+    def settings(self):
+        return {**self.SETTINGS, "writeback.dir": self.directory(), "pool.limit": "4M",
+                "writeback.max": "64M", "writeback.free_min": "16M"}
+
+
+if __name__ == "__main__":
+    harness.main()
