@@ -167,8 +167,7 @@ Status Daemon::take_over_store(const PoolConfig& config) {
 void Daemon::serve_taken_over(int epoll) {
   if (state_->header().incarnation > 1)
     spdlog::info("took over {} clients of a daemon that died", taken_over_.size());
-  for (const auto& client : taken_over_) {
-    if (!TakeOver::complete(*client, taken_over_)) continue;  // its parent's reader adds it
+  for (const auto& client : TakeOver::complete(taken_over_)) {
     registry_->add(client);
     handshake_->watch_again(*client, epoll);
   }

@@ -228,6 +228,16 @@ bool TakeOver::complete(const Client& client, const std::vector<std::shared_ptr<
          });
 }
 
+std::vector<std::shared_ptr<Client>> TakeOver::complete(
+    const std::vector<std::shared_ptr<Client>>& clients) {
+  std::vector<std::shared_ptr<Client>> whole;
+  for (const auto& client : clients) {
+    if (complete(*client, clients)) whole.push_back(client);
+  }
+  for (const auto& client : whole) client->record.life = Life::serving;
+  return whole;
+}
+
 // A command that the agent has not finished is finished as if nothing had happened. What it has
 // moved is in the transfer area, until the next command of the same half.
 void TakeOver::take_batches(Client& client) {

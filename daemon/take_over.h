@@ -45,6 +45,11 @@ class TakeOver {
   // handshake that had not come to its end.
   [[nodiscard]] static bool complete(const Client& client,
                                      const std::vector<std::shared_ptr<Client>>& clients);
+  // Those that are complete. Asked before any is served: from then on a parent's reader may finish
+  // a child, and serves it itself. They count as served from here, so that none is taken for the
+  // child of a later fork.
+  [[nodiscard]] static std::vector<std::shared_ptr<Client>> complete(
+      const std::vector<std::shared_ptr<Client>>& clients);
   // Every object that a page map names, once for each time. False: there can be no such object, and
   // the page is poisoned.
   static void references(const std::vector<std::shared_ptr<Client>>& clients,

@@ -315,6 +315,33 @@ TEST_F(TakeOverTest, AForkHalfDoneIsFinished) {
   EXPECT_EQ(pool->stats().objects, 0U);
 }
 
+// One whose parent still has a FORK for it is its parent's reader's to serve, and nobody else's;
+// the other one is no child of that FORK.
+TEST_F(TakeOverTest, WhoIsServedIsDecidedBeforeAnybodyIs) {
+  evict(*client, kA, bytes_of(1));
+  const auto whole = make_client(), half = make_client();
+  for (const auto& child : {whole, half}) {
+    child->record.life = Life::forming;
+    child->record.parent_id = client->id;
+  }
+  uffd_msg fork{};
+  fork.event = UFFD_EVENT_FORK;
+  fork.arg.fork.ufd = static_cast<std::uint32_t>(half->uffd.get());
+  client->record.inbox[0] = fork;
+  client->record.inbox_count = 1;
+  const std::uint64_t half_id = half->id;
+  die();
+  ASSERT_EQ(clients.size(), 3U);
+  const auto served = TakeOver::complete(clients);
+  ASSERT_EQ(served.size(), 2U);
+  for (const auto& c : served) {
+    EXPECT_NE(c->id, half_id);
+    EXPECT_EQ(c->record.life, Life::serving);
+  }
+  for (int i = 0; i < 10 && children_ready == 0; ++i) (void)service->step(*client);
+  EXPECT_EQ(children_ready, 1);
+}
+
 TEST_F(TakeOverTest, EntriesThatNameNoObjectArePoisoned) {
   evict(*client, kA, bytes_of(1));
   const Entry entry = client->map->load(kA);
