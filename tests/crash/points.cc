@@ -29,7 +29,7 @@ struct Slot {
   std::atomic<std::uint64_t> point, times;
 };
 
-// tests/crash_points.py knows this layout.
+// tests/e2e/crash_points.py knows this layout.
 struct Control {
   std::uint64_t magic;
   std::atomic<std::uint64_t> armed, countdown;   // 0: none; dies when it has come there so often

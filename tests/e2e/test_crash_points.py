@@ -3,6 +3,7 @@ each store to a memory file that outlives it, before and after each system call.
 the next one. Every client verifies its memory all the time; none may find a wrong byte, hang or end.
 
 `some`: points chosen at random. `all`: every point until each was died at, or three times in vain.
+`first_start`, `stop`: those that the first start and the end come to.
 
 What is chosen comes from the seed, what the daemon comes to does not. A failure names the points
 that were died at last."""
@@ -328,10 +329,13 @@ class CrashPoints(E2E):
         counts = self.control.counts()
         print(f"{len(counts)} points, {len(hit)} died at, {took:.0f} s; rounds: {rounds}; "
               f"{len(self.failures)} failures", flush=True)
-        for (name, why), times in sorted(self.kills.items()):
-            print(f"  {times} times a client '{name}' was killed: {why}", flush=True)
+        self.show_kills()
         print(f"  {self.suffered} clients ended because of that", flush=True)
         self.show_points(counts, hit, tried)
+
+    def show_kills(self):
+        for (name, why), times in sorted(self.kills.items()):
+            print(f"  {times} times a client '{name}' was killed: {why}", flush=True)
 
     def show_points(self, counts, hit, tried):
         path = os.environ.get("FOLDSWAP_CRASH_LIST")
@@ -351,6 +355,87 @@ class CrashPoints(E2E):
     def test_all(self):
         self.work(1 << 20, float(os.environ.get("FOLDSWAP_CRASH_SECONDS", "3000")), 10)
         self.finish_daemon()
+
+
+    # -- the first start and the end: a daemon of its own for each point
+
+    def sweeper(self):
+        client = self.client([Place.program("sweep"), "--mb=2", "--until_eof=1"], "1M", "sweeping")
+        client.expect("populated", HANG_SECONDS)
+        return client
+
+    def end_sweeper(self, client):
+        client.close_input()
+        if not self.known_kills_of("sweeping"):
+            client.expect("done", HANG_SECONDS)
+            self.assertEqual(client.wait(HANG_SECONDS), 0, client.stderr().decode(errors="replace"))
+        client.kill()
+        self.procs.remove(client)
+
+    def end_daemon(self):
+        self.daemon.stop()
+        self.kills.clear()
+        self.look_at_log()
+        self.assertEqual(self.failures, [])
+        self.daemons.remove(self.daemon)
+
+    def one_by_one(self, points, live):
+        """`live` takes a daemon through the part of its life in which it comes to them."""
+        missed = []
+        for number, point in enumerate(sorted(points)):
+            try:
+                live(f"life{number}", point)
+            except BaseException:
+                print(f"died at {self.describe(point)}", flush=True)
+                raise
+            if not self.control.death():
+                missed.append(point)
+            if self.kills:
+                print(f"died at {self.describe(point)}")
+                self.show_kills()
+            self.control.disarm()
+        print(f"{len(points)} points, {len(points) - len(missed)} died at; not come to again:")
+        for point in missed:
+            print(f"  {self.describe(point)}")
+        self.assertLess(len(missed), len(points) // 4)
+
+    def first_life(self, name, point):
+        if point:
+            self.control.arm(point)
+        self.begin(name)
+        client = self.sweeper()
+        self.reclaim(client.pid)
+        self.end_sweeper(client)
+        self.end_daemon()
+
+    def test_first_start(self):
+        """There is nobody yet; one that died before it was ready is followed by one that is."""
+        self.begin()
+        points = set(self.control.counts())
+        self.end_daemon()
+        self.one_by_one(points, self.first_life)
+
+    def last_life(self, name, point):
+        """It dies while it gives everything back, and its successor is asked to."""
+        self.begin(name)
+        client = self.sweeper()
+        self.reclaim(client.pid)
+        before = self.control.counts()
+        if point:
+            self.control.arm(point)
+        self.daemon.popen.send_signal(signal.SIGTERM)
+        wait_until("it to be gone", lambda: not self.daemon.running() or self.control.death(), 60,
+                   every=0.005)
+        if self.daemon.running():
+            self.await_daemon()
+        self.end_daemon()
+        self.end_sweeper(client)
+        now = self.control.counts()
+        return {p for p, times in now.items() if times != before.get(p, 0)}
+
+    def test_stop(self):
+        self.at_death = {}
+        self.one_by_one(self.last_life("first", 0), self.last_life)
 
 
 class CrashPointsWithDisk(CrashPoints):
