@@ -15,6 +15,8 @@
 
 #include "daemon/control.h"
 #include "daemon/disk_format.h"
+#include "daemon/hand_over.h"
+#include "daemon/notify.h"
 #include "daemon/pressure.h"
 #include "daemon/take_over.h"
 #include "pool/take_over.h"
@@ -72,14 +74,32 @@ Status Daemon::prepare() {
 }
 
 Daemon::~Daemon() {
-  // Evictors first: they kick readers. Both before the registry and the pool go.
+  // Before the registry and the pool go.
+  stop_threads();
   evict_threads_.clear();
-  carer_.reset();
-  if (disk_ != nullptr) disk_->stop();
   fault_threads_.clear();
-  stopper_.reset();
   if (client_listener_.valid()) (void)::unlink((runtime_dir_ + "/client.sock").c_str());
   if (admin_listener_.valid()) (void)::unlink((runtime_dir_ + "/admin.sock").c_str());
+}
+
+// None of them is destroyed before all stand still: they kick each other.
+void Daemon::stop_threads() {
+  for (const auto& thread : evict_threads_) thread->stop();
+  carer_.reset();
+  if (disk_ != nullptr) disk_->stop();
+  for (const auto& thread : fault_threads_) thread->stop();
+  stopper_.reset();
+}
+
+// Every thread that clients wait for has begun something new since this was true last.
+bool Daemon::threads_turned() {
+  std::vector<std::uint64_t> turns;
+  for (const auto& thread : fault_threads_) turns.push_back(thread->turns());
+  for (const auto& thread : evict_threads_) turns.push_back(thread->turns());
+  turns_seen_.resize(turns.size());
+  if (!std::ranges::equal(turns, turns_seen_, std::ranges::not_equal_to())) return false;
+  turns_seen_ = std::move(turns);
+  return true;
 }
 
 Status Daemon::lock_runtime_dir() {
@@ -271,10 +291,11 @@ void Daemon::client_gone(Client& client) {
   if (registry_->size() == 0) (void)pool_->trim(0);
 }
 
-Status Daemon::run(const std::function<void()>& ready) {
+Result<Daemon::Ending> Daemon::run(const Shell& shell) {
+  constexpr std::uint64_t kAliveUs = 1'000'000;
   sigset_t signals;
   sigemptyset(&signals);
-  for (const int signal : {SIGTERM, SIGINT}) sigaddset(&signals, signal);
+  for (const int signal : {SIGTERM, SIGINT, SIGUSR2}) sigaddset(&signals, signal);
   UniqueFd signal_fd(::signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK));
   UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
   if (!signal_fd.valid() || !epoll.valid()) return fail_errno("signalfd or epoll failed");
@@ -283,18 +304,34 @@ Status Daemon::run(const std::function<void()>& ready) {
                                                             {admin_listener_.get(), kTokenAdmin},
                                                             {vetting_.result_fd(), kTokenVetted},
                                                             {signal_fd.get(), kTokenSignal}}) {
-    if (auto s = watch(epoll.get(), fd, token); !s) return s;
+    if (auto s = watch(epoll.get(), fd, token); !s) return std::unexpected(s.error());
   }
   serve_taken_over(epoll.get());
   Control control(*this, access_, vetting_);
-  ready();
+  shell.alive();
+  empty_store(*state_);
   spdlog::info("ready on {}", runtime_dir_);
-  std::thread stopping;
-  std::atomic<bool> finished{false}, never{false};
-  bool settling = false;
-  while (!finished) {
+  std::uint64_t alive_us = os_.now_us();
+  std::thread draining;
+  std::atomic<bool> drained{false}, give_up{false};
+  bool settling = false, handing_over = false;
+  // Everything goes back into the clients first (DESIGN §10); while memory does not suffice, it
+  // waits.
+  const auto begin_draining = [&] {
+    if (draining.joinable()) return;
+    spdlog::info("stopping: bringing everything back first");
+    draining = std::thread([&] {
+      for (auto done = drain(give_up); !done && !give_up; done = drain(give_up)) {
+        spdlog::warn("cannot stop yet: {}", done.error().text());
+        (void)notify_now(manager_socket().get(), "STATUS=cannot stop yet: " + done.error().text());
+        os_.sleep_us(1'000'000);
+      }
+      drained = true;
+    });
+  };
+  while (!drained && !handing_over) {
     std::array<epoll_event, 64> events{};
-    const int timeout_ms = settling ? 1 : stopping.joinable() ? 50 : 500;
+    const int timeout_ms = settling ? 1 : draining.joinable() ? 50 : 500;
     const int n = ::epoll_wait(epoll.get(), events.data(), events.size(), timeout_ms);
     for (int i = 0; i < n; ++i) {
       const epoll_event& event = events[static_cast<std::size_t>(i)];
@@ -311,17 +348,14 @@ Status Daemon::run(const std::function<void()>& ready) {
         case kTokenSignal: {
           signalfd_siginfo info{};
           (void)!::read(signal_fd.get(), &info, sizeof(info));
-          if (stopping.joinable()) break;
-          spdlog::info("stopping: bringing everything back first");
-          // Everything goes back into the clients first (DESIGN §10); while memory does not
-          // suffice, it waits.
-          stopping = std::thread([&] {
-            for (auto done = drain(never); !done; done = drain(never)) {
-              spdlog::warn("cannot stop yet: {}", done.error().text());
-              os_.sleep_us(1'000'000);
-            }
-            finished = true;
-          });
+          if (info.ssi_signo != SIGUSR2) {
+            begin_draining();
+          } else if (const auto may = shell.may_hand_over()) {
+            handing_over = true;
+          } else {
+            spdlog::warn("cannot hand over: {}", may.error().text());
+            if (manager_listens()) begin_draining();
+          }
           break;
         }
         default:
@@ -332,10 +366,21 @@ Status Daemon::run(const std::function<void()>& ready) {
     handshake_->expire(os_.now_us());
     settling = handshake_->settle();
     registry_->reap_doomed();
+    if (os_.now_us() - alive_us >= kAliveUs && threads_turned()) {
+      alive_us = os_.now_us();
+      shell.alive();
+    }
   }
-  stopping.join();
-  spdlog::info("stopped");
-  return {};
+  give_up = handing_over;
+  if (draining.joinable()) draining.join();
+  control.stop();
+  if (!handing_over || drained) {
+    spdlog::info("stopped");
+    return Ending::drained;
+  }
+  stop_threads();
+  spdlog::info("handing over {} clients", registry_->size());
+  return Ending::handed_over;
 }
 
 }  // namespace foldswap

@@ -38,9 +38,17 @@ class Daemon {
                                                 Vetting vetting, std::unique_ptr<State> state);
   ~Daemon();
 
-  // Serves until a signal says stop; calls `ready` when it begins. SIGTERM and SIGINT restore every
-  // client first.
-  [[nodiscard]] Status run(const std::function<void()>& ready);
+  struct Shell {
+    std::function<void()> alive;
+    std::function<Status()> may_hand_over;  // error: why not
+  };
+  enum class Ending : std::uint8_t { drained, handed_over };
+  // Serves until a signal says stop; calls `alive` when it begins, and then again each second as
+  // long as all of it goes on. SIGTERM and SIGINT restore every client first. SIGUSR2 stops between
+  // two steps: what is out stays out, and `this` must not be destroyed, because that closes what
+  // the next daemon needs. When that may not be, SIGUSR2 means SIGTERM, or nothing if nobody is
+  // there to tell.
+  [[nodiscard]] Result<Ending> run(const Shell& shell);
 
   // -- what administrators ask; errors are sentences for them
   [[nodiscard]] Result<Reclaimed> reclaim(Client& client, std::uint64_t pages,
@@ -71,6 +79,8 @@ class Daemon {
   [[nodiscard]] Status make_store(const PoolConfig& config);
   [[nodiscard]] Status take_over_store(const PoolConfig& config);
   void serve_taken_over(int epoll);
+  [[nodiscard]] bool threads_turned();
+  void stop_threads();
   [[nodiscard]] Status start_threads();
   [[nodiscard]] Status open_sockets();
   [[nodiscard]] Result<UniqueFd> listen_on(const std::string& name, int type, unsigned mode);
@@ -108,6 +118,7 @@ class Daemon {
   std::vector<std::unique_ptr<EvictThread>> evict_threads_;
   std::unique_ptr<Carer> carer_;
   std::vector<std::unique_ptr<FaultThread>> fault_threads_;
+  std::vector<std::uint64_t> turns_seen_;  // of all of these, when `alive` was called last
 };
 
 }  // namespace foldswap

@@ -14,7 +14,9 @@
 
 #include "base/io_ring.h"
 #include "daemon/daemon.h"
+#include "daemon/hand_over.h"
 #include "daemon/keeper.h"
+#include "daemon/notify.h"
 #include "daemon/take_over.h"
 #include "daemon/version.h"
 
@@ -72,19 +74,65 @@ int complain(const std::string& text) {
 }
 
 // With a descriptor of its own: that of the keeper stays open whatever goes wrong here.
-Result<std::unique_ptr<State>> find_state(const Inherited& inherited) {
-  if (inherited.state_fd < 0) return State::create(real_os());
+Result<UniqueFd> own_state_fd(const Inherited& inherited) {
   UniqueFd fd(::fcntl(inherited.state_fd, F_DUPFD_CLOEXEC, 0));
   if (!fd.valid()) return fail_errno("no descriptor for the state file");
-  if (!inherited.after_a_death || !State::begun(real_os(), fd.get()))
-    return State::create(real_os(), std::move(fd));
-  auto state = State::take_over(real_os(), std::move(fd));
-  if (state) close_others(noted_fds(**state), inherited.first_fd);
+  return fd;
+}
+
+Result<std::unique_ptr<State>> find_state(const Inherited& inherited) {
+  if (inherited.state_fd < 0) return State::create(real_os());
+  auto fd = own_state_fd(inherited);
+  if (!fd) return std::unexpected(fd.error());
+  if (!inherited.after_a_death || !State::begun(real_os(), fd->get()))
+    return State::create(real_os(), std::move(*fd));
+  auto state = State::take_over(real_os(), std::move(*fd));
+  if (!state) return state;
+  if (inherited.from_store && (*state)->header().stored == 0)
+    return fail("what the service manager has kept is older than the state");
+  stop_trusting_store(**state);
+  close_others(noted_fds(**state), inherited.first_fd);
   return state;
+}
+
+// Whoever is told to hand over takes part in nothing.
+int hand_over_at_once(const Inherited& inherited) {
+  if (inherited.from_store || !manager_listens() || !State::begun(real_os(), inherited.state_fd))
+    return kHandedOver;
+  auto fd = own_state_fd(inherited);
+  if (!fd) return complain(fd.error().text());
+  auto state = State::take_over(real_os(), std::move(*fd));
+  if (!state) return complain(state.error().text());
+  if (auto done = store_descriptors(**state); !done) return complain(done.error().text());
+  return kHandedOver;
+}
+
+// Whether the clients may be left to somebody else. Without a store, the keeper has to live.
+Status may_hand_over(const Inherited& inherited, const State& state) {
+  if (inherited.keeper_pid == 0) return fail("there is no keeper");
+  if (manager_listens()) return can_store(state);
+  if (::getppid() != inherited.keeper_pid) return fail("the keeper is gone");
+  return {};
+}
+
+// The daemon has stopped its threads, and nothing of it is destroyed: what it holds stays open.
+int hand_over(std::unique_ptr<Daemon> daemon) {
+  spdlog::shutdown();
+  State& state = daemon.release()->state();
+  if (!manager_listens()) return kHandedOver;
+  if (auto done = store_descriptors(state); !done) return complain(done.error().text());
+  return kHandedOver;
 }
 
 int run_daemon(const Options& options, Config config, const Inherited& inherited) {
   // 0. What a daemon that died has left behind, and no more of it than that.
+  if (inherited.asked == SIGUSR2) return hand_over_at_once(inherited);
+  if (inherited.after_a_death && State::begun(real_os(), inherited.state_fd)) {
+    if (auto ok = State::fits(real_os(), inherited.state_fd); !ok) {
+      (void)complain(ok.error().text());
+      return kRefused;
+    }
+  }
   auto state = find_state(inherited);
   if (!state) return complain(state.error().text());
   // 1. The vetting helpers are forked while this process has one thread and no client's descriptor.
@@ -93,8 +141,9 @@ int run_daemon(const Options& options, Config config, const Inherited& inherited
   // 2. Signals are taken by a descriptor; every thread inherits the mask.
   sigset_t signals;
   sigemptyset(&signals);
-  for (const int signal : {SIGTERM, SIGINT, SIGPIPE, SIGHUP}) sigaddset(&signals, signal);
+  for (const int signal : {SIGTERM, SIGINT, SIGUSR2, SIGPIPE, SIGHUP}) sigaddset(&signals, signal);
   (void)::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  if (inherited.asked != 0) (void)::raise(inherited.asked);
   // 3. Logging, limits.
   start_logging();
   raise_descriptor_limit();
@@ -108,10 +157,13 @@ int run_daemon(const Options& options, Config config, const Inherited& inherited
     return complain(daemon.error().text());
   }
   // 5. Serve.
-  const auto done = (*daemon)->run([&] { tell_ready(inherited); });
+  Daemon& d = **daemon;
+  const auto ending = d.run({.alive = [&] { tell_alive(inherited); },
+                             .may_hand_over = [&] { return may_hand_over(inherited, d.state()); }});
+  if (ending && *ending == Daemon::Ending::handed_over) return hand_over(std::move(*daemon));
   daemon->reset();
   spdlog::shutdown();
-  return done ? 0 : complain(done.error().text());
+  return ending ? 0 : complain(ending.error().text());
 }
 
 int start(int argc, char** argv) {
@@ -122,8 +174,10 @@ int start(int argc, char** argv) {
                  "configuration file (default: /etc/foldswap/foldswap.toml)");
   app.add_option("--runtime-dir", options.runtime_dir,
                  "directory of the sockets (default: $FOLDSWAP_RUNTIME_DIR or /run/foldswap)");
-  app.add_flag("--keeper", options.keeper,
-               "a parent process holds every descriptor, and starts the next daemon when one dies");
+  app.add_flag(
+      "--keeper", options.keeper,
+      "a parent process holds every descriptor, and starts the next daemon when one dies or "
+      "hands over (SIGUSR2)");
   app.add_option("--set", options.settings,
                  "KEY=VALUE: overrides the configuration; may be repeated")
       ->allow_extra_args(false);
@@ -148,9 +202,17 @@ int start(int argc, char** argv) {
   }
   if (auto ok = check_kernel(real_os()); !ok) return complain(ok.error().text());
   if (!options.keeper) return run_daemon(options, std::move(*config), Inherited{});
-  return run_keeper(options.runtime_dir, State::file_bytes(), [&](const Inherited& inherited) {
-    return run_daemon(options, *config, inherited);
-  });
+  if (const int fd = state_to_judge(); fd >= 0) {
+    const auto fits = State::fits(real_os(), fd);
+    return fits ? 0 : complain(fits.error().text());
+  }
+  raise_descriptor_limit();
+  return run_keeper({.runtime_dir = options.runtime_dir,
+                     .state_bytes = State::file_bytes(),
+                     .arguments = argv,
+                     .daemon = [&](const Inherited& inherited) {
+                       return run_daemon(options, *config, inherited);
+                     }});
 }
 
 }  // namespace

@@ -8,6 +8,9 @@
 #include <string>
 #include <utility>
 
+#include "daemon/page_map.h"
+#include "pool/layout.h"
+
 namespace foldswap {
 namespace {
 
@@ -54,6 +57,9 @@ Result<std::unique_ptr<State>> State::create(Os& os, UniqueFd fd) {
   h.client_record_bytes = kRecordBytes;
   h.clients_offset = kClientsOffset;
   h.most_clients = kMostClients;
+  h.page_map_version = PageMap::kVersion;
+  h.pool_version = PoolHeader::kVersion;
+  h.protocol_version = wire::kProtocolVersion;
   h.incarnation = 1;
   h.next_client_id = 1;
   h.magic = kMagic;  // last: from here it can be taken over
@@ -66,10 +72,10 @@ bool State::begun(Os& os, int fd) {
          magic != 0;
 }
 
-Result<std::unique_ptr<State>> State::take_over(Os& os, UniqueFd fd) {
+Status State::fits(Os& os, int fd) {
   // The file may be shorter than what would be mapped.
   StateHeader head;
-  if (os.read_at(fd.get(), static_cast<void*>(&head), offsetof(StateHeader, counters), 0) !=
+  if (os.read_at(fd, static_cast<void*>(&head), offsetof(StateHeader, counters), 0) !=
       static_cast<int>(offsetof(StateHeader, counters))) {
     return fail("the state that was left behind is too short to be one");
   }
@@ -81,6 +87,17 @@ Result<std::unique_ptr<State>> State::take_over(Os& os, UniqueFd fd) {
                 ", and this is version " + std::to_string(kVersion) +
                 ": drain before changing versions");
   }
+  if (head.page_map_version != PageMap::kVersion || head.pool_version != PoolHeader::kVersion ||
+      head.protocol_version != wire::kProtocolVersion) {
+    return fail(
+        "the page maps, pool or mailboxes that were left behind are of another version: "
+        "drain before changing versions");
+  }
+  return {};
+}
+
+Result<std::unique_ptr<State>> State::take_over(Os& os, UniqueFd fd) {
+  if (auto ok = fits(os, fd.get()); !ok) return std::unexpected(ok.error());
   auto mapping = Mapping::shared(fd.get(), kStateBytes);
   if (!mapping) return std::unexpected(mapping.error());
   std::unique_ptr<State> state(new State(os, std::move(fd), std::move(*mapping)));

@@ -181,12 +181,17 @@ struct StateHeader {
   std::uint64_t bytes, client_record_bytes, clients_offset;
   std::uint32_t most_clients;
   std::uint32_t incarnation;  // of the daemon that runs: 1, 2, ... part of the layout lock words
+  // Of what else this state leads to: page maps, pool, mailboxes.
+  std::uint32_t page_map_version, pool_version, protocol_version, reserved;
   std::atomic<std::uint64_t> next_client_id;
   Counters counters;
   WritebackState writeback;
   std::atomic<std::uint8_t> record_in_use[kMostClients];  // counted while others claim
   NotedFd doomed[kMostDoomed];                            // Registry's
   NotedFd files[kNotedFiles];
+  // See hand_over.h: whether the service manager's store holds exactly what is noted; how many
+  // descriptors were put there last, and one past the highest of their numbers (0: none is left).
+  std::atomic<std::uint32_t> stored, stored_count, stored_end;
 };
 
 class State {
@@ -198,7 +203,9 @@ class State {
   [[nodiscard]] static std::uint64_t file_bytes();
   // Whether a daemon has come so far that there is something to take over.
   [[nodiscard]] static bool begun(Os& os, int fd);
-  // As a daemon left it that has died. Error: it is of another version or shape.
+  // Whether this program could take it over. Error: it is of another version or shape.
+  [[nodiscard]] static Status fits(Os& os, int fd);
+  // As a daemon left it that has died, or handed over. Error: as of fits(); nothing was touched.
   static Result<std::unique_ptr<State>> take_over(Os& os, UniqueFd fd);
 
   [[nodiscard]] int fd() const { return fd_.get(); }

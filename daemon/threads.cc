@@ -25,7 +25,7 @@ FaultThread::FaultThread(Os& os, const Tunables& tunables, std::unique_ptr<Fault
                          Removed removed)
     : os_(os), tunables_(tunables), service_(std::move(service)), removed_(std::move(removed)) {}
 
-FaultThread::~FaultThread() {
+void FaultThread::stop() {
   stop_ = true;
   const std::uint64_t one = 1;
   if (kick_.valid()) (void)!::write(kick_.get(), &one, sizeof(one));
@@ -149,6 +149,7 @@ void FaultThread::run() {
   ::pthread_setname_np(::pthread_self(), "fs-fault");
   std::uint64_t worked_at_us = 0;
   while (!stop_) {
+    turns_.fetch_add(1, std::memory_order_relaxed);
     take_new();
     if (DiskReader* const reader = service_->reader()) (void)reader->reap();
     const std::uint64_t now_us = os_.now_us();
@@ -168,7 +169,7 @@ void FaultThread::run() {
 EvictThread::EvictThread(Os& os, std::unique_ptr<Evictor> evictor, BudgetBook& budgets)
     : os_(os), evictor_(std::move(evictor)), budgets_(budgets) {}
 
-EvictThread::~EvictThread() {
+void EvictThread::stop() {
   stop_ = true;
   kick();
   if (thread_.joinable()) thread_.join();
@@ -195,6 +196,7 @@ void EvictThread::run() {
   ::pthread_setname_np(::pthread_self(), "fs-evict");
   std::vector<FutexWait> waits;
   while (!stop_) {
+    turns_.fetch_add(1, std::memory_order_relaxed);
     waits.clear();
     waits.push_back({&kick_word_, load_word(kick_word_)});
     {

@@ -24,8 +24,12 @@ class FaultThread {
   using Removed = std::function<void(Client&)>;  // the reader has let go of a gone client
   FaultThread(Os& os, const Tunables& tunables, std::unique_ptr<FaultService> service,
               Removed removed);
-  ~FaultThread();
+  ~FaultThread() { stop(); }
   [[nodiscard]] Status start();
+  // At the end of a step, and for good. Returns when it has.
+  void stop();
+  // How often it has looked for work; at least once a second.
+  [[nodiscard]] std::uint64_t turns() const { return turns_.load(std::memory_order_relaxed); }
   void add(std::shared_ptr<Client> client);
   void kick(Client& client);
 
@@ -48,6 +52,7 @@ class FaultThread {
   UniqueFd epoll_, kick_;
   std::atomic<bool> stop_{false};
   std::atomic<bool> kicked_{false};
+  std::atomic<std::uint64_t> turns_{0};
   std::vector<std::unique_ptr<Served>> served_;
   RankedMutex<LockRank::leaf> mutex_;
   std::vector<std::shared_ptr<Client>> new_ FS_GUARDED_BY(mutex_);
@@ -57,8 +62,10 @@ class FaultThread {
 class EvictThread {
  public:
   EvictThread(Os& os, std::unique_ptr<Evictor> evictor, BudgetBook& budgets);
-  ~EvictThread();
+  ~EvictThread() { stop(); }
   void start();
+  void stop();  // as FaultThread's
+  [[nodiscard]] std::uint64_t turns() const { return turns_.load(std::memory_order_relaxed); }
   void add(std::shared_ptr<Client> client);
   void kick();
 
@@ -69,6 +76,7 @@ class EvictThread {
   BudgetBook& budgets_;
   std::atomic<bool> stop_{false};
   std::uint32_t kick_word_ = 0;  // (futex)
+  std::atomic<std::uint64_t> turns_{0};
   std::vector<std::shared_ptr<Client>> clients_;
   RankedMutex<LockRank::leaf> mutex_;
   std::vector<std::shared_ptr<Client>> new_ FS_GUARDED_BY(mutex_);

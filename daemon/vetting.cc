@@ -143,6 +143,8 @@ std::string check(const wire::Hello& hello, ssize_t bytes, int flags, const FdLi
   sigset_t none;
   sigemptyset(&none);
   ::sigprocmask(SIG_SETMASK, &none, nullptr);
+  // These are for the daemon, which ends us; whoever signals a whole group means it.
+  for (const int signal : {SIGTERM, SIGINT, SIGUSR2}) (void)::signal(signal, SIG_IGN);
   struct Helper {
     pid_t pid;
     std::int64_t busy_since;  // 0: idle
