@@ -127,7 +127,9 @@ class Keeper {
   void restart(const std::string& why);
   void on_signal();
   void look();
+  // The manager's queue may be full: then what it must hear is said again soon.
   void tell(const std::string& message) { (void)notify_now(manager_.get(), message); }
+  void tell_ready();
   void write_pid(pid_t pid);
   std::optional<int> hand_over();
   bool next_program_can();
@@ -144,6 +146,7 @@ class Keeper {
   bool served_ = false;  // there may be clients: their descriptors must not be closed
   int silent_looks_ = 0;
   bool killed_ = false;
+  bool told_ready_ = false;
   std::uint64_t look_us_ = 0, next_look_us_ = 0;
 };
 
@@ -340,6 +343,11 @@ void Keeper::look() {
   killed_ = true;
 }
 
+void Keeper::tell_ready() {
+  if (!ready_ || told_ready_) return;
+  told_ready_ = !manager_.valid() || notify_now(manager_.get(), "READY=1\nSTATUS=serving");
+}
+
 int Keeper::run() {
   if (!prepare()) return 1;
   if (!start_next()) {
@@ -355,7 +363,8 @@ int Keeper::run() {
     }
     const std::uint64_t now = now_us();
     if (now >= next_look_us_) look();
-    const std::uint64_t left_us = next_look_us_ - std::min(now, next_look_us_);
+    const bool soon = ready_ && !told_ready_;
+    const std::uint64_t left_us = soon ? 5'000 : next_look_us_ - std::min(now, next_look_us_);
     std::array<pollfd, 2> waits{pollfd{signals_.get(), POLLIN, 0},
                                 pollfd{ready_ ? -1 : inherited_.pulse_fd, POLLIN, 0}};
     (void)::poll(waits.data(), waits.size(), static_cast<int>(left_us / 1'000) + 1);
@@ -364,8 +373,9 @@ int Keeper::run() {
       inherited_.from_store = false;
       pause_ms_ = 0;
       write_pid(::getpid());
-      tell("READY=1\nSTATUS=serving");
+      told_ready_ = false;
     }
+    tell_ready();
     on_signal();
   }
 }

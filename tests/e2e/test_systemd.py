@@ -1,0 +1,306 @@
+"""foldswapd as a service of a real systemd: what is installed, started, restarted (handing over through the descriptor store),
+stopped (draining), killed in every part, and hangs. Clients verify their memory before and after."""
+
+import os
+import re
+import time
+import unittest
+
+import harness
+from harness import E2E, wait_until
+from systemd_machine import PROGRAMS, Machine, why_not
+from test_hand_over import change_version
+
+UNIT = "foldswapd.service"
+LOG = "/run/foldswapd.log"
+
+
+class Systemd(E2E):
+    START_DAEMON = False
+    DROP_IN = ""  # of the service
+
+    def setUp(self):
+        reason = why_not()
+        if reason is not None:
+            print(f"skipped: {reason}", flush=True)
+            raise unittest.SkipTest(reason)
+        super().setUp()
+        self.machine = Machine(self, ("holder", "sweep", "fork_tree"))
+        self.addCleanup(self.print_logs)
+        self.machine.write(f"/run/systemd/system/{UNIT}.d/test.conf",
+                           f"[Service]\nStandardError=append:{LOG}\n{self.DROP_IN}\n")
+        self.systemctl("daemon-reload")
+        self.systemctl("start", UNIT)
+        self.assertEqual(self.show("ActiveState"), "active")
+
+    def print_logs(self):
+        print(f"--- log of {UNIT}:\n{self.log()[-6000:]}---")
+
+    def log(self):
+        return self.machine.read(LOG) if os.path.exists(self.machine.path(LOG)) else ""
+
+    def systemctl(self, *arguments):
+        return self.machine.ok("systemctl", "--no-pager", *arguments)
+
+    def show(self, name):
+        return self.machine.show(UNIT, name)
+
+    def holder(self, name="held", mb=48, share=0.9):
+        """A client with most of its memory out."""
+        client = self.machine.start("/usr/local/bin/foldswap", "run", "--require", "--name", name, "--",
+                                    f"{PROGRAMS}/holder", f"--mb={mb}", f"--seed={self.seed}")
+        client.expect("ready")
+        pages = int(self.machine.run("/usr/local/bin/foldswap", "reclaim", "--client", name).stdout)
+        self.assertGreater(pages, mb * 256 * share)
+        return client
+
+    def verified(self, client):
+        client.ask("verify", seconds=120)
+
+    def finish(self, client):
+        self.verified(client)
+        self.assertEqual(client.finish(), 0, client.stderr().decode(errors="replace"))
+        self.assertNotIn(": killed: ", self.log())
+
+    def stop(self):
+        self.systemctl("stop", UNIT)
+        self.assertEqual(self.show("ActiveState"), "inactive")
+        self.assertEqual(self.show("Result"), "success")
+
+    def stored(self):
+        return int(self.show("NFileDescriptorStore"))
+
+    def test_restart(self):
+        """Hands over through the store, again and again; everything stays out meanwhile."""
+        client = self.holder()
+        sweep = self.machine.start("/usr/local/bin/foldswap", "run", "--require", "--resident-max", "8M",
+                                   "--name", "sweeping", "--", f"{PROGRAMS}/sweep", "--mb=48",
+                                   "--until_eof=1", "--order=random", f"--seed={self.seed}")
+        sweep.expect("populated")
+        for n in range(1, 5):
+            out = self.machine.row("held")["evicted_pages"]
+            main = self.show("MainPID")
+            self.systemctl("restart", UNIT)
+            self.assertNotEqual(self.show("MainPID"), main)
+            stats = self.machine.stats()
+            self.assertEqual(stats["daemon"]["restarts"], n)
+            self.assertEqual(self.machine.row("held")["evicted_pages"], out)
+            wait_until("the store to be emptied", lambda: self.stored() == 0)
+            self.assertIsNone(sweep.poll(), sweep.stderr().decode(errors="replace"))
+        sweep.close_input()
+        sweep.expect("done", 120)
+        self.assertEqual(sweep.wait(), 0)
+        self.finish(client)
+        self.stop()
+
+    def test_restart_under_new_clients(self):
+        """Who starts while nobody is there waits for the next daemon, and becomes a client."""
+        for n in range(3):
+            starting = [self.machine.start("/usr/local/bin/foldswap", "run", "--require", "--name",
+                                           f"new-{n}-{k}", "--", f"{PROGRAMS}/holder", "--mb=4")
+                        for k in range(4)]
+            self.systemctl("restart", UNIT)
+            for client in starting:
+                client.expect("ready")
+                client.ask("verify")
+                self.assertEqual(client.finish(), 0, client.stderr().decode(errors="replace"))
+        self.stop()
+
+    def test_forked_children(self):
+        """Their userfaultfds exist in the daemon alone until their agents come."""
+        parent = self.machine.start("/usr/local/bin/foldswap", "run", "--require", "--name", "tree", "--",
+                                    f"{PROGRAMS}/fork_tree", "--mb=16", "--wait=1")
+        parent.expect("populated")
+        self.machine.run("/usr/local/bin/foldswap", "reclaim", "--client", "tree")
+        self.assertGreater(self.machine.row("tree")["evicted_pages"], 3000)
+        parent.close_input()
+        for _ in range(3):
+            self.systemctl("restart", UNIT)
+        self.assertEqual(parent.finish(), 0, parent.stderr().decode(errors="replace"))
+        self.assertNotIn(": killed: ", self.log())
+        self.stop()
+
+    def test_daemon_killed(self):
+        """The keeper starts the next one, and systemd does not come into it."""
+        client = self.holder()
+        main = self.show("MainPID")
+        self.machine.kill(self.machine.stats()["daemon"]["pid"])
+        self.verified(client)
+        self.assertEqual(self.show("MainPID"), main)
+        self.assertEqual(self.show("NRestarts"), "0")
+        self.assertEqual(self.machine.stats()["daemon"]["restarts"], 1)
+        self.finish(client)
+        self.stop()
+
+    def test_keeper_killed(self):
+        """The main process: the daemon hands over by itself, and systemd starts the next keeper."""
+        client = self.holder()
+        for n in range(1, 4):
+            main = self.show("MainPID")
+            out = self.machine.row("held")["evicted_pages"]
+            self.machine.kill(main)
+            wait_until("the next keeper", lambda: self.next_serves(main), 30)
+            self.assertEqual(self.machine.stats()["daemon"]["restarts"], n)
+            self.assertEqual(self.machine.row("held")["evicted_pages"], out)
+        self.finish(client)
+        self.stop()
+
+    def next_serves(self, main):
+        return (self.show("MainPID") not in ("0", main) and self.show("ActiveState") == "active"
+                and self.show("SubState") == "running")
+
+    def test_handed_over_by_hand(self):
+        """SIGUSR2 without a restart job."""
+        client = self.holder()
+        main = self.show("MainPID")
+        self.machine.kill(main, "USR2")
+        wait_until("the next keeper", lambda: self.next_serves(main), 30)
+        self.assertGreater(self.machine.row("held")["evicted_pages"], 10000)
+        self.finish(client)
+        self.stop()
+
+    def test_stop_drains(self):
+        """Every page is back before the daemon ends, and the client goes on without it."""
+        client = self.holder()
+        self.stop()
+        self.assertIn("bringing everything back", self.log())
+        self.assertFalse(os.path.exists(self.machine.path("/run/foldswap")))
+        self.verified(client)
+        self.assertEqual(client.finish(), 0)
+
+    def test_other_version(self):
+        """The next program cannot read what was left: the unit does not become ready, the store
+        keeps it all, and a program that can takes over."""
+        client = self.holder()
+        change_version(self.keeper_outside(), 1)
+        result = self.machine.systemctl("restart", UNIT)
+        self.assertNotEqual(result.returncode, 0)
+        wait_until("two to have refused",
+                   lambda: self.log().count("drain before changing versions") >= 2, 30)
+        self.assertNotEqual(self.show("ActiveState"), "active")
+        self.assertGreater(self.stored(), 8)
+        client.send("verify")
+        time.sleep(1)
+        self.assertIsNone(client.poll())
+        self.assertEqual(bytes(client.buffer), b"", "it was served by nobody")
+        change_version(self.machine.pid, -1)
+        wait_until("the next daemon", lambda: self.show("ActiveState") == "active", 30)
+        client.expect("ok")
+        self.finish(client)
+        self.stop()
+
+    def keeper_outside(self):
+        """Its number in our process id namespace."""
+        inside = self.show("MainPID")
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as f:
+                    numbers = re.search(r"^NSpid:\s+(.*)$", f.read(), re.M)[1].split()
+                if len(numbers) > 1 and numbers[-1] == inside and os.path.samefile(
+                        f"/proc/{pid}/ns/pid", f"/proc/{self.machine.pid}/ns/pid"):
+                    return int(pid)
+            except OSError:
+                pass
+        raise AssertionError("the keeper is not found")
+
+    def test_successor_dies_before_it_serves(self):
+        """It is killed again and again while it starts: nothing is closed."""
+        client = self.holder()
+        self.machine.write("/run/systemd/system/" + UNIT + ".d/slow.conf",
+                           "[Service]\nExecStart=\nExecStart=/bin/false\n")
+        self.systemctl("daemon-reload")
+        self.assertNotEqual(self.machine.systemctl("restart", UNIT).returncode, 0)
+        wait_until("three to have failed", lambda: int(self.show("NRestarts")) >= 3, 30)
+        self.assertGreater(self.stored(), 8)
+        os.unlink(self.machine.path("/run/systemd/system/" + UNIT + ".d/slow.conf"))
+        self.systemctl("daemon-reload")
+        wait_until("the next daemon", lambda: self.show("ActiveState") == "active", 30)
+        self.finish(client)
+        self.stop()
+
+    def test_example(self):
+        """The drop-in that is installed as an example makes a service a client."""
+        units = "/run/systemd/system"
+        self.machine.write(f"{units}/memory.service",
+                           f"[Unit]\nDefaultDependencies=no\n[Service]\nType=exec\n"
+                           f"ExecStart={PROGRAMS}/sweep --mb=24 --passes=1000000\n")
+        example = self.machine.read("/usr/local/share/doc/foldswap/examples/client.conf")
+        self.machine.write(f"{units}/memory.service.d/foldswap.conf",
+                           example.replace("512M", "8M"))
+        self.systemctl("daemon-reload")
+        self.systemctl("start", "memory.service")
+        wait_until("it to be a client", lambda: any(
+            c["name"] == "memory" and c["evicted_pages"] > 1000
+            for c in self.machine.stats()["clients"]), 30)
+        row = self.machine.row("memory")
+        self.assertEqual(row["resident_max_bytes"], 8 << 20)
+        self.assertEqual(str(row["pid"]), self.machine.show("memory.service", "MainPID"))
+        self.systemctl("restart", UNIT)
+        time.sleep(1)
+        self.assertEqual(self.machine.show("memory.service", "ActiveState"), "active")
+        self.assertGreater(self.machine.row("memory")["evicted_pages"], 1000)
+        self.systemctl("stop", "memory.service")
+        self.stop()
+
+    def test_what_is_installed(self):
+        """The files are ones that systemd's own tools take, and the sandbox is there."""
+        prefix = "/usr/local/lib"
+        said = self.machine.run("systemd-analyze", "verify", f"{prefix}/systemd/system/{UNIT}")
+        complaints = [l for l in (said.stdout + said.stderr).splitlines() if "foldswap" in l]
+        self.assertEqual(complaints, [])
+        self.machine.ok("systemd-sysusers", f"{prefix}/sysusers.d/foldswap.conf")
+        self.assertIn("\nfoldswap:", self.machine.read("/etc/group"))
+        self.machine.ok("systemd-tmpfiles", "--create", "--dry-run"
+                        if "--dry-run" in self.machine.run("systemd-tmpfiles", "--help").stdout
+                        else "--prefix=/etc/foldswap", f"{prefix}/tmpfiles.d/foldswap.conf")
+        rules = self.machine.read(f"{prefix}/udev/rules.d/60-foldswap.rules")
+        self.assertIn('GROUP="foldswap"', rules)
+        with open(os.path.join(os.path.dirname(__file__), "../../daemon/hand_over.h"),
+                  encoding="utf-8") as f:
+            most = re.search(r"kMostStored = ([\d']+);", f.read())[1].replace("'", "")
+        self.assertEqual(self.show("FileDescriptorStoreMax"), most)
+        with open(f"/proc/{self.keeper_outside()}/status", encoding="ascii") as f:
+            status = dict(line.rstrip("\n").split(":\t", 1) for line in f if ":\t" in line)
+        self.assertEqual(status["NoNewPrivs"], "1")
+        self.assertEqual(status["Seccomp"], "2")
+        self.assertNotEqual(int(status["CapBnd"], 16) & (1 << 19), 0)   # CAP_SYS_PTRACE
+        self.assertEqual(int(status["CapBnd"], 16) & (1 << 21), 0)      # CAP_SYS_ADMIN
+        with open(f"/proc/{self.keeper_outside()}/oom_score_adj", encoding="ascii") as f:
+            self.assertEqual(f.read().strip(), "-900")
+        self.stop()
+
+
+class Watchdog(Systemd):
+    DROP_IN = "WatchdogSec=12"
+
+    def test_daemon_hangs(self):
+        """The keeper ends it and starts the next; for systemd nothing has happened."""
+        client = self.holder()
+        main = self.show("MainPID")
+        time.sleep(14)
+        self.assertEqual(self.machine.stats()["daemon"]["restarts"], 0, "it was idle, and killed")
+        self.machine.kill(self.machine.stats()["daemon"]["pid"], "STOP")
+        self.verified(client)
+        self.assertIn("no sign of life", self.log())
+        self.assertEqual(self.show("MainPID"), main)
+        self.assertEqual(self.show("NRestarts"), "0")
+        self.assertEqual(self.machine.stats()["daemon"]["restarts"], 1)
+        self.finish(client)
+        self.stop()
+
+    def test_keeper_hangs(self):
+        """systemd notices. It tells the keeper to stop, which does so when it can: by then the
+        clients have been served all along."""
+        client = self.holder()
+        main = self.show("MainPID")
+        self.machine.kill(main, "STOP")
+        wait_until("systemd to notice", lambda: "watchdog" in self.show("SubState"), 30)
+        self.verified(client)
+        self.machine.kill(main, "CONT")
+        wait_until("the next keeper", lambda: self.next_serves(main), 30)
+        self.finish(client)
+        self.stop()
+
+
+if __name__ == "__main__":
+    harness.main()
