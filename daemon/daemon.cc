@@ -313,7 +313,7 @@ Result<Daemon::Ending> Daemon::run(const Shell& shell) {
   spdlog::info("ready on {}", runtime_dir_);
   std::uint64_t alive_us = os_.now_us();
   std::thread draining;
-  std::atomic<bool> drained{false}, give_up{false};
+  std::atomic<bool> drained{false}, never{false};
   bool settling = false, handing_over = false;
   // Everything goes back into the clients first (DESIGN §10); while memory does not suffice, it
   // waits.
@@ -321,7 +321,7 @@ Result<Daemon::Ending> Daemon::run(const Shell& shell) {
     if (draining.joinable()) return;
     spdlog::info("stopping: bringing everything back first");
     draining = std::thread([&] {
-      for (auto done = drain(give_up); !done && !give_up; done = drain(give_up)) {
+      for (auto done = drain(never); !done; done = drain(never)) {
         spdlog::warn("cannot stop yet: {}", done.error().text());
         (void)notify_now(manager_socket().get(), "STATUS=cannot stop yet: " + done.error().text());
         os_.sleep_us(1'000'000);
@@ -349,7 +349,9 @@ Result<Daemon::Ending> Daemon::run(const Shell& shell) {
           signalfd_siginfo info{};
           (void)!::read(signal_fd.get(), &info, sizeof(info));
           if (info.ssi_signo != SIGUSR2) {
-            begin_draining();
+            if (!handing_over) begin_draining();
+          } else if (draining.joinable()) {
+            spdlog::warn("no hand-over while everything is brought back");
           } else if (const auto may = shell.may_hand_over()) {
             handing_over = true;
           } else {
@@ -371,10 +373,9 @@ Result<Daemon::Ending> Daemon::run(const Shell& shell) {
       shell.alive();
     }
   }
-  give_up = handing_over;
-  if (draining.joinable()) draining.join();
   control.stop();
-  if (!handing_over || drained) {
+  if (draining.joinable()) draining.join();
+  if (!handing_over) {
     spdlog::info("stopped");
     return Ending::drained;
   }

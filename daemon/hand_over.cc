@@ -42,11 +42,11 @@ bool remove(int socket, std::string_view name) {
   return notify(socket, "FDSTOREREMOVE=1\nFDNAME=" + std::string(name));
 }
 
-// Every one but the state file's.
+// Every one but the state file's, in the order of their numbers.
 std::vector<int> to_store(const State& state) {
   std::vector<int> numbers;
   for (const int fd : noted_fds(state)) {
-    if (fd != state.fd()) numbers.push_back(fd);
+    if (fd != state.fd() && ::fcntl(fd, F_GETFD) >= 0) numbers.push_back(fd);
   }
   return numbers;
 }

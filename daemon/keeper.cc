@@ -220,6 +220,7 @@ bool Keeper::start_next() {
   sigset_t blocked = old_mask_;
   for (const int signal : {SIGTERM, SIGINT, SIGUSR2}) sigaddset(&blocked, signal);
   ::sigprocmask(SIG_SETMASK, &blocked, nullptr);
+  ::prctl(PR_SET_NAME, "foldswapd");
   ::prctl(PR_SET_PDEATHSIG, SIGUSR2);
   if (::getppid() != inherited_.keeper_pid) (void)::raise(SIGUSR2);
   ::_exit(setup_.daemon(inherited_));
@@ -323,9 +324,11 @@ void Keeper::on_signal() {
   while (::read(signals_.get(), &info, sizeof(info)) == sizeof(info)) {
     const int signal = static_cast<int>(info.ssi_signo);
     if (signal == SIGCHLD) continue;
+    // Who stops does not hand over any more: a manager that is told to stop us gives up its store.
+    const bool stopping = inherited_.asked == SIGTERM || inherited_.asked == SIGINT;
+    if (signal == SIGUSR2 && stopping) continue;
     inherited_.asked = signal;
-    if (signal == SIGTERM || signal == SIGINT)
-      tell("STOPPING=1\nSTATUS=giving every page back to the clients");
+    if (signal != SIGUSR2) tell("STOPPING=1\nSTATUS=giving every page back to the clients");
     (void)::kill(pid_, signal);
   }
 }

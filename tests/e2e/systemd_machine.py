@@ -14,7 +14,7 @@ from harness import Place, Proc, clean_environment, die_with_parent, wait_until
 SYSTEMD = "/lib/systemd/systemd"
 PROGRAMS = "/usr/local/libexec/foldswap-tests"
 
-# $1: what becomes /usr/local. Kernel settings are for looking at only: systemd would raise limits of the whole machine.
+# $1: what becomes /usr/local; $2: /mnt; $3: the configuration of foldswapd. Kernel settings are for looking at only: systemd would raise limits of the whole machine.
 SETUP = r"""
 set -e
 mount --make-rprivate /
@@ -22,6 +22,7 @@ mount -t proc proc /proc
 mount --bind /proc/sys /proc/sys
 mount -o remount,ro,bind /proc/sys
 mount --bind "$1" /usr/local
+mount --bind "$2" /mnt
 mount -t tmpfs -o mode=755 tmpfs /run
 mount -t tmpfs -o mode=1777 tmpfs /tmp
 mkdir -p /run/upper /run/work /run/systemd/system
@@ -35,7 +36,7 @@ for target in e2e sysinit basic shutdown multi-user; do
   printf '[Unit]\nDefaultDependencies=no\n' > /run/systemd/system/$target.target
 done
 mkdir -p /etc/foldswap
-printf '[evict]\nquarantine_s = 0\n' > /etc/foldswap/foldswap.toml
+printf '%s' "$3" > /etc/foldswap/foldswap.toml
 exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin container=lxc \
   SYSTEMD_UNIT_PATH=/run/systemd/system:/usr/local/lib/systemd/system \
   "$0" --system --unit=e2e.target --log-target=null --show-status=0
@@ -71,7 +72,7 @@ class Tree(cgroups.Group):
 
 
 class Machine:
-    def __init__(self, test, programs):
+    def __init__(self, test, programs, disk, config):
         self.test = test
         self.prefix = os.path.join(test.tmp, "prefix")
         subprocess.run(["cmake", "--install", Place.build, "--prefix", "/usr/local"], check=True,
@@ -85,7 +86,7 @@ class Machine:
         self.popen = subprocess.Popen(
             cgroups.run_inside(tree, ["unshare", "--pid", "--fork", "--mount", "--cgroup", "--uts", "--ipc",
                                       "--kill-child", "/bin/sh", "-c", SETUP, SYSTEMD,
-                                      self.prefix]),
+                                      self.prefix, disk, config]),
             stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=die_with_parent)
         test.addCleanup(self.end)
         self.pid = wait_until("systemd", self.first_process)

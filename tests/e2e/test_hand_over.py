@@ -178,5 +178,18 @@ class HandOver(E2E):
         self.assertEqual(client.finish(), 0)
 
 
+class HandOverWithDisk(HandOver):
+    """Likewise, with most of what is out on disk."""
+
+    def start(self, **more):
+        self.daemon = self.start_daemon(
+            {**self.SETTINGS, "writeback.dir": self.directory(), "pool.limit": "6M",
+             "writeback.max": "256M", "writeback.free_min": "16M"}, "disk", keeper=True, **more)
+
+    def finish(self, client):
+        self.assertGreater(self.stats()["faults"]["disk"], 200, "hardly anything was on disk")
+        super().finish(client)
+
+
 if __name__ == "__main__":
     harness.main()
