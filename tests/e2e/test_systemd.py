@@ -22,7 +22,7 @@ def may_set_oom_score():
                           stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
-class Systemd(E2E):
+class Service(E2E):
     START_DAEMON = False
     DROP_IN = ""  # of the service
     CONFIG = "[evict]\nquarantine_s = 0\n"
@@ -79,6 +79,26 @@ class Systemd(E2E):
     def stored(self):
         return int(self.show("NFileDescriptorStore"))
 
+    def next_serves(self, main):
+        return (self.show("MainPID") not in ("0", main) and self.show("ActiveState") == "active"
+                and self.show("SubState") == "running")
+
+    def keeper_outside(self):
+        """Its number in our process id namespace."""
+        inside = self.show("MainPID")
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as f:
+                    numbers = re.search(r"^NSpid:\s+(.*)$", f.read(), re.M)[1].split()
+                if len(numbers) > 1 and numbers[-1] == inside and os.path.samefile(
+                        f"/proc/{pid}/ns/pid", f"/proc/{self.machine.pid}/ns/pid"):
+                    return int(pid)
+            except OSError:
+                pass
+        raise AssertionError("the keeper is not found")
+
+
+class Systemd(Service):
     def test_restart(self):
         """Hands over through the store, again and again; everything stays out meanwhile."""
         client = self.holder()
@@ -153,10 +173,6 @@ class Systemd(E2E):
             self.assertEqual(self.machine.row("held")["evicted_pages"], out)
         self.finish(client)
         self.stop()
-
-    def next_serves(self, main):
-        return (self.show("MainPID") not in ("0", main) and self.show("ActiveState") == "active"
-                and self.show("SubState") == "running")
 
     def test_handed_over_by_hand(self):
         """SIGUSR2 without a restart job."""
@@ -236,20 +252,6 @@ class Systemd(E2E):
         self.finish(client)
         self.stop()
 
-    def keeper_outside(self):
-        """Its number in our process id namespace."""
-        inside = self.show("MainPID")
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as f:
-                    numbers = re.search(r"^NSpid:\s+(.*)$", f.read(), re.M)[1].split()
-                if len(numbers) > 1 and numbers[-1] == inside and os.path.samefile(
-                        f"/proc/{pid}/ns/pid", f"/proc/{self.machine.pid}/ns/pid"):
-                    return int(pid)
-            except OSError:
-                pass
-        raise AssertionError("the keeper is not found")
-
     def test_successor_dies_before_it_serves(self):
         """It is killed again and again while it starts: nothing is closed."""
         client = self.holder()
@@ -319,7 +321,7 @@ class Systemd(E2E):
         self.stop()
 
 
-class Disk(Systemd):
+class Disk(Service):
     CONFIG = ('[evict]\nquarantine_s = 0\n[pool]\nlimit = "4M"\n[writeback]\ndir = "/mnt"\n'
               'max = "256M"\nfree_min = "16M"\n')
 
@@ -337,7 +339,7 @@ class Disk(Systemd):
         self.stop()
 
 
-class Watchdog(Systemd):
+class Watchdog(Service):
     DROP_IN = "WatchdogSec=12"
 
     def test_daemon_hangs(self):
@@ -356,16 +358,17 @@ class Watchdog(Systemd):
         self.stop()
 
     def test_keeper_hangs(self):
-        """systemd notices, and tells the keeper to hand over, which it does when it can: by then the
-        clients have been served all along."""
+        """systemd notices, and tells it to hand over, and to go on (SIGCONT, which it adds to
+        any signal). The clients have been served all along."""
         client = self.holder()
         main = self.show("MainPID")
         self.machine.kill(main, "STOP")
-        wait_until("systemd to notice", lambda: "watchdog" in self.show("SubState"), 30)
         client.ask("sample")
+        self.assertEqual(self.show("MainPID"), main)
         out = self.machine.row("held")["evicted_pages"]
-        self.machine.kill(main, "CONT")
-        wait_until("the next keeper", lambda: self.next_serves(main), 30)
+        wait_until("the next keeper", lambda: self.next_serves(main), 60)
+        self.assertEqual(self.show("NRestarts"), "1")
+        self.assertEqual(self.machine.stats()["daemon"]["restarts"], 1)
         self.assertEqual(self.machine.row("held")["evicted_pages"], out)
         self.finish(client)
         self.stop()
