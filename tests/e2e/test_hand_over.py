@@ -183,11 +183,11 @@ class HandOverWithDisk(HandOver):
 
     def start(self, **more):
         self.daemon = self.start_daemon(
-            {**self.SETTINGS, "writeback.dir": self.directory(), "pool.limit": "6M",
+            {**self.SETTINGS, "writeback.dir": self.directory(), "pool.limit": "4M",
              "writeback.max": "256M", "writeback.free_min": "16M"}, "disk", keeper=True, **more)
 
     def finish(self, client):
-        self.assertGreater(self.stats()["faults"]["disk"], 200, "hardly anything was on disk")
+        self.assertGreater(self.stats()["faults"]["disk"], 50, "hardly anything was on disk")
         super().finish(client)
 
 
