@@ -4,6 +4,7 @@ systemd: test_systemd.py."""
 
 import contextlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -90,6 +91,32 @@ class HandOver(E2E):
         client.expect("done", 120)
         self.assertEqual(client.wait(), 0, client.stderr().decode(errors="replace"))
         self.finish(holder)
+
+    def test_torture(self):
+        """Forks, moves and discards under way each time, and now and then the daemon is killed, too."""
+        pick = random.Random(self.seed)
+        self.start()
+        count = 15
+        client = self.client([Place.program("torture"), f"--seed={self.seed}", "--seconds=30",
+                              "--threads=4", "--fork=1", "--mb=32",
+                              f"--hang={harness.slower(120)}"], "12M")
+        client.expect("ready", 60)
+        pid = self.worker()
+        for _ in range(count):
+            time.sleep(pick.random() * 0.5)
+            self.cli("reclaim", "--all", "--bytes", f"{pick.randrange(1, 24)}M", seconds=120)
+            os.kill(self.daemon.pid, signal.SIGUSR2)
+            if pick.randrange(4) == 0:
+                time.sleep(pick.random() * 0.05)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            pid = self.next_after(pid)
+            self.assertIsNone(client.poll(), client.stderr().decode(errors="replace"))
+        self.assertRegex(client.line(120), r"^done \d+ operations")
+        self.assertEqual(client.wait(), 0, client.stderr().decode(errors="replace"))
+        self.assertNotIn(": killed: ", self.daemon.log())
+        self.assertEqual(self.stats()["faults"]["poisoned"], 0)
+        self.finish_daemon()
 
     def test_program_that_cannot(self):
         """A program file that cannot be executed, or does not like its arguments, is not gone over to."""

@@ -2,6 +2,7 @@
 stopped (draining), killed in every part, and hangs. Clients verify their memory before and after."""
 
 import os
+import random
 import re
 import subprocess
 import time
@@ -33,7 +34,7 @@ class Service(E2E):
             print(f"skipped: {reason}", flush=True)
             raise unittest.SkipTest(reason)
         super().setUp()
-        self.machine = Machine(self, ("holder", "sweep", "fork_tree"), self.directory(),
+        self.machine = Machine(self, ("holder", "sweep", "fork_tree", "torture"), self.directory(),
                                self.CONFIG)
         self.addCleanup(self.print_logs)
         self.machine.write(f"/run/systemd/system/{UNIT}.d/test.conf",
@@ -265,6 +266,53 @@ class Systemd(Service):
         self.systemctl("daemon-reload")
         wait_until("the next daemon", lambda: self.show("ActiveState") == "active", 30)
         self.finish(client)
+        self.stop()
+
+    def test_successor_that_cannot_start(self):
+        """It has begun to work on what it was given: it keeps that, and tries again by itself; and
+        it can hand it over although it never served."""
+        client = self.holder()
+        socket = self.machine.path("/run/foldswap/admin.sock")
+        os.unlink(socket)
+        os.mkdir(socket)
+        main = self.show("MainPID")
+        for _ in range(3):
+            self.systemctl("restart", "--no-block", UNIT)
+            wait_until("the next keeper", lambda: self.show("MainPID") not in ("0", main), 30)
+            said = self.log().count("with status 1")
+            wait_until("two to have failed", lambda: self.log().count("with status 1") >= said + 2, 30)
+            self.assertEqual(self.show("ActiveState"), "activating")
+            self.assertIn("ended by an error", self.show("StatusText"))
+            main = self.show("MainPID")
+        os.rmdir(socket)
+        wait_until("the next daemon", lambda: self.show("ActiveState") == "active", 30)
+        self.assertEqual(self.show("MainPID"), main)
+        wait_until("the store to be emptied", lambda: self.stored() == 0)
+        self.finish(client)
+        self.stop()
+
+    def test_torture(self):
+        """Forks, moves and discards are under way each time."""
+        pick = random.Random(self.seed)
+        client = self.machine.start("/usr/local/bin/foldswap", "run", "--require", "--resident-max", "12M",
+                                    "--name", "tortured", "--", f"{PROGRAMS}/torture", "--seconds=25",
+                                    f"--seed={self.seed}", "--threads=4", "--fork=1", "--mb=32",
+                                    f"--hang={harness.slower(120)}")
+        client.expect("ready")
+        for n in range(12):
+            time.sleep(pick.random() * 0.5)
+            self.machine.run("/usr/local/bin/foldswap", "reclaim", "--all", "--bytes", "8M")
+            main = self.show("MainPID")
+            if n % 3 != 2:
+                self.systemctl("restart", UNIT)
+            else:
+                self.machine.kill(main)
+            wait_until("the next keeper", lambda: self.next_serves(main), 30)
+            self.assertIsNone(client.poll(), client.stderr().decode(errors="replace"))
+        self.assertRegex(client.line(120), r"^done \d+ operations")
+        self.assertEqual(client.wait(), 0, client.stderr().decode(errors="replace"))
+        self.assertNotIn(": killed: ", self.log())
+        self.assertEqual(self.machine.stats()["faults"]["poisoned"], 0)
         self.stop()
 
     def test_example(self):
