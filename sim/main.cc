@@ -31,6 +31,7 @@
 #include <spdlog/spdlog.h>
 
 #include "sim/machine.h"
+#include "sim_version.h"
 
 namespace {
 
