@@ -115,6 +115,7 @@ void Machine::bury() {
   os_.disk.abandon_rings();
   close_unnoted();
   start_daemon();
+  if (!world_.calm && world_.random.once_in(4)) os_.die_in = world_.random.between(1, 80);
 }
 
 // As TakeOver's close_others, for a table that is the simulator's, too.
@@ -504,6 +505,8 @@ void Machine::turn() {
   if ((world_.counts.turns & 0xfff) == 0) look_for_hangs();
   if ((world_.counts.turns & 0x7f) == 0) look_for_lost_pages();
   if (world_.calm) return;
+  if ((world_.counts.turns & 0xfff) == 0 && processes_.alive() < processes_.most)
+    processes_.make(settings_.threads);
   if (world_.random.once_in(settings_.crash)) {
     if (world_.random.once_in(2)) {
       die();

@@ -158,8 +158,9 @@ void Process::act(Thread& thread) {
   if (what < 925) return do_map(thread);
   if (what < 945) return do_unmap(thread);
   if (what < 980) return do_remap(thread);
-  if (what < 992) return do_fork(thread);
-  if (what >= 997 && all_.alive() > 2) {
+  if (what < 988) return do_fork(thread);
+  // Those that nobody can evict make room sooner.
+  if (what >= (live_ ? 999U : 995U) && all_.alive() > 2) {
     ++world_.counts.exits;
     kill();
   }
