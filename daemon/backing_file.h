@@ -52,6 +52,7 @@ namespace foldswap {
 
 class BackingFile {
  public:
+  static constexpr std::uint32_t kVersion = 2;  // of its account
   static constexpr std::uint64_t kSegmentBytes = 512 * 1024;
   static constexpr std::uint64_t kUnit = 16;
   static constexpr std::uint64_t kBlock = 4096;  // reads and writes begin and end at multiples
@@ -197,7 +198,6 @@ class BackingFile {
     return kAccountPage + std::uint64_t{kMostSegments} * (sizeof(Segment) + sizeof(Blocks));
   }
   static constexpr std::uint64_t kMagic = 0x00544e4343414642;  // "BFACCNT"
-  static constexpr std::uint32_t kVersion = 2;
 
   struct Account {
     UniqueFd fd;

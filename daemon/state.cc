@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "daemon/backing_file.h"
 #include "daemon/page_map.h"
 #include "pool/layout.h"
 
@@ -59,6 +60,7 @@ Result<std::unique_ptr<State>> State::create(Os& os, UniqueFd fd) {
   h.most_clients = kMostClients;
   h.page_map_version = PageMap::kVersion;
   h.pool_version = PoolHeader::kVersion;
+  h.disk_version = BackingFile::kVersion;
   h.protocol_version = wire::kProtocolVersion;
   h.incarnation = 1;
   h.next_client_id = 1;
@@ -88,9 +90,10 @@ Status State::fits(Os& os, int fd) {
                 ": drain before changing versions");
   }
   if (head.page_map_version != PageMap::kVersion || head.pool_version != PoolHeader::kVersion ||
+      head.disk_version != BackingFile::kVersion ||
       head.protocol_version != wire::kProtocolVersion) {
     return fail(
-        "the page maps, pool or mailboxes that were left behind are of another version: "
+        "the page maps, pool, disk or mailboxes that were left behind are of another version: "
         "drain before changing versions");
   }
   return {};

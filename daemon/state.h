@@ -181,8 +181,8 @@ struct StateHeader {
   std::uint64_t bytes, client_record_bytes, clients_offset;
   std::uint32_t most_clients;
   std::uint32_t incarnation;  // of the daemon that runs: 1, 2, ... part of the layout lock words
-  // Of what else this state leads to: page maps, pool, mailboxes.
-  std::uint32_t page_map_version, pool_version, protocol_version, reserved;
+  // Of what else this state leads to.
+  std::uint32_t page_map_version, pool_version, disk_version, protocol_version;
   std::atomic<std::uint64_t> next_client_id;
   Counters counters;
   WritebackState writeback;

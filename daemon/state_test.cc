@@ -31,6 +31,26 @@ TEST(State, RecordsComeBackClean) {
   EXPECT_EQ(again->quarantine[0].count, 0U);
 }
 
+TEST(State, NobodyTakesOverWhatIsOfAnotherVersion) {
+  const auto state = State::create(real_os()).value();
+  StateHeader& header = state->header();
+  const auto fits = [&] { return State::fits(real_os(), state->fd()).has_value(); };
+  EXPECT_TRUE(fits());
+  for (std::uint32_t* const version :
+       {&header.version, &header.page_map_version, &header.pool_version, &header.disk_version,
+        &header.protocol_version}) {
+    ++*version;
+    EXPECT_FALSE(fits());
+    EXPECT_FALSE(State::take_over(real_os(), UniqueFd(::dup(state->fd()))));
+    EXPECT_EQ(header.incarnation, 1U);
+    --*version;
+  }
+  EXPECT_TRUE(fits());
+  const auto next = State::take_over(real_os(), UniqueFd(::dup(state->fd())));
+  ASSERT_TRUE(next);
+  EXPECT_EQ((*next)->header().incarnation, 2U);
+}
+
 TEST(State, TheTableIsBounded) {
   const auto state = State::create(real_os()).value();
   for (std::uint32_t i = 0; i < kMostClients; ++i) ASSERT_NE(state->claim_record(), nullptr);

@@ -1,6 +1,6 @@
-"""A real systemd as process 1 of its own namespaces (process ids, mounts, control groups, host name), with its own /run, /tmp, /etc
-and /usr/local, into which foldswap is installed with cmake --install. No unit of this machine is seen in there, and nothing in there
-changes anything outside."""
+"""A real systemd as process 1 of its own namespaces (process ids, mounts, control groups, host name),
+with its own /run, /tmp, /dev, /etc and /usr/local, into which foldswap is installed with cmake
+--install. No unit of this machine is seen in there, and nothing in there changes anything outside."""
 
 import json
 import os
@@ -13,8 +13,10 @@ from harness import Place, Proc, clean_environment, die_with_parent, wait_until
 
 SYSTEMD = "/lib/systemd/systemd"
 PROGRAMS = "/usr/local/libexec/foldswap-tests"
+UNSHARE = ("unshare", "--pid", "--fork", "--mount", "--cgroup", "--uts", "--ipc")
 
-# $1: what becomes /usr/local; $2: /mnt; $3: the configuration of foldswapd. Kernel settings are for looking at only: systemd would raise limits of the whole machine.
+# $1: what becomes /usr/local; $2: /mnt; $3: the configuration of foldswapd. Kernel settings are for
+# looking at only: systemd would raise limits of the whole machine.
 SETUP = r"""
 set -e
 mount --make-rprivate /
@@ -30,8 +32,14 @@ mount -t overlay -o lowerdir=/etc,upperdir=/run/upper,workdir=/run/work overlay 
 echo 0123456789abcdef0123456789abcdef > /etc/machine-id
 umount -R /sys/fs/cgroup
 mount -t cgroup2 none /sys/fs/cgroup
-touch /run/console
-mount --bind /run/console /dev/console
+mkdir /run/dev
+mount -t tmpfs -o mode=755 tmpfs /run/dev
+for node in null zero full random urandom tty userfaultfd; do
+  touch /run/dev/$node
+  mount --bind /dev/$node /run/dev/$node
+done
+touch /run/dev/console
+mount --move /run/dev /dev
 for target in e2e sysinit basic shutdown multi-user; do
   printf '[Unit]\nDefaultDependencies=no\n' > /run/systemd/system/$target.target
 done
@@ -56,7 +64,9 @@ def why_not():
     with open("/proc/filesystems", encoding="ascii") as f:
         if "\toverlay\n" not in f.read():
             return "this kernel has no overlay file system"
-    return None
+    allowed = subprocess.run([*UNSHARE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"],
+                             capture_output=True, text=True, check=False)
+    return f"no namespaces: {allowed.stderr.strip()}" if allowed.returncode != 0 else None
 
 
 class Tree(cgroups.Group):
@@ -84,8 +94,7 @@ class Machine:
             shutil.copy(Place.program(name), self.prefix + PROGRAMS.removeprefix("/usr/local"))
         tree = Tree(test, cgroups.unified())
         self.popen = subprocess.Popen(
-            cgroups.run_inside(tree, ["unshare", "--pid", "--fork", "--mount", "--cgroup", "--uts", "--ipc",
-                                      "--kill-child", "/bin/sh", "-c", SETUP, SYSTEMD,
+            cgroups.run_inside(tree, [*UNSHARE, "--kill-child", "/bin/sh", "-c", SETUP, SYSTEMD,
                                       self.prefix, disk, config]),
             stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=die_with_parent)
         test.addCleanup(self.end)

@@ -1,6 +1,6 @@
-"""SIGUSR2 to a keeper without a service manager: the daemon stops as it is, the keeper executes its program file anew, and the
-next daemon takes the clients over. Likewise what becomes of a daemon that hangs, and of one whose keeper is killed. With
-systemd: test_systemd.py."""
+"""SIGUSR2 to a keeper without a service manager: the daemon stops as it is, the keeper executes its
+program file anew, and the next daemon takes the clients over. Likewise what becomes of a daemon that
+hangs, and of one whose keeper is killed. With systemd: test_systemd.py."""
 
 import contextlib
 import os
@@ -93,7 +93,7 @@ class HandOver(E2E):
         self.finish(holder)
 
     def test_torture(self):
-        """Forks, moves and discards under way each time, and now and then the daemon is killed, too."""
+        """Forks, moves and discards are under way; now and then the daemon is killed, too."""
         pick = random.Random(self.seed)
         self.start()
         count = 15
@@ -119,7 +119,7 @@ class HandOver(E2E):
         self.finish_daemon()
 
     def test_program_that_cannot(self):
-        """A program file that cannot be executed, or does not like its arguments, is not gone over to."""
+        """A program file that cannot be executed, or fails, is not gone over to."""
         copy = os.path.join(self.tmp, "foldswapd")
         shutil.copy(Place.binary("foldswapd"), copy)
         self.start(wrap=("/bin/sh", "-c", f'exec {copy} "$@"'))
@@ -148,7 +148,7 @@ class HandOver(E2E):
         pid = self.worker()
         change_version(self.daemon.pid, 1)
         os.kill(self.daemon.pid, signal.SIGUSR2)
-        wait_until("two to have refused", lambda: self.daemon.log().count("with status 4") >= 2, 30)
+        wait_until("two refusals", lambda: self.daemon.log().count("with status 4") >= 2, 30)
         self.assertIn("drain before changing versions", self.daemon.log())
         client.send("verify")
         time.sleep(1)

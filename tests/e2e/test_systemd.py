@@ -1,5 +1,6 @@
-"""foldswapd as a service of a real systemd: what is installed, started, restarted (handing over through the descriptor store),
-stopped (draining), killed in every part, and hangs. Clients verify their memory before and after."""
+"""foldswapd as a service of a real systemd: it is installed, started, restarted (handing over through
+the descriptor store), stopped (draining), killed in every part, and it hangs. Clients verify their
+memory before and after."""
 
 import os
 import random
@@ -55,10 +56,13 @@ class Service(E2E):
     def show(self, name):
         return self.machine.show(UNIT, name)
 
+    def client_of(self, options, program, *arguments):
+        return self.machine.start("/usr/local/bin/foldswap", "run", "--require", *options, "--",
+                                  f"{PROGRAMS}/{program}", f"--seed={self.seed}", *arguments)
+
     def holder(self, name="held", mb=48, share=0.9):
         """A client with most of its memory out."""
-        client = self.machine.start("/usr/local/bin/foldswap", "run", "--require", "--name", name, "--",
-                                    f"{PROGRAMS}/holder", f"--mb={mb}", f"--seed={self.seed}")
+        client = self.client_of(["--name", name], "holder", f"--mb={mb}")
         client.expect("ready")
         pages = int(self.machine.run("/usr/local/bin/foldswap", "reclaim", "--client", name).stdout)
         self.assertGreater(pages, mb * 256 * share)
@@ -103,9 +107,8 @@ class Systemd(Service):
     def test_restart(self):
         """Hands over through the store, again and again; everything stays out meanwhile."""
         client = self.holder()
-        sweep = self.machine.start("/usr/local/bin/foldswap", "run", "--require", "--resident-max", "8M",
-                                   "--name", "sweeping", "--", f"{PROGRAMS}/sweep", "--mb=48",
-                                   "--until_eof=1", "--order=random", f"--seed={self.seed}")
+        sweep = self.client_of(["--resident-max", "8M", "--name", "sweeping"], "sweep", "--mb=48",
+                               "--until_eof=1", "--order=random")
         sweep.expect("populated")
         for n in range(1, 5):
             out = self.machine.row("held")["evicted_pages"]
@@ -126,8 +129,7 @@ class Systemd(Service):
     def test_restart_under_new_clients(self):
         """Who starts while nobody is there waits for the next daemon, and becomes a client."""
         for n in range(3):
-            starting = [self.machine.start("/usr/local/bin/foldswap", "run", "--require", "--name",
-                                           f"new-{n}-{k}", "--", f"{PROGRAMS}/holder", "--mb=4")
+            starting = [self.client_of(["--name", f"new-{n}-{k}"], "holder", "--mb=4")
                         for k in range(4)]
             self.systemctl("restart", UNIT)
             for client in starting:
@@ -138,8 +140,7 @@ class Systemd(Service):
 
     def test_forked_children(self):
         """Their userfaultfds exist in the daemon alone until their agents come."""
-        parent = self.machine.start("/usr/local/bin/foldswap", "run", "--require", "--name", "tree", "--",
-                                    f"{PROGRAMS}/fork_tree", "--mb=16", "--wait=1")
+        parent = self.client_of(["--name", "tree"], "fork_tree", "--mb=16", "--wait=1")
         parent.expect("populated")
         self.machine.run("/usr/local/bin/foldswap", "reclaim", "--client", "tree")
         self.assertGreater(self.machine.row("tree")["evicted_pages"], 3000)
@@ -148,6 +149,25 @@ class Systemd(Service):
             self.systemctl("restart", UNIT)
         self.assertEqual(parent.finish(), 0, parent.stderr().decode(errors="replace"))
         self.assertNotIn(": killed: ", self.log())
+        self.stop()
+
+    def test_client_of_nobody(self):
+        """The service has the few capabilities that it takes to look into other users' processes."""
+        client = self.machine.start(
+            "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "/usr/local/bin/foldswap",
+            "run", "--require", "--name", "nobody", "--", f"{PROGRAMS}/holder", "--mb=16",
+            f"--seed={self.seed}")
+        client.expect("ready")
+        for _ in range(2):
+            pages = self.machine.run("/usr/local/bin/foldswap", "reclaim", "--client", "nobody").stdout
+            self.assertGreater(int(pages), 3600)
+            self.systemctl("restart", UNIT)
+            self.assertEqual(self.machine.row("nobody")["uid"], 65534)
+            client.ask("fork")
+            client.ask("move")
+            client.ask("dirty")
+            client.ask("verify")
+        self.finish(client)
         self.stop()
 
     def test_daemon_killed(self):
@@ -280,7 +300,8 @@ class Systemd(Service):
             self.systemctl("restart", "--no-block", UNIT)
             wait_until("the next keeper", lambda: self.show("MainPID") not in ("0", main), 30)
             said = self.log().count("with status 1")
-            wait_until("two to have failed", lambda: self.log().count("with status 1") >= said + 2, 30)
+            wait_until("two to have failed",
+                       lambda: self.log().count("with status 1") >= said + 2, 30)
             self.assertEqual(self.show("ActiveState"), "activating")
             self.assertIn("ended by an error", self.show("StatusText"))
             main = self.show("MainPID")
@@ -294,10 +315,9 @@ class Systemd(Service):
     def test_torture(self):
         """Forks, moves and discards are under way each time."""
         pick = random.Random(self.seed)
-        client = self.machine.start("/usr/local/bin/foldswap", "run", "--require", "--resident-max", "12M",
-                                    "--name", "tortured", "--", f"{PROGRAMS}/torture", "--seconds=25",
-                                    f"--seed={self.seed}", "--threads=4", "--fork=1", "--mb=32",
-                                    f"--hang={harness.slower(120)}")
+        client = self.client_of(["--resident-max", "12M", "--name", "tortured"], "torture",
+                                "--seconds=25", "--threads=4", "--fork=1", "--mb=32",
+                                f"--hang={harness.slower(120)}")
         client.expect("ready")
         for n in range(12):
             time.sleep(pick.random() * 0.5)
