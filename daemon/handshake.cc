@@ -261,11 +261,7 @@ Status Handshake::settle_child(std::uint64_t token, Pending& pending, bool& wait
         return {};
     }
     watch_lifeline(child);
-    auto ready = message<wire::Ready>(wire::MessageType::ready);
-    ready.client_id = child.id;
-    FdList uffd;
-    uffd.push(child.uffd.get());
-    (void)send_with_fds(child.lifeline(), &ready, sizeof(ready), uffd);
+    send_ready(child, true);
     registry_.kick(child);
     spdlog::debug("{}: has an agent", child.label());
     vetting_.dispose(std::move(pending.socket));
@@ -339,7 +335,20 @@ Status Handshake::offer_agent(Pending& pending, const std::shared_ptr<Client>& c
 
 void Handshake::watch_again(const Client& client, int epoll) {
   epoll_ = epoll;
-  if (client.lifeline() >= 0) watch_lifeline(client);
+  if (client.lifeline() < 0) return;
+  watch_lifeline(client);
+  // Its agent may still wait for what the daemon that died had not sent. If it does not, one Ready
+  // more stays unread, and a descriptor that it did not wait for is closed.
+  if (client.mailbox != nullptr && load_word(client.mailbox->agent_tid) == 0)
+    send_ready(client, client.record.parent_id != 0);
+}
+
+void Handshake::send_ready(const Client& client, bool with_userfaultfd) {
+  auto ready = message<wire::Ready>(wire::MessageType::ready);
+  ready.client_id = client.id;
+  FdList fds;
+  if (with_userfaultfd) fds.push(client.uffd.get());
+  (void)send_with_fds(client.lifeline(), &ready, sizeof(ready), fds);
 }
 
 void Handshake::watch_lifeline(const Client& client) {
@@ -404,9 +413,7 @@ Status Handshake::finish(std::uint64_t token, Pending& pending, VettedHello& vet
   if (record->parent_id != 0) client->may_share = true;
   registry_.add(client);
   watch_lifeline(*client);
-  auto ready = message<wire::Ready>(wire::MessageType::ready);
-  ready.client_id = token;
-  (void)send_with_fds(client->lifeline(), &ready, sizeof(ready), {});
+  send_ready(*client, false);
   spdlog::debug("{}: registered", client->label());
   return {};
 }

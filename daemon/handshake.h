@@ -70,6 +70,7 @@ class Handshake {
   void bury_retired();
   Status settle_child(std::uint64_t token, Pending& pending, bool& waits);
   void watch_lifeline(const Client& client);
+  static void send_ready(const Client& client, bool with_userfaultfd);
   [[nodiscard]] Status map_agent(Pending& pending, AgentParts& parts);
   void lifeline_hup(std::uint64_t token);
 
