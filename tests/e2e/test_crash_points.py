@@ -15,6 +15,7 @@ import re
 import signal
 import threading
 import time
+import unittest
 from collections import Counter
 
 import crash_points
@@ -183,6 +184,23 @@ class Orders(Worker):
         time.sleep(self.random.random() * 0.2)
 
 
+class List(unittest.TestCase):
+    def test_names(self):
+        """What docs/PROTOCOL.md lists are functions that there are."""
+        text = ""
+        for room in ("base", "daemon", "pool"):
+            directory = os.path.join(crash_points.ROOT, room)
+            for name in os.listdir(directory):
+                with open(os.path.join(directory, name), encoding="utf-8") as f:
+                    text += f.read()
+        words = set(re.findall(r"\w+", text))
+        found = crash_points.listed()
+        self.assertGreater(len(found), 50)
+        names = {name for (_, outer), inner in found.items() for name in {outer, *inner}}
+        gone = {n for n in names - {"itself", "operator()"} if n.rpartition("::")[2] not in words}
+        self.assertEqual(gone, set())
+
+
 class CrashPoints(E2E):
     SETTINGS = {"evict.quarantine_s": "0"}
     START_DAEMON = False
@@ -337,6 +355,16 @@ class CrashPoints(E2E):
         for (name, why), times in sorted(self.kills.items()):
             print(f"  {times} times a client '{name}' was killed: {why}", flush=True)
 
+    def unlisted(self):
+        """Functions that have points, and that docs/PROTOCOL.md does not know."""
+        counts = self.control.counts()
+        places = crash_points.symbolise(self.binary, counts)
+        there = crash_points.entries(crash_points.describe(p, places[p]) for p in counts)
+        missing = sorted(set(there) - set(crash_points.listed()))
+        if missing:
+            print(f"not in docs/PROTOCOL.md, see tests/e2e/crash_points.py: {missing}")
+        return missing
+
     def show_points(self, counts, hit, tried):
         path = os.environ.get("FOLDSWAP_CRASH_LIST")
         if path is None:
@@ -350,10 +378,12 @@ class CrashPoints(E2E):
     def test_some(self):
         hit = self.work(40, slower(60), 4)
         self.assertGreaterEqual(len(hit), 10)
+        self.unlisted()  # a rare one may be come to here first
         self.finish_daemon()
 
     def test_all(self):
         self.work(1 << 20, float(os.environ.get("FOLDSWAP_CRASH_SECONDS", "3000")), 10)
+        self.assertEqual(self.unlisted(), [])
         self.finish_daemon()
 
 
@@ -414,6 +444,21 @@ class CrashPoints(E2E):
         points = set(self.control.counts())
         self.end_daemon()
         self.one_by_one(points, self.first_life)
+
+    def test_ready_is_sent_again(self):
+        """The daemon dies when it serves a new client and has not told it yet."""
+        self.begin()
+        self.end_sweeper(self.sweeper())
+        points = [p for p in self.control.counts() if "after a call: EvictThread::kick" in
+                  self.describe(p) and "Daemon::place" in self.describe(p)]
+        self.assertNotEqual(points, [])
+        for point in points:
+            self.control.arm(point)
+            client = self.sweeper()
+            self.assertNotEqual(self.control.death(), 0)
+            self.assertGreater(self.reclaim(client.pid), 0)
+            self.end_sweeper(client)
+        self.end_daemon()
 
     def last_life(self, name, point):
         """It dies while it gives everything back, and its successor is asked to."""
