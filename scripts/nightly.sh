@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The long tests: nightly.sh [CTEST-ARGUMENT]...
 # Runs what has the label `nightly` (CTest) in the release build: the ten-minute torture, the
-# half-hour storm, the tests of the tests (tests/mutations.py) and others. scripts/test.sh leaves these
-# out. Takes about two hours.
+# half-hour storm, a death at every crash point, the tests of the tests (tests/mutations.py) and
+# others. scripts/test.sh leaves these out. Takes about four hours.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/deps.sh

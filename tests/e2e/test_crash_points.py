@@ -6,7 +6,8 @@ the next one. Every client verifies its memory all the time; none may find a wro
 `first_start`, `stop`: those that the first start and the end come to.
 
 What is chosen comes from the seed, what the daemon comes to does not. A failure names the points
-that were died at last."""
+that were died at since the client began. FOLDSWAP_CRASH_LIST names a file for the list of points;
+FOLDSWAP_CRASH_SECONDS is how long `all` may take."""
 
 import contextlib
 import os
@@ -25,6 +26,7 @@ from harness import E2E, Place, slower, wait_until
 SETTINGS = {"pool.codec": ("lz4", "zstd:1"), "pool.cold_codec": ("none", "zstd:3"),
             "pool.waste_max": ("1", "3", "30"), "fault.readahead_max": ("1", "8", "64")}
 HANG_SECONDS = 30
+LONGEST_PATIENCE = 8
 # Of clients that are killed because recovery does not know enough (docs/PROTOCOL.md, the marked
 # places): counted, and told in the summary. Every other death of a client is a failure.
 KNOWN_KILLS = ("the daemon died while it applied changes of its address space",
@@ -53,7 +55,7 @@ class Worker(threading.Thread):
     def __init__(self, test, seed):
         super().__init__(daemon=True)
         self.running = None  # its client
-        self.name_of_client, self.known_before = None, 0
+        self.name_of_client, self.known_before, self.deaths_before = None, 0, 0
         self.test = test
         self.random = random.Random(seed)
         self.stopping = threading.Event()
@@ -76,10 +78,11 @@ class Worker(threading.Thread):
             self.test.suffered += 1
             return
         where = threads_of(self.running.pid) if self.running is not None else ""
-        self.test.note_failure(f"{type(self).__name__}: {error}\n{where}")
+        self.test.note_failure(f"{type(self).__name__}: {error}\n{where}", self.deaths_before)
 
     def client(self, command, budget, name, **more):
         self.name_of_client = name
+        self.deaths_before = len(self.test.deaths)
         self.known_before = self.test.known_kills_of(name)
         self.running = self.test.client([Place.program(command[0]), *command[1:]], budget, name,
                                         **more)
@@ -232,9 +235,9 @@ class CrashPoints(E2E):
             self.places = crash_points.symbolise(self.binary, known)
         return crash_points.describe(point, self.places[point])
 
-    def note_failure(self, text):
+    def note_failure(self, text, since=None):
         with self.lock:
-            last = self.deaths[-8:]
+            last = self.deaths[-8:] if since is None else self.deaths[since:]
             self.failures.append((text, last))
         print(f"FAILURE: {text}\n  after deaths at:", flush=True)
         for point in last:
@@ -289,7 +292,7 @@ class CrashPoints(E2E):
         self.control.arm(point, self.random.choice((1, 1, 1, 2, 5)) if patience > 1 else 1)
         counts = self.control.counts()
         starting = point in self.in_start and counts.get(point) == self.at_ready.get(point)
-        died = not starting and self.died(point, patience)
+        died = self.died(point, 0.3 if starting and patience < LONGEST_PATIENCE else patience)
         if not died and not self.control.death():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
@@ -316,7 +319,7 @@ class CrashPoints(E2E):
             least = min(tried[p] for p in left)
             point = self.random.choice(sorted(p for p in left if tried[p] == least))
             tried[point] += 1
-            if self.die_at(point, (1, 3, 8)[tried[point] - 1]):
+            if self.die_at(point, (1, 3, LONGEST_PATIENCE)[tried[point] - 1]):
                 hit.add(point)
             if len(hit) % 50 == 0 and self.deaths[-1:] == [point]:
                 print(f"{len(hit)} hit of {len(self.control.counts())}", flush=True)
