@@ -196,7 +196,7 @@ struct StateHeader {
 
 class State {
  public:
-  static constexpr std::uint32_t kMagic = 0x53545346, kVersion = 6;  // "FSTS"
+  static constexpr std::uint32_t kMagic = 0x53545346, kVersion = 7;  // "FSTS"
   static Result<std::unique_ptr<State>> create(Os& os);
   // Likewise, in a file that is empty, of file_bytes().
   static Result<std::unique_ptr<State>> create(Os& os, UniqueFd fd);
