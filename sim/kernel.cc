@@ -280,7 +280,11 @@ void Kernel::discard(Space& space, Task& task, std::uint64_t start, std::uint64_
       pause();
       tell(space, task, SYS_madvise, range_event(UFFD_EVENT_REMOVE, at, part));
       pause();
-      pause();
+      // It may be preempted here, with its event read and its pages still there (HAZARDS 16).
+      if (world_.scheduler.on_fiber() && world_.random.once_in(4)) {
+        const std::uint64_t until = world_.clock_ns + world_.random.below(10'000'000);
+        world_.scheduler.wait([] { return false; }, until);
+      }
     }
     drop_pages(space, at, part);
     world_.trace("dropped", at, (part - at) / kPage);

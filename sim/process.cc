@@ -168,6 +168,9 @@ void Process::act(Thread& thread) {
 
 std::uint64_t Process::any_page(const Thread& thread) {
   if (ranges_.empty()) return 0;
+  // Where somebody else waits already, now and then.
+  const Thread& other_thread = *threads_[world_.random.below(threads_.size())];
+  if (other_thread.page != 0 && world_.random.once_in(4)) return other_thread.page;
   auto it = ranges_.begin();
   std::advance(it, world_.random.below(ranges_.size()));
   const std::uint64_t pages = (it->second - it->first) / kPage;
@@ -209,6 +212,11 @@ void Process::release(Thread& thread) {
 }
 
 std::uint64_t Process::free_place(std::uint64_t bytes) {
+  // Where something was a moment ago, now and then (HAZARDS 1, 3).
+  if (last_unmapped_ != 0 && world_.random.once_in(2) &&
+      Kernel::free_range(space, last_unmapped_, bytes) &&
+      !in_use(last_unmapped_, last_unmapped_ + bytes, nullptr))
+    return last_unmapped_;
   for (int tries = 0; tries < 20; ++tries) {
     const std::uint64_t start = kArena + world_.random.below(kPlaces) * kPlacePages * kPage +
                                 world_.random.below(4) * (kPlacePages / 4) * kPage;
@@ -340,6 +348,7 @@ void Process::do_unmap(Thread& thread) {
   kernel_.unmap(space, *thread.task, thread.claim_start, thread.claim_end - thread.claim_start,
                 [&](std::uint64_t start, std::uint64_t end) {
                   follow_map(start, end);
+                  last_unmapped_ = start;
                   release(thread);  // whoever is quick maps something here
                 });
 }
@@ -426,6 +435,11 @@ void Process::do_fork(Thread& thread) {
     child->wish_at_ns = world_.clock_ns + world_.random.below(20'000'000);
   }
   child->start(static_cast<unsigned>(world_.random.between(1, 2)));
+  // Its parent may be gone at once: what the child has is all that is left (HAZARDS 4).
+  if (world_.random.once_in(6) && all_.alive() > 2) {
+    ++world_.counts.exits;
+    kill();
+  }
 }
 
 void Process::check_everything() {

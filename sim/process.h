@@ -111,7 +111,8 @@ class Process {
   std::vector<std::unique_ptr<Thread>> threads_;
   std::map<std::uint64_t, Truth> truth_;           // pages that are not all zeros
   std::map<std::uint64_t, std::uint64_t> ranges_;  // start -> end, as it has mapped them
-  std::vector<Process*> forking_;                  // its children whose fork has not returned
+  std::uint64_t last_unmapped_ = 0;
+  std::vector<Process*> forking_;  // its children whose fork has not returned
   std::unique_ptr<preload::Control> control_;
   std::uint32_t alive_word_ = 0;
   Mapping mailbox_, transfer_;
