@@ -420,12 +420,12 @@ void Process::do_fork(Thread& thread) {
     child->parent_id = library.client_id;
     child->fork_seq = seq;
   });
-  std::erase(forking_, child);
   if (control != nullptr) {
     sys::add(control->mailbox->fork_seq, 1);
     preload::Announcement::end(*control);
   }
   preload::RequestLock::release();
+  std::erase(forking_, child);  // from here it is a process of its own
   if (forked.gone || child->dead) {
     child->dead = true;
     return;
