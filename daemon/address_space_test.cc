@@ -499,6 +499,27 @@ TEST_F(AddressSpaceTest, ForkIsClonedBeforeTheSetFreesAnything) {
   expect_range(*children[0], kS, 1);
 }
 
+// A program that becomes a daemon: its child forks and ends before it is taken over itself.
+TEST_F(AddressSpaceTest, AGrandchildGetsWhatItsParentDidNotLiveToGet) {
+  evict_range(kS, 300);
+  const int child = ::dup(0), grandchild = ::dup(0);
+  os.add_range(grandchild, kS, 8);
+  os.fork_event(child, grandchild);
+  os.fork_event(fd(), child);
+  os.spaces[child].changing = 1;  // its fork; it has ended when its event has been read
+  os.before_read = [&](int read) {
+    if (read != child) return;
+    os.spaces[child].changing = 0;
+    os.spaces[child].gone = true;
+  };
+  for (int i = 0; i < 10; ++i) step();
+  ASSERT_EQ(children.size(), 1U);
+  for (int i = 0; i < 10; ++i) (void)service->step(*children[0]);
+  ASSERT_EQ(children.size(), 2U);
+  EXPECT_EQ(children_ready, 2);
+  expect_range(*children[1], kS, 300);
+}
+
 TEST_F(AddressSpaceTest, Hazard18WhatAParentDiscardsAfterForkStaysItsChilds) {
   // The FORK is kept (a batch is in flight); the parent has returned from fork(2) and discards
   // (Redis does exactly this).

@@ -57,10 +57,20 @@ ForkClone::Then ForkClone::look(std::uint64_t page) {
     if (trail.covered) return Then::nothing;
     const Probe probe = os_.uffd_probe(child_.uffd.get(), trail.place);
     if (probe == Probe::registered) return Then::there;
+    // It has forked and ended. What it had its children have, who are asked in their turn.
+    if (probe == Probe::gone && has_forked()) {
+      gone_ = mute_ = true;
+      break;
+    }
     if (probe != Probe::changing || mutated(Mutation::fork_running_child)) return Then::nothing;
     mute_ = reads == kMostReads || !read_more_(child_);
   }
   return Then::unknown;
+}
+
+bool ForkClone::has_forked() const {
+  return std::ranges::any_of(std::span(child_.record.inbox, child_.record.inbox_count),
+                             [](const uffd_msg& m) { return m.event == UFFD_EVENT_FORK; });
 }
 
 // Whether the set changes something here.
@@ -151,7 +161,7 @@ ForkClone::Result ForkClone::run(std::uint64_t most) {
     }
     std::uint64_t target = cursor_;
     const Verdict verdict = all_in ? Verdict::share : judge(cursor_, target);
-    if (verdict == Verdict::ask) return Result::ask;
+    if (verdict == Verdict::ask) return gone_ ? Result::never : Result::ask;
     if (verdict == Verdict::never) return Result::never;
     if (verdict == Verdict::skip || discarded(cursor_)) continue;
     const Entry entry = parent_.map->load(cursor_);

@@ -53,6 +53,7 @@ class ForkClone {
 
   [[nodiscard]] Then look(std::uint64_t page);
   [[nodiscard]] Verdict judge(std::uint64_t page, std::uint64_t& target);
+  [[nodiscard]] bool has_forked() const;
   [[nodiscard]] bool in_doubt(std::uint64_t page) const;
   [[nodiscard]] bool discarded(std::uint64_t page) const;
 
@@ -66,6 +67,7 @@ class ForkClone {
   const std::span<const Move> moves_;
   std::uint64_t& cursor_;
   bool mute_ = false;  // the child cannot be asked any more in this call
+  bool gone_ = false;  // nor in any other
 };
 
 }  // namespace foldswap

@@ -43,6 +43,7 @@ class SimOs final : public Os {
   SimDisk disk;
   std::map<std::string, std::string> texts;  // what read_file() finds
   int texts_read = 0;
+  std::function<void(int fd)> before_read;
   std::function<void()> before_fill;  // runs once, when the next page is about to be filled
 
   void add_range(int fd, std::uint64_t start, std::uint64_t pages) {
@@ -129,6 +130,7 @@ class SimOs final : public Os {
     return s.registered.contains(page) ? Probe::registered : Probe::unregistered;
   }
   int uffd_read(int fd, std::span<uffd_msg> messages) override {
+    if (before_read) before_read(fd);
     auto& queue = spaces[fd].queue;
     int n = 0;
     while (!queue.empty() && static_cast<std::size_t>(n) < messages.size()) {
