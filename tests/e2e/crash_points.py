@@ -141,7 +141,7 @@ PATH = (
     ("A page comes back", r"FaultService::(read_messages|take_message|take_fault|answer|copy_in|clear_way|"
      r"must_hold|note_starved|settle_error|finish_fault|rescue|step|fill_window|run_give_back|hold_back)|"
      r"FaultThread::|LayoutTryLock::|ThreadStopper::|PageStore::clear$"),
-    ("A page comes back from disk", r"DiskReader::|FaultService::(order|open|.*disk|.*read)"),
+    ("A page comes back from disk", r"DiskReader::|FaultService::(order|deliver|finish_delivered|.*disk)"),
     ("What else the reader does", r"FaultService::|PageStore::clear_range"),
     ("Events", r"AddressSpace::(?!apply_forks|end_taking_over)|PageStore::move|QuarantineList::"),
     ("A fork", r"ForkClone::|Registry::(adopt_child|child_ready|doom)|PageStore::share|AddressSpace::"),

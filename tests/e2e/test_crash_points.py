@@ -72,11 +72,14 @@ class Worker(threading.Thread):
             self.rounds += 1
 
     def failed(self, error):
-        """Whoever has lost a process of his to a known kill cannot do his work."""
-        self.test.look_at_log()
-        if self.test.known_kills_of(self.name_of_client) != self.known_before:
-            self.test.suffered += 1
-            return
+        """Whoever has lost a process of his to a known kill cannot do his work. The line in the log
+        comes after the kill, and if the daemon dies between the two, from the next one."""
+        for _ in range(50):
+            self.test.look_at_log()
+            if self.test.known_kills_of(self.name_of_client) != self.known_before:
+                self.test.suffered += 1
+                return
+            time.sleep(0.1)
         where = threads_of(self.running.pid) if self.running is not None else ""
         self.test.note_failure(f"{type(self).__name__}: {error}\n{where}", self.deaths_before)
 
