@@ -87,8 +87,14 @@ std::string check(const wire::Hello& hello, ssize_t bytes, int flags, const FdLi
   }
 }
 
-[[noreturn]] void run_helper(int jobs, int results, int notes) {
+// Also when the parent has died before it could be asked for.
+void die_with(pid_t parent) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (::getppid() != parent) ::_exit(1);
+}
+
+[[noreturn]] void run_helper(pid_t zygote, int jobs, int results, int notes) {
+  die_with(zygote);
   const pid_t me = ::getpid();
   for (;;) {
     Job job{};
@@ -131,8 +137,8 @@ std::string check(const wire::Hello& hello, ssize_t bytes, int flags, const FdLi
   }
 }
 
-[[noreturn]] void run_zygote(int jobs, int results) {
-  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+[[noreturn]] void run_zygote(pid_t daemon, int jobs, int results) {
+  die_with(daemon);
   ::prctl(PR_SET_NAME, "foldswapd-vet");
   // Only what helpers need: in particular no userfaultfd of any client may live here.
   ::dup2(jobs, 3);
@@ -155,8 +161,9 @@ std::string check(const wire::Hello& hello, ssize_t bytes, int flags, const FdLi
     const auto lost = std::ranges::count(helpers, true, &Helper::lost);
     auto working = static_cast<int>(helpers.size()) - static_cast<int>(lost);
     for (; working < kIdleHelpers && static_cast<std::size_t>(lost) < kMostLost; ++working) {
+      const pid_t self = ::getpid();
       const pid_t pid = ::fork();
-      if (pid == 0) run_helper(3, 4, notes[1]);
+      if (pid == 0) run_helper(self, 3, 4, notes[1]);
       if (pid < 0) break;
       helpers.push_back({pid, 0, false});
     }
@@ -201,9 +208,10 @@ Result<Vetting> Vetting::start() {
     return fail_errno("socketpair failed");
   }
   UniqueFd results_here(results[0]), results_there(results[1]);
+  const pid_t self = ::getpid();
   const pid_t pid = ::fork();
   if (pid < 0) return fail_errno("fork of the vetting helper failed");
-  if (pid == 0) run_zygote(jobs_there.get(), results_there.get());
+  if (pid == 0) run_zygote(self, jobs_there.get(), results_there.get());
   Vetting vetting;
   vetting.jobs_ = std::move(jobs_here);
   vetting.results_ = std::move(results_here);
