@@ -111,6 +111,9 @@ class CrashOs final : public Os {
   Result<std::string> read_link(const std::string& path) override {
     return around(FOLDSWAP_CRASH_SITE, [&] { return os_.read_link(path); });
   }
+  Result<std::vector<std::string>> list_directory(const std::string& path) override {
+    return around(FOLDSWAP_CRASH_SITE, [&] { return os_.list_directory(path); });
+  }
   int pagemap_scan(int pagemap_fd, uapi::PmScanArg& arg) override {
     return around(FOLDSWAP_CRASH_SITE, [&] { return os_.pagemap_scan(pagemap_fd, arg); });
   }

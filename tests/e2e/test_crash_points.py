@@ -27,10 +27,6 @@ SETTINGS = {"pool.codec": ("lz4", "zstd:1"), "pool.cold_codec": ("none", "zstd:3
             "pool.waste_max": ("1", "3", "30"), "fault.readahead_max": ("1", "8", "64")}
 HANG_SECONDS = 30
 LONGEST_PATIENCE = 8
-# Of clients that are killed because recovery does not know enough (docs/PROTOCOL.md, the marked
-# places): counted, and told in the summary. Every other death of a client is a failure.
-KNOWN_KILLS = ("the daemon died while it applied changes of its address space",
-               "the daemon died while it changed what is registered")
 REFUSED = 125  # `foldswap run --require` found no daemon that would have it
 
 
@@ -72,21 +68,11 @@ class Worker(threading.Thread):
             self.rounds += 1
 
     def failed(self, error):
-        """Whoever has lost a process of his to a known kill cannot do his work. The line in the log
-        comes after the kill, and if the daemon dies between the two, from the next one."""
-        for _ in range(50):
-            self.test.look_at_log()
-            if self.test.known_kills_of(self.name_of_client) != self.known_before:
-                self.test.suffered += 1
-                return
-            time.sleep(0.1)
         where = threads_of(self.running.pid) if self.running is not None else ""
         self.test.note_failure(f"{type(self).__name__}: {error}\n{where}", self.deaths_before)
 
     def client(self, command, budget, name, **more):
-        self.name_of_client = name
         self.deaths_before = len(self.test.deaths)
-        self.known_before = self.test.known_kills_of(name)
         self.running = self.test.client([Place.program(command[0]), *command[1:]], budget, name,
                                         **more)
         return self.running
@@ -221,8 +207,6 @@ class CrashPoints(E2E):
         self.lock, self.log_lock = threading.Lock(), threading.Lock()
         self.failures, self.deaths = [], []
         self.places = {}
-        self.kills = Counter()  # the known ones, by name of the client and by reason
-        self.suffered = 0  # clients that failed because of them
 
     def settings(self):
         return self.SETTINGS
@@ -246,20 +230,14 @@ class CrashPoints(E2E):
         for point in last:
             print(f"  {self.describe(point)}", flush=True)
 
-    def known_kills_of(self, name):
-        return sum(times for (who, _), times in self.kills.items() if who == name)
-
     def look_at_log(self):
-        """A client that was killed is a failure, unless it is known that it must be."""
+        """A client that was killed is a failure."""
         with self.log_lock:
             text = self.daemon.log(self.log_seen)
             end = text.rfind("\n") + 1
             self.log_seen += len(text[:end].encode())
             for line in text[:end].splitlines():
-                killed = re.search(r"client \d+ \((.*), pid \d+\): killed: (.*)$", line)
-                if killed and killed.group(2) in KNOWN_KILLS:
-                    self.kills[killed.groups()] += 1
-                elif killed or " poisoned" in line:
+                if "): killed: " in line or " poisoned" in line:
                     self.note_failure(line)
 
     # -- deaths
@@ -353,13 +331,7 @@ class CrashPoints(E2E):
         counts = self.control.counts()
         print(f"{len(counts)} points, {len(hit)} died at, {took:.0f} s; rounds: {rounds}; "
               f"{len(self.failures)} failures", flush=True)
-        self.show_kills()
-        print(f"  {self.suffered} clients ended because of that", flush=True)
         self.show_points(counts, hit, tried)
-
-    def show_kills(self):
-        for (name, why), times in sorted(self.kills.items()):
-            print(f"  {times} times a client '{name}' was killed: {why}", flush=True)
 
     def unlisted(self):
         """Functions that have points, and that docs/PROTOCOL.md does not know."""
@@ -402,15 +374,13 @@ class CrashPoints(E2E):
 
     def end_sweeper(self, client):
         client.close_input()
-        if not self.known_kills_of("sweeping"):
-            client.expect("done", HANG_SECONDS)
-            self.assertEqual(client.wait(HANG_SECONDS), 0, client.stderr().decode(errors="replace"))
+        client.expect("done", HANG_SECONDS)
+        self.assertEqual(client.wait(HANG_SECONDS), 0, client.stderr().decode(errors="replace"))
         client.kill()
         self.procs.remove(client)
 
     def end_daemon(self):
         self.daemon.stop()
-        self.kills.clear()
         self.look_at_log()
         self.assertEqual(self.failures, [])
         self.daemons.remove(self.daemon)
@@ -426,9 +396,6 @@ class CrashPoints(E2E):
                 raise
             if not self.control.death():
                 missed.append(point)
-            if self.kills:
-                print(f"died at {self.describe(point)}")
-                self.show_kills()
             self.control.disarm()
         print(f"{len(points)} points, {len(points) - len(missed)} died at; not come to again:")
         for point in missed:

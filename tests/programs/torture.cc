@@ -4,7 +4,7 @@
 // calls, hangs and crashes end it with a story and the command that replays it.
 //
 // --seed, --seconds, --threads, --fork=0|1, --mb (of all threads together, without the board),
-// --hang: seconds without progress that are a hang.
+// --hang: seconds without progress that are a hang. --until_eof=1: or until our input is closed.
 //
 // Time is cut into phases: all threads make the same number of calls, then stand still at a
 // barrier. There the board moves, and a child is forked that can check every thread's memory. All
@@ -63,7 +63,7 @@ struct Run {
     ++phases;
     board.rearrange(random, first.slot());
     if (random.below(3) == 0) first.fork_child(all);
-    over = seconds_now() >= end;
+    over = seconds_now() >= end || (settings.until_eof && stdin_closed());
   }
 
   void work(std::size_t index) {
@@ -103,6 +103,7 @@ int main(int argc, char** argv) {
   settings.seed = options.number("seed", 1);
   settings.threads = std::max<std::uint64_t>(options.number("threads", 4), 1);
   settings.fork = options.number("fork", 1) != 0;
+  settings.until_eof = options.number("until_eof", 0) != 0;
   const std::uint64_t mb = options.number("mb", 32), seconds = options.number("seconds", 20);
   settings.pages = std::max<std::size_t>(mb * 256 / settings.threads, 192);
   const std::string replay =

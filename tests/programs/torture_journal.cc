@@ -175,7 +175,8 @@ void* watch_all(void*) {
       if (!stands_still(journal->slots[i], watches[i], now)) continue;
       print("HANG: no progress of pid %d tid %d for %u s\n", journal->slots[i].pid.load(),
             journal->slots[i].tid.load(), journal->hang_s);
-      if (journal->reporting != 0) print("thread %d reports something\n", journal->reporting.load());
+      if (journal->reporting != 0)
+        print("thread %d reports something\n", journal->reporting.load());
       print_family(12, true);
       print("replay: %s\n", journal->replay.data());
       _exit(kExitHang);

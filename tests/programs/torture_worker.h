@@ -24,6 +24,7 @@ struct Settings {
   std::size_t threads;
   std::size_t pages;  // of each thread
   bool fork;
+  bool until_eof;  // or until the test closes our input
 };
 
 class Worker {
