@@ -49,7 +49,9 @@ Daemon::Daemon(Os& os, Config config, std::string runtime_dir, Vetting vetting,
       started_us_(os.now_us()),
       vetting_(std::move(vetting)),
       state_(std::move(state)),
-      budgets_(os) {}
+      budgets_(os) {
+  draining_ = state_->header().drained != 0;
+}
 
 Result<std::unique_ptr<Daemon>> Daemon::create(Os& os, Config config, std::string runtime_dir,
                                                Vetting vetting, std::unique_ptr<State> state) {

@@ -61,6 +61,7 @@ Status Daemon::set(const std::string& key, const std::string& value) {
   {
     const RankedLock lock(config_mutex_);
     config_ = changed;
+    state_->keep_setting(key, value);
   }
   apply_tunables();
   spdlog::info("{} is now {}", key, value);
@@ -174,11 +175,13 @@ Status Daemon::drain(const std::atomic<bool>& stop) {
   }
   (void)pool_->trim(0);
   if (!stalled.empty()) return fail("no progress (stopped?), still being drained:" + stalled);
+  state_->header().drained = 1;
   return {};
 }
 
 Status Daemon::resume() {
   draining_ = false;
+  state_->header().drained = 0;
   std::string failed;
   for (const auto& client : registry_->all()) {
     if (client->state() != ClientState::released || client->retire_wanted) continue;

@@ -99,6 +99,8 @@ std::optional<StoredName> parse_stored_name(std::string_view name) {
 
 Status can_store(const State& state) {
   if (!manager_listens()) return fail("there is no service manager");
+  if (state.header().unnoted != 0)
+    return fail("there are forked children that nobody can say which descriptors they need");
   const std::size_t count = to_store(state).size() + 1;
   const auto most = number_in_environment("FDSTORE");  // systemd 254 and later
   const std::size_t room = most ? static_cast<std::size_t>(*most) : kMostStored;

@@ -91,7 +91,7 @@ Result<std::unique_ptr<State>> find_state(const Inherited& inherited) {
   if (inherited.from_store && (*state)->header().stored == 0)
     return fail("what the service manager has kept is older than the state");
   stop_trusting_store(**state);
-  close_others(noted_fds(**state), inherited.first_fd);
+  if ((*state)->header().unnoted == 0) close_others(noted_fds(**state), inherited.first_fd);
   return state;
 }
 
@@ -119,6 +119,7 @@ Status may_hand_over(const Inherited& inherited, const State& state) {
 int hand_over(std::unique_ptr<Daemon> daemon) {
   spdlog::shutdown();
   State& state = daemon.release()->state();
+  state.forget_settings();  // who restarts it wants what the files say
   if (!manager_listens()) return kHandedOver;
   if (auto done = store_descriptors(state); !done) return complain(done.error().text());
   return kHandedOver;
@@ -135,6 +136,9 @@ int run_daemon(const Options& options, Config config, const Inherited& inherited
   }
   auto state = find_state(inherited);
   if (!state) return complain(state.error().text());
+  for (const std::string& setting : (*state)->settings()) {
+    if (auto done = set_assignment(config, setting); !done) (void)complain(done.error().text());
+  }
   // 1. The vetting helpers are forked while this process has one thread and no client's descriptor.
   auto vetting = Vetting::start();
   if (!vetting) return complain(vetting.error().text());

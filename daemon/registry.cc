@@ -143,10 +143,12 @@ std::shared_ptr<Client> Registry::adopt_child(Client& parent, UniqueFd uffd,
 
 void Registry::doom(UniqueFd uffd) {
   const RankedLock lock(mutex_);
-  for (NotedFd& note : state_.header().doomed) {
-    if (note.get() >= 0) continue;
-    note.note(uffd.get());
-    break;
+  const auto free = std::ranges::find_if(state_.header().doomed,
+                                         [](const NotedFd& note) { return note.get() < 0; });
+  if (free != std::ranges::end(state_.header().doomed)) {
+    free->note(uffd.get());
+  } else {
+    ++state_.header().unnoted;
   }
   doomed_.push_back(std::move(uffd));
 }
@@ -165,6 +167,7 @@ void Registry::reap_doomed() {
       return true;
     }
     std::array<uffd_msg, 16> messages{};
+    ++state_.header().unnoted;  // what is read of its children
     const int count = os_.uffd_read(uffd.get(), messages);
     for (int i = 0; i < count; ++i) {
       const auto& message = messages[static_cast<std::size_t>(i)];
@@ -174,6 +177,7 @@ void Registry::reap_doomed() {
       if (os_.uffd_poison(uffd.get(), page) != 0)
         (void)os_.uffd_wake(uffd.get(), page, kPage);  // raised again in a moment
     }
+    --state_.header().unnoted;
     return false;
   });
   const RankedLock lock(mutex_);

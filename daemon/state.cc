@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstring>
 #include <new>
+#include <sstream>
 #include <string>
 #include <utility>
 
@@ -110,6 +111,33 @@ Result<std::unique_ptr<State>> State::take_over(Os& os, UniqueFd fd) {
   c.faults_total = c.faults_zero + c.faults_same_filled + c.faults_pool + c.faults_disk +
                    c.faults_rescued + c.faults_poisoned;
   return state;
+}
+
+std::vector<std::string> State::settings() const {
+  const KeptSettings& kept = header().settings;
+  const char* const text = kept.text[kept.now.load(std::memory_order_acquire) & 1];
+  std::istringstream lines(std::string(text, ::strnlen(text, sizeof(kept.text[0]))));
+  std::vector<std::string> settings;
+  for (std::string line; std::getline(lines, line);) settings.push_back(line);
+  return settings;
+}
+
+void State::keep_setting(const std::string& key, const std::string& value) {
+  KeptSettings& kept = header().settings;
+  std::string text;
+  for (const std::string& line : settings()) {
+    if (!line.starts_with(key + "=")) text += line + "\n";
+  }
+  text += key + "=" + value + "\n";
+  if (text.size() >= sizeof(kept.text[0])) return;
+  const std::uint32_t other = 1 - (kept.now.load(std::memory_order_relaxed) & 1);
+  std::memcpy(kept.text[other], text.c_str(), text.size() + 1);
+  kept.now.store(other, std::memory_order_release);
+}
+
+void State::forget_settings() {
+  KeptSettings& kept = header().settings;
+  std::atomic_ref(kept.text[kept.now & 1][0]).store('\0');
 }
 
 std::vector<ClientRecord*> State::records() const {

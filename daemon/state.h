@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -176,6 +177,12 @@ enum NotedFile : std::uint8_t {
 };
 inline constexpr std::size_t kNotedFiles = 5;
 
+// What `foldswap set` has changed, in lines of KEY=VALUE. Like a quarantine never changed in place.
+struct KeptSettings {
+  std::atomic<std::uint32_t> now;  // which of the two holds
+  char text[2][4096];
+};
+
 struct StateHeader {
   std::uint32_t magic, version;
   std::uint64_t bytes, client_record_bytes, clients_offset;
@@ -192,6 +199,11 @@ struct StateHeader {
   // See hand_over.h: whether the service manager's store holds exactly what is noted; how many
   // descriptors were put there last, and one past the highest of their numbers (0: none is left).
   std::atomic<std::uint32_t> stored, stored_count, stored_end;
+  // Descriptors of doomed children that no note tells of. If a daemon dies meanwhile, nobody may
+  // close what he does not know any more.
+  std::atomic<std::uint32_t> unnoted;
+  std::atomic<std::uint32_t> drained;  // by an administrator: new clients are refused
+  KeptSettings settings;
 };
 
 class State {
@@ -211,6 +223,11 @@ class State {
   [[nodiscard]] int fd() const { return fd_.get(); }
   [[nodiscard]] StateHeader& header() const { return *mapping_.as<StateHeader>(); }
   [[nodiscard]] Counters& counters() const { return header().counters; }
+  // What was `set`, and outlives a death of the daemon (not a restart that was asked for). One
+  // thread at a time. What does not fit is not kept.
+  [[nodiscard]] std::vector<std::string> settings() const;
+  void keep_setting(const std::string& key, const std::string& value);
+  void forget_settings();
   // A zeroed record, or nullptr when the table is full. Callers serialise claim_record() and
   // free_record().
   [[nodiscard]] ClientRecord* claim_record();

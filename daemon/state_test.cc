@@ -78,5 +78,19 @@ TEST(Latency, QuantilesAreWithinABucketOfTheTruth) {
   });
 }
 
+TEST(State, WhatWasSetIsKeptOncePerKey) {
+  const auto state = State::create(real_os()).value();
+  EXPECT_TRUE(state->settings().empty());
+  state->keep_setting("pool.limit", "48M");
+  state->keep_setting("fault.readahead_max", "32K");
+  state->keep_setting("pool.limit", "32M");
+  const std::vector<std::string> kept{"fault.readahead_max=32K", "pool.limit=32M"};
+  EXPECT_EQ(state->settings(), kept);
+  state->keep_setting("log.level", std::string(5'000, 'x'));
+  EXPECT_EQ(state->settings(), kept);
+  state->forget_settings();
+  EXPECT_TRUE(state->settings().empty());
+}
+
 }  // namespace
 }  // namespace foldswap

@@ -116,6 +116,34 @@ class Kill(E2E):
         self.assertEqual(client.wait(60), 0, client.stderr().decode(errors="replace"))
         self.finish_daemon()
 
+    def test_what_was_set(self):
+        """An administrator's orders outlive the daemon that was given them."""
+        pid = self.worker()
+        self.assertEqual(self.cli("set", "pool.limit", "48M").returncode, 0)
+        self.assertEqual(self.cli("set", "fault.spin_us", "7").returncode, 0)
+        self.assertEqual(self.cli("set", "pool.limit", "32M").returncode, 0)
+        client = self.client([Place.program("sweep"), "--mb=16", "--until_eof=1",
+                              f"--seed={self.seed}"], "8M", name="limited")
+        client.expect("populated", 60)
+        self.assertEqual(self.cli("limit", "--client", "limited", "4M").returncode, 0)
+        pid, _ = self.kill(pid)
+        self.assertEqual(self.stats()["pool"]["limit_bytes"], 32 << 20)
+        self.assertEqual(self.cli("get", "fault.spin_us").stdout.strip(), "7")
+        self.assertEqual(self.stats()["clients"][0]["resident_max_bytes"], 4 << 20)
+        self.assertEqual(self.cli("drain", seconds=120).returncode, 0)
+        pid, _ = self.kill(pid)
+        self.assertEqual(self.stats()["clients"][0]["state"], "released")
+        refused = self.client([Place.program("sweep"), "--mb=1", "--passes=1"], "1M", name="late")
+        self.assertEqual(refused.wait(60), 125)
+        self.assertIn("drained", refused.stderr().decode(errors="replace"))
+        self.assertEqual(self.cli("resume").returncode, 0)
+        self.reclaim(client.pid)
+        self.kill(pid)
+        client.close_input()
+        client.expect("done", 120)
+        self.assertEqual(client.wait(60), 0, client.stderr().decode(errors="replace"))
+        self.finish_daemon()
+
     def test_torture(self):
         self.torture(10, 4, fork=0)
 
