@@ -48,10 +48,14 @@ std::vector<std::shared_ptr<Client>> chosen(Daemon& daemon, const json& request)
   return found;
 }
 
-bool read_request(int fd, std::string& line) {
+bool read_request(int fd, std::string& line, const std::atomic<bool>& stop) {
+  constexpr int kPatienceMs = 10'000, kLookMs = 100;
   pollfd ready{fd, POLLIN, 0};
   while (line.size() < kMostRequestBytes) {
-    if (::poll(&ready, 1, 10'000) <= 0) return false;
+    int came = 0;
+    for (int ms = 0; came == 0 && ms < kPatienceMs && !stop; ms += kLookMs)
+      came = ::poll(&ready, 1, kLookMs);
+    if (came <= 0) return false;
     char part[4096];
     const ssize_t n = ::recv(fd, part, sizeof(part), 0);
     if (n <= 0) return false;
@@ -76,7 +80,7 @@ void write_reply(int fd, const std::string& text) {
 }  // namespace
 
 Control::~Control() {
-  stop();
+  stop_ = true;
   reap(true);
 }
 
@@ -125,7 +129,7 @@ void Control::accept_one(int listener) {
 
 void Control::serve(UniqueFd socket) {
   std::string line;
-  if (!read_request(socket.get(), line)) return;
+  if (!read_request(socket.get(), line, stop_)) return;
   json answer;
   try {
     const json request = json::parse(line, nullptr, false);

@@ -20,10 +20,8 @@ class Control {
  public:
   Control(Daemon& daemon, const Access& access, Vetting& vetting)
       : daemon_(daemon), access_(access), vetting_(vetting) {}
-  ~Control();
+  ~Control();  // ends what is running, and returns when it has
   void accept_one(int listener);
-  // Ends what is running; the destructor joins.
-  void stop() { stop_ = true; }
 
  private:
   struct Session {

@@ -11,6 +11,8 @@
 #include <algorithm>
 #include <array>
 #include <csignal>
+#include <optional>
+#include <string>
 #include <utility>
 
 #include "daemon/control.h"
@@ -309,7 +311,7 @@ Result<Daemon::Ending> Daemon::run(const Shell& shell) {
     if (auto s = watch(epoll.get(), fd, token); !s) return std::unexpected(s.error());
   }
   serve_taken_over(epoll.get());
-  Control control(*this, access_, vetting_);
+  std::optional<Control> control(std::in_place, *this, access_, vetting_);
   shell.alive();
   empty_store(*state_);
   spdlog::info("ready on {}", runtime_dir_);
@@ -317,21 +319,36 @@ Result<Daemon::Ending> Daemon::run(const Shell& shell) {
   std::thread draining;
   std::atomic<bool> drained{false}, never{false};
   bool settling = false, handing_over = false;
+  const auto cannot_stop = [](const std::string& why) {
+    spdlog::warn("cannot stop yet: {}", why);
+    (void)notify_now(manager_socket().get(), "STATUS=cannot stop yet: " + why);
+  };
   // Everything goes back into the clients first (DESIGN §10); while memory does not suffice, it
   // waits.
+  const auto drain_all = [&] {
+    for (auto done = drain(never); !done; done = drain(never)) {
+      cannot_stop(done.error().text());
+      os_.sleep_us(1'000'000);
+    }
+  };
   const auto begin_draining = [&] {
     if (draining.joinable()) return;
     spdlog::info("stopping: bringing everything back first");
     draining = std::thread([&] {
-      for (auto done = drain(never); !done; done = drain(never)) {
-        spdlog::warn("cannot stop yet: {}", done.error().text());
-        (void)notify_now(manager_socket().get(), "STATUS=cannot stop yet: " + done.error().text());
-        os_.sleep_us(1'000'000);
-      }
+      drain_all();
       drained = true;
     });
   };
-  while (!drained && !handing_over) {
+  // Nobody else has the userfaultfds of doomed children: when they are closed these read zeros.
+  bool told_of_doomed = false;
+  const auto may_stop = [&] {
+    if (!drained) return false;
+    const std::size_t doomed = registry_->doomed_count();
+    if (doomed != 0 && !std::exchange(told_of_doomed, true))
+      cannot_stop(std::to_string(doomed) + " forked children that had no room still run");
+    return doomed == 0;
+  };
+  while (!may_stop() && !handing_over) {
     std::array<epoll_event, 64> events{};
     const int timeout_ms = settling ? 1 : draining.joinable() ? 50 : 500;
     const int n = ::epoll_wait(epoll.get(), events.data(), events.size(), timeout_ms);
@@ -342,7 +359,7 @@ Result<Daemon::Ending> Daemon::run(const Shell& shell) {
           handshake_->accept_one(client_listener_.get(), epoll.get());
           break;
         case kTokenAdmin:
-          control.accept_one(admin_listener_.get());
+          control->accept_one(admin_listener_.get());
           break;
         case kTokenVetted:
           handshake_->on_vetted();
@@ -375,9 +392,10 @@ Result<Daemon::Ending> Daemon::run(const Shell& shell) {
       shell.alive();
     }
   }
-  control.stop();
+  control.reset();  // its commands end while the clients are still served
   if (draining.joinable()) draining.join();
   if (!handing_over) {
+    drain_all();  // there may have been a `resume`, or an agent of a forked child, since
     spdlog::info("stopped");
     return Ending::drained;
   }

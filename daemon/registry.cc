@@ -153,6 +153,11 @@ void Registry::doom(UniqueFd uffd) {
   doomed_.push_back(std::move(uffd));
 }
 
+std::size_t Registry::doomed_count() const {
+  const RankedLock lock(mutex_);
+  return doomed_.size();
+}
+
 void Registry::reap_doomed() {
   std::vector<UniqueFd> doomed;
   {

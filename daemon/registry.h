@@ -50,6 +50,7 @@ class Registry final : public ForkHost {
 
   // A forked child that can never be served: its descriptor is held, so that it cannot read zeros.
   void doom(UniqueFd uffd) override;
+  [[nodiscard]] std::size_t doomed_count() const;
   // Gives those SIGBUS for whatever they touch that is not there. Control thread, now and then.
   void reap_doomed();
 
