@@ -102,8 +102,10 @@ Status can_store(const State& state) {
   if (state.header().unnoted != 0)
     return fail("there are forked children that nobody can say which descriptors they need");
   const std::size_t count = to_store(state).size() + 1;
-  const auto most = number_in_environment("FDSTORE");  // systemd 254 and later
-  const std::size_t room = most ? static_cast<std::size_t>(*most) : kMostStored;
+  auto most = number_in_environment("FDSTORE");
+  if (!most) most = number_in_environment("FOLDSWAP_FDSTORE");
+  if (!most) return fail("the service manager has not told of a descriptor store");
+  const auto room = static_cast<std::size_t>(*most);
   if (count > room) {
     return fail(std::to_string(count) +
                 " descriptors do not fit into the service manager's store of " +

@@ -33,7 +33,8 @@ struct StoredName {
 // Nothing: it is none of ours.
 [[nodiscard]] std::optional<StoredName> parse_stored_name(std::string_view name);
 
-// Whether the manager has a store, and all of it would fit. Error: why not.
+// Whether the manager has a store, and all of it would fit. It does not answer, so somebody must
+// have told us: systemd from 254 on ($FDSTORE), or the unit ($FOLDSWAP_FDSTORE). Error: why not.
 [[nodiscard]] Status can_store(const State& state);
 // After nobody works on the state any more. Error: not all of it is there for sure.
 [[nodiscard]] Status store_descriptors(State& state);

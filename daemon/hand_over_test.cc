@@ -43,6 +43,7 @@ class Manager {
     const auto bytes = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name.size());
     EXPECT_EQ(::bind(socket_.get(), reinterpret_cast<const sockaddr*>(&address), bytes), 0);
     ::setenv("NOTIFY_SOCKET", name.c_str(), 1);
+    ::setenv("FOLDSWAP_FDSTORE", "100", 1);
     thread_ = std::thread([this] { run(); });
   }
   ~Manager() {
@@ -50,6 +51,7 @@ class Manager {
     (void)notify(socket.get(), "END");
     thread_.join();
     ::unsetenv("NOTIFY_SOCKET");
+    ::unsetenv("FOLDSWAP_FDSTORE");
   }
   // When everything that was sent has been read.
   [[nodiscard]] std::vector<std::pair<std::string, int>> kept() {
@@ -225,6 +227,18 @@ TEST(HandOver, WithoutAManagerNothingIsStored) {
   EXPECT_FALSE(store_descriptors(*state));
   EXPECT_EQ(state->header().stored, 0U);
   EXPECT_EQ(take_from_store().value(), -1);
+}
+
+// One that listens, and closes what it is given.
+TEST(HandOver, WithoutAStoreNothingIsStored) {
+  Manager manager;
+  const auto state = State::create(real_os()).value();
+  const auto values = note_some(*state);
+  ::unsetenv("FOLDSWAP_FDSTORE");
+  EXPECT_FALSE(can_store(*state));
+  EXPECT_FALSE(store_descriptors(*state));
+  EXPECT_TRUE(manager.kept().empty());
+  close_all(values);
 }
 
 TEST(HandOver, WhatDoesNotFitIsNotStored) {

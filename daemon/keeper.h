@@ -29,7 +29,8 @@ namespace foldswap {
 
 // Exit statuses, of daemon and keeper. The unit file knows kHandedOver, too.
 inline constexpr int kHandedOver = 3;
-// The state is of another version; nothing was touched.
+// The state is of another version, or what the manager's store gave is not good any more; nothing
+// was touched.
 inline constexpr int kRefused = 4;
 
 // What a daemon finds in its descriptor table, and what else it is to know.

@@ -89,20 +89,25 @@ Result<std::unique_ptr<State>> find_state(const Inherited& inherited) {
   auto state = State::take_over(real_os(), std::move(*fd));
   if (!state) return state;
   if (inherited.from_store && (*state)->header().stored == 0)
-    return fail("what the service manager has kept is older than the state");
+    return fail(
+        "what the service manager has kept is older than the state: stop the service, and it lets "
+        "go "
+        "of that");
   stop_trusting_store(**state);
   if ((*state)->header().unnoted == 0) close_others(noted_fds(**state), inherited.first_fd);
   return state;
 }
 
-// Whoever is told to hand over takes part in nothing.
-int hand_over_at_once(const Inherited& inherited) {
+// Whoever is told to hand over takes part in nothing. No status: the manager cannot take it all, so
+// this daemon has to serve, and does what Daemon::run does then.
+std::optional<int> hand_over_at_once(const Inherited& inherited) {
   if (inherited.from_store || !manager_listens() || !State::begun(real_os(), inherited.state_fd))
     return kHandedOver;
   auto fd = own_state_fd(inherited);
   if (!fd) return complain(fd.error().text());
   auto state = State::take_over(real_os(), std::move(*fd));
   if (!state) return complain(state.error().text());
+  if (!can_store(**state)) return std::nullopt;
   if (auto done = store_descriptors(**state); !done) return complain(done.error().text());
   return kHandedOver;
 }
@@ -127,7 +132,9 @@ int hand_over(std::unique_ptr<Daemon> daemon) {
 
 int run_daemon(const Options& options, Config config, const Inherited& inherited) {
   // 0. What a daemon that died has left behind, and no more of it than that.
-  if (inherited.asked == SIGUSR2) return hand_over_at_once(inherited);
+  if (inherited.asked == SIGUSR2) {
+    if (const auto status = hand_over_at_once(inherited)) return *status;
+  }
   if (inherited.after_a_death && State::begun(real_os(), inherited.state_fd)) {
     if (auto ok = State::fits(real_os(), inherited.state_fd); !ok) {
       (void)complain(ok.error().text());
@@ -135,7 +142,11 @@ int run_daemon(const Options& options, Config config, const Inherited& inherited
     }
   }
   auto state = find_state(inherited);
-  if (!state) return complain(state.error().text());
+  if (!state) {
+    // What the store gave has not been used: no daemon after this one may take it for its own.
+    (void)complain(state.error().text());
+    return inherited.from_store ? kRefused : 1;
+  }
   for (const std::string& setting : (*state)->settings()) {
     if (auto done = set_assignment(config, setting); !done) (void)complain(done.error().text());
   }

@@ -5,6 +5,7 @@ memory before and after."""
 import os
 import random
 import re
+import struct
 import subprocess
 import time
 import unittest
@@ -12,7 +13,7 @@ import unittest
 import harness
 from harness import E2E, wait_until
 from systemd_machine import PROGRAMS, Machine, why_not
-from test_hand_over import change_version
+from test_hand_over import change_version, state_file
 
 UNIT = "foldswapd.service"
 LOG = "/run/foldswapd.log"
@@ -288,6 +289,38 @@ class Systemd(Service):
         self.finish(client)
         self.stop()
 
+    def test_store_older_than_the_state(self):
+        """A daemon had gone to work when all were killed: what the store has is not what the state
+        means any more. No daemon takes it, the second no more than the first, and nothing is closed."""
+        client = self.holder()
+        slow = "/run/systemd/system/" + UNIT + ".d/slow.conf"
+        self.machine.write(slow, "[Service]\nExecStart=\nExecStart=/bin/false\n")
+        self.systemctl("daemon-reload")
+        self.assertNotEqual(self.machine.systemctl("restart", UNIT).returncode, 0)
+        stored = self.stored()
+        self.assertGreater(stored, 8)
+        with open(state_file(self.machine.pid), "r+b", buffering=0) as state:
+            # StateHeader::stored and stored_count; they are near its end
+            at = state.read(64 << 10).rfind(struct.pack("<II", 1, stored - 1))
+            self.assertGreater(at, 0)
+            state.seek(at)
+            state.write(struct.pack("<I", 0))
+            os.unlink(self.machine.path(slow))
+            self.systemctl("daemon-reload")
+            wait_until("two to have refused",
+                       lambda: self.log().count("older than the state") >= 2, 30)
+            client.send("verify")
+            time.sleep(1)
+            self.assertNotIn("took over", self.log())
+            self.assertEqual(bytes(client.buffer), b"", "it was served from what is not good")
+            self.assertEqual(self.stored(), stored)
+            state.seek(at)
+            state.write(struct.pack("<I", 1))
+        wait_until("the next daemon", lambda: self.show("ActiveState") == "active", 30)
+        client.expect("ok")
+        self.finish(client)
+        self.stop()
+
     def test_successor_that_cannot_start(self):
         """It has begun to work on what it was given: it keeps that, and tries again by itself; and
         it can hand it over although it never served."""
@@ -377,6 +410,7 @@ class Systemd(Service):
                   encoding="utf-8") as f:
             most = re.search(r"kMostStored = ([\d']+);", f.read())[1].replace("'", "")
         self.assertEqual(self.show("FileDescriptorStoreMax"), most)
+        self.assertEqual(self.show("Environment"), f"FOLDSWAP_FDSTORE={most}")
         with open(f"/proc/{self.keeper_outside()}/status", encoding="ascii") as f:
             status = dict(line.rstrip("\n").split(":\t", 1) for line in f if ":\t" in line)
         self.assertEqual(status["NoNewPrivs"], "1")
