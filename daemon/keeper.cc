@@ -50,9 +50,12 @@ pid_t clone_sharing_files() {
   return static_cast<pid_t>(::syscall(SYS_clone, flags, 0UL, 0UL, tid_word, 0UL));
 }
 
+// Never waits: who reads it may be a client that waits for the next daemon.
 void say(const std::string& text) {
   const std::string line = "foldswapd (keeper): " + text + "\n";
-  (void)!::write(STDERR_FILENO, line.data(), line.size());
+  pollfd room{STDERR_FILENO, POLLOUT, 0};
+  if (::poll(&room, 1, 0) == 1 && (room.revents & POLLOUT) != 0)
+    (void)!::write(STDERR_FILENO, line.data(), line.size());
 }
 
 // One past the highest descriptor that is open.
@@ -102,15 +105,17 @@ void set_close_on_exec(int fd, bool close) {
   (void)::fcntl(fd, F_SETFD, close ? FD_CLOEXEC : 0);
 }
 
-// All that are open from `first` on stay open in the program that is executed next.
-void pass_on_from(int first) {
+// All that are open from `first` on stay open in the program that is executed next. False: they do
+// not.
+bool pass_on_from(int first) {
   DIR* const directory = ::opendir("/proc/self/fd");
-  if (directory == nullptr) return;
+  if (directory == nullptr) return false;
   while (const dirent* entry = ::readdir(directory)) {
     const int fd = std::atoi(entry->d_name);
     if (fd >= first && fd != ::dirfd(directory)) set_close_on_exec(fd, false);
   }
   ::closedir(directory);
+  return true;
 }
 
 class Keeper {
@@ -125,6 +130,9 @@ class Keeper {
   bool take_pulse();
   std::optional<int> on_end(int status);
   void restart(const std::string& why);
+  [[nodiscard]] bool stopping() const {
+    return inherited_.asked == SIGTERM || inherited_.asked == SIGINT;
+  }
   void on_signal();
   void look();
   // The manager's queue may be full: then what it must hear is said again soon.
@@ -189,6 +197,8 @@ bool Keeper::find_descriptors() {
   sigemptyset(&signals);
   for (const int signal : {SIGCHLD, SIGTERM, SIGINT, SIGUSR2}) sigaddset(&signals, signal);
   ::sigprocmask(SIG_BLOCK, &signals, &old_mask_);
+  // A keeper that executed this program has left them blocked.
+  for (const int signal : {SIGCHLD, SIGTERM, SIGINT, SIGUSR2}) sigdelset(&old_mask_, signal);
   signals_.reset(::signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK));
   inherited_.pulse_fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (!signals_.valid() || inherited_.pulse_fd < 0) return false;
@@ -206,6 +216,10 @@ bool Keeper::prepare() {
   look_us_ =
       std::max<std::uint64_t>((manager_us != 0 ? manager_us / 2 : kHangUs) / kLooks, 500'000);
   ::prctl(PR_SET_NAME, "foldswap-keeper");
+  // Neither a terminal nor a reader of the log that goes takes the descriptors along; and a parent
+  // that ignores its children does not keep us from ours.
+  for (const int signal : {SIGHUP, SIGPIPE}) (void)::signal(signal, SIG_IGN);
+  (void)::signal(SIGCHLD, SIG_DFL);
   return find_descriptors();
 }
 
@@ -231,8 +245,13 @@ bool Keeper::take_pulse() {
   return ::read(inherited_.pulse_fd, &count, sizeof(count)) == sizeof(count);
 }
 
-// The manager has everything now, or the program is executed anew.
+// The manager has everything now, or the program is executed anew. Unless we have been told to stop
+// meanwhile: then the next daemon does that.
 std::optional<int> Keeper::hand_over() {
+  if (stopping()) {
+    inherited_.after_a_death = true;
+    return std::nullopt;
+  }
   if (manager_.valid()) {
     write_pid(1);  // it is whom everybody waits for now
     say("handed over to the service manager");
@@ -266,21 +285,18 @@ bool Keeper::next_program_can() {
   return false;
 }
 
+// The signals stay blocked: until the next program takes them, one that ended this process would
+// take every descriptor along.
 void Keeper::execute_next() {
+  if (!pass_on_from(inherited_.first_fd)) return say("no descriptor to hand over with");
   say("handing over to " + program_);
   const std::string kept =
       std::to_string(inherited_.state_fd) + " " + std::to_string(inherited_.first_fd);
   ::setenv(kKeptVariable, kept.c_str(), 1);
-  pass_on_from(inherited_.first_fd);
   set_close_on_exec(inherited_.state_fd, false);
-  ::sigprocmask(SIG_SETMASK, &old_mask_, nullptr);
   ::execv(program_.c_str(), setup_.arguments);
   say("cannot execute it");
   ::unsetenv(kKeptVariable);
-  sigset_t signals;
-  sigemptyset(&signals);
-  for (const int signal : {SIGCHLD, SIGTERM, SIGINT, SIGUSR2}) sigaddset(&signals, signal);
-  ::sigprocmask(SIG_BLOCK, &signals, nullptr);
 }
 
 // The status to end with, or nothing: the next one has been started.
@@ -325,8 +341,7 @@ void Keeper::on_signal() {
     const int signal = static_cast<int>(info.ssi_signo);
     if (signal == SIGCHLD) continue;
     // Who stops does not hand over any more: a manager that is told to stop us gives up its store.
-    const bool stopping = inherited_.asked == SIGTERM || inherited_.asked == SIGINT;
-    if (signal == SIGUSR2 && stopping) continue;
+    if (signal == SIGUSR2 && stopping()) continue;
     inherited_.asked = signal;
     if (signal != SIGUSR2) tell("STOPPING=1\nSTATUS=giving every page back to the clients");
     (void)::kill(pid_, signal);
@@ -353,9 +368,10 @@ void Keeper::tell_ready() {
 
 int Keeper::run() {
   if (!prepare()) return 1;
-  if (!start_next()) {
+  while (!start_next()) {
     say("cannot start the daemon");
-    return 1;
+    if (!served_) return 1;
+    pause_for(kLongestPauseMs);
   }
   next_look_us_ = now_us() + look_us_;
   for (;;) {

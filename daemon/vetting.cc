@@ -146,11 +146,11 @@ void die_with(pid_t parent) {
   ::close_range(5, ~0U, 0);
   std::array<int, 2> notes{};
   if (::pipe2(notes.data(), O_CLOEXEC | O_NONBLOCK) != 0) ::_exit(1);
+  // These are for the daemon, which ends us; whoever signals a whole group means it.
+  for (const int signal : {SIGTERM, SIGINT, SIGUSR2, SIGHUP}) (void)::signal(signal, SIG_IGN);
   sigset_t none;
   sigemptyset(&none);
   ::sigprocmask(SIG_SETMASK, &none, nullptr);
-  // These are for the daemon, which ends us; whoever signals a whole group means it.
-  for (const int signal : {SIGTERM, SIGINT, SIGUSR2}) (void)::signal(signal, SIG_IGN);
   struct Helper {
     pid_t pid;
     std::int64_t busy_since;  // 0: idle

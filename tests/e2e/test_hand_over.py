@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import time
 
 import harness
@@ -91,6 +92,60 @@ class HandOver(E2E):
         client.expect("done", 120)
         self.assertEqual(client.wait(), 0, client.stderr().decode(errors="replace"))
         self.finish(holder)
+
+    def test_signals_meanwhile(self):
+        """More signals while the keeper alone has everything, and while the next program starts: each
+        is heard, by one that can do what it says."""
+        self.start()
+        client = self.holder()
+        for _ in range(10):
+            pid = self.worker()
+            os.kill(self.daemon.pid, signal.SIGUSR2)
+            for _ in range(60):
+                time.sleep(0.002)
+                self.assertTrue(self.daemon.running(), "the keeper was killed by a signal")
+                os.kill(self.daemon.pid, signal.SIGUSR2)
+            self.next_after(pid)
+        self.assertIsNone(client.poll())
+        pid = self.worker()
+        os.kill(self.daemon.pid, signal.SIGUSR2)
+        os.kill(self.daemon.pid, signal.SIGTERM)
+        self.assertEqual(self.daemon.popen.wait(60), 0)
+        self.assertIn("bringing everything back", self.daemon.log())
+        client.ask("verify")
+        self.assertEqual(client.finish(), 0)
+
+    def test_hangup(self):
+        """A terminal or a reader of the log that goes: the keeper stays."""
+        self.start(wrap=("/bin/bash", "-c", 'exec "$0" "$@" 2> >(exec head -c 1 > /dev/null)'))
+        client = self.holder()
+        os.kill(self.daemon.pid, signal.SIGHUP)
+        for _ in range(3):
+            pid = self.worker()
+            os.kill(pid, signal.SIGKILL)
+            self.next_after(pid)
+            self.assertTrue(self.daemon.running())
+        os.kill(self.daemon.pid, signal.SIGUSR2)
+        self.next_after(pid)
+        self.finish(client)
+
+    def test_idle_administrator(self):
+        """One that has connected and says nothing holds nobody up."""
+        self.start(env={"WATCHDOG_USEC": "12000000"})
+        client = self.holder()
+        pid = self.worker()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as idle:
+            idle.connect(os.path.join(self.daemon.dir, "admin.sock"))
+
+            def handed_over():
+                with contextlib.suppress(OSError):
+                    idle.send(b" ")  # never a line
+                return "handing over to" in self.daemon.log()
+            os.kill(self.daemon.pid, signal.SIGUSR2)
+            wait_until("the hand-over", handed_over, 60)
+        self.next_after(pid)
+        self.assertNotIn("no sign of life", self.daemon.log())
+        self.finish(client)
 
     def test_torture(self):
         """Forks, moves and discards are under way; now and then the daemon is killed, too."""
