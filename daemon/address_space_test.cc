@@ -97,6 +97,38 @@ TEST_F(AddressSpaceTest, WhatAGrowingMoveReplacedDoesNotMoveOnWithIt) {
   expect_reads(*client, kE + 7 * kPage, kZeros);
 }
 
+// Nor does a child get it that was forked after it; one that was forked before does.
+TEST_F(AddressSpaceTest, WhatAGrowingMoveReplacedIsNoLaterChilds) {
+  for (const bool later : {true, false}) {
+    evict_range(kS, 300);
+    evict_range(kD, 700);
+    os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
+    os.remap(fd(), kS, kD, 2 * kPage);
+    os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+    const int child_fd = ::dup(0);
+    os.add_range(child_fd, kD, 8);
+    if (!later) os.add_range(child_fd, kS, 8);
+    os.drop_range(fd(), kS, 8);
+    os.fork_event(fd(), child_fd);
+    step();
+    ASSERT_FALSE(children.back()->doomed());
+    Client& child = *children.back();
+    EXPECT_EQ(child.map->out_total(), later ? 2U : 16U);
+    for (std::uint64_t i = 0; i < 8; ++i) {
+      if (!later) expect_reads(child, kS + i * kPage, bytes_of(300 + i));
+      expect_reads(child, kD + i * kPage,
+                   !later  ? bytes_of(700 + i)
+                   : i < 2 ? bytes_of(300 + i)
+                           : kZeros);
+    }
+    EXPECT_EQ(client->map->out_total(), 2U);
+    for (std::uint64_t i = 0; i < 2; ++i) expect_reads(*client, kD + i * kPage, bytes_of(300 + i));
+    os.drop_range(fd(), kD, 8);
+    os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
+    step();
+  }
+}
+
 // Likewise, but what lay there had been unmapped before, and something else has come there since.
 TEST_F(AddressSpaceTest, WhatCameBehindAMovesEndStays) {
   evict_range(kS, 300);
