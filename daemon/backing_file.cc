@@ -153,9 +153,8 @@ BackingFile::BackingFile(Os& os, State& state, UniqueFd fd, bool direct, Account
 
 Result<std::unique_ptr<BackingFile>> BackingFile::take_over(Os& os, State& state) {
   NotedFd* const noted = state.header().files;
-  UniqueFd fd(noted[kBackingFile].get());
-  Account account{UniqueFd(noted[kBackingAccount].get()), Mapping()};
-  auto mapping = Mapping::shared(account.fd.get(), account_bytes());
+  const int account_fd = noted[kBackingAccount].get();
+  auto mapping = Mapping::shared(account_fd, account_bytes());
   if (!mapping) return std::unexpected(mapping.error());
   const Header& header = *mapping->as<Header>();
   if (header.magic != kMagic || header.version != kVersion ||
@@ -163,10 +162,10 @@ Result<std::unique_ptr<BackingFile>> BackingFile::take_over(Os& os, State& state
       header.segments.load() > kMostSegments) {
     return fail("the account of the backing file that was left behind is of another version");
   }
-  account.mapping = std::move(*mapping);
   const bool direct = header.direct != 0;
   std::unique_ptr<BackingFile> file(
-      new BackingFile(os, state, std::move(fd), direct, std::move(account), Limits{}));
+      new BackingFile(os, state, UniqueFd(noted[kBackingFile].get()), direct,
+                      Account{UniqueFd(account_fd), std::move(*mapping)}, Limits{}));
   file->begin_to_count();
   return file;
 }

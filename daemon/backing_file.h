@@ -74,7 +74,7 @@ class BackingFile {
 
   // -- after a death (take_over.h)
   // The file that a daemon left behind, as the state notes it, with nothing counted yet. Error: the
-  // account is of another version.
+  // account is of another version, or there is no memory; its descriptors stay open.
   [[nodiscard]] static Result<std::unique_ptr<BackingFile>> take_over(Os& os, State& state);
   // An object lies there. False: it cannot. Before settle().
   [[nodiscard]] bool adopt(SegmentPlace place, std::uint64_t bytes);

@@ -79,6 +79,25 @@ TEST_F(BackingFileTest, SegmentsLiveAndDie) {
   EXPECT_EQ(file->validate(), nullptr);
 }
 
+// The next daemon tries again, with the same two.
+TEST_F(BackingFileTest, WhatCannotBeTakenOverStaysOpen) {
+  static BackingFile* const dead = make(4).release();  // its descriptors are the next one's
+  ASSERT_NE(dead, nullptr);
+  const int file = state->header().files[kBackingFile].get();
+  const int account = state->header().files[kBackingAccount].get();
+  const std::uint32_t other = 999;
+  const off_t version = sizeof(std::uint64_t);
+  std::uint32_t was = 0;
+  ASSERT_EQ(::pread(account, &was, sizeof(was), version), static_cast<ssize_t>(sizeof(was)));
+  ASSERT_EQ(was, BackingFile::kVersion);
+  ASSERT_EQ(::pwrite(account, &other, sizeof(other), version), static_cast<ssize_t>(sizeof(other)));
+  EXPECT_FALSE(BackingFile::take_over(os, *state).has_value());
+  EXPECT_GE(::fcntl(file, F_GETFD), 0);
+  EXPECT_GE(::fcntl(account, F_GETFD), 0);
+  ASSERT_EQ(::pwrite(account, &was, sizeof(was), version), static_cast<ssize_t>(sizeof(was)));
+  EXPECT_TRUE(BackingFile::take_over(os, *state).has_value());
+}
+
 TEST_F(BackingFileTest, NothingIsUsedAgainBeforeItIsCollected) {
   const auto file = make(4);
   std::set<std::uint32_t> seen;

@@ -54,8 +54,11 @@ Client::Client(ClientParts parts, Os& seam)
     mailbox.publish(agent_.mailbox.as<wire::Mailbox>());
   } else {
     state_ = ClientState::agentless;
+    // What a daemon that died knew of it stays until set_state().
+    auto active = static_cast<std::uint32_t>(ClientState::active);
+    (void)record.state.compare_exchange_strong(active,
+                                               static_cast<std::uint32_t>(ClientState::agentless));
   }
-  record.state = static_cast<std::uint32_t>(state_.load());
 }
 
 // The mailbox last: who has one has the rest.

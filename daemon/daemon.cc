@@ -139,9 +139,9 @@ Status Daemon::make_pool() {
   apply_tunables();
   if (config.writeback_dir.empty() && left_file_ == nullptr) return {};
   const DiskTier::Settings settings{config.writeback_dir, config.writeback_encrypt};
-  auto disk = left_file_ != nullptr ? DiskTier::go_on(os_, *state_, *store_, tunables_, settings,
-                                                      std::move(left_file_))
-                                    : DiskTier::create(os_, *state_, *store_, tunables_, settings);
+  auto disk = left_file_ != nullptr
+                  ? DiskTier::go_on(os_, *state_, *store_, tunables_, settings, left_file_)
+                  : DiskTier::create(os_, *state_, *store_, tunables_, settings);
   if (!disk) return std::unexpected(disk.error());
   disk_ = std::move(*disk);
   return {};
@@ -165,17 +165,18 @@ Status Daemon::take_over_store(const PoolConfig& config) {
   taken_over_ = take_over.clients(
       [this](ClientParts parts) { return registry_->make_client(std::move(parts)); });
   NotedFd* const noted = state_->header().files;
+  if (noted[kBackingFile].get() >= 0) {
+    auto file = BackingFile::take_over(os_, *state_);
+    if (!file) return std::unexpected(file.error());
+    left_file_ = std::move(*file);
+  }
+  // The last thing that can fail: whoever has the pool's files closes them.
   PoolFiles files{UniqueFd(noted[kPoolFrames].get()), UniqueFd(noted[kPoolRecords].get()),
                   UniqueFd(noted[kPoolMeta].get())};
   auto pool = PoolTakeOver::begin(os_, files, config);
   if (!pool) {
     for (UniqueFd* const fd : {&files.frames, &files.records, &files.meta}) (void)fd->release();
     return std::unexpected(pool.error());
-  }
-  if (noted[kBackingFile].get() >= 0) {
-    auto file = BackingFile::take_over(os_, *state_);
-    if (!file) return std::unexpected(file.error());
-    left_file_ = std::move(*file);
   }
   TakeOver::references(taken_over_, [&](ObjectId id) { return pool->reference(id); });
   pool_ = pool->finish([&](ObjectId, SegmentPlace place, std::uint32_t length) {

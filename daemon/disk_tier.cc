@@ -17,16 +17,15 @@ Result<std::unique_ptr<DiskTier>> DiskTier::create(Os& os, State& state, PageSto
   auto file = BackingFile::create(os, state, settings.directory,
                                   {tunables.writeback_max, tunables.writeback_free_min});
   if (!file) return std::unexpected(file.error());
-  return go_on(os, state, store, tunables, settings, std::move(*file));
+  return go_on(os, state, store, tunables, settings, *file);
 }
 
 Result<std::unique_ptr<DiskTier>> DiskTier::go_on(Os& os, State& state, PageStore& store,
                                                   const Tunables& tunables,
                                                   const Settings& settings,
-                                                  std::unique_ptr<BackingFile> file) {
+                                                  std::unique_ptr<BackingFile>& file) {
   std::unique_ptr<DiskTier> tier(new DiskTier(os, state, store));
-  tier->file_ = std::move(file);
-  tier->file_->set_limits({tunables.writeback_max, tunables.writeback_free_min});
+  file->set_limits({tunables.writeback_max, tunables.writeback_free_min});
   if (auto made = tier->make_seal(settings.encrypt); !made) return std::unexpected(made.error());
   tier->wake_ = UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!tier->wake_.valid()) return fail_errno("eventfd failed");
@@ -35,8 +34,9 @@ Result<std::unique_ptr<DiskTier>> DiskTier::go_on(Os& os, State& state, PageStor
     (void)!::write(fd, &one, sizeof(one));
   };
   auto writeback =
-      Writeback::create(os, state, store, *tier->file_, *tier->seal_, tier->traffic_, tunables);
+      Writeback::create(os, state, store, *file, *tier->seal_, tier->traffic_, tunables);
   if (!writeback) return std::unexpected(writeback.error());
+  tier->file_ = std::move(file);
   tier->writeback_ = std::move(*writeback);
   store.set_backing(tier->file_.get());
   spdlog::info("cold pages may move to {} ({})", settings.directory, tier->cipher());

@@ -27,12 +27,12 @@ class DiskTier {
                                                                 PageStore& store,
                                                                 const Tunables& tunables,
                                                                 const Settings& settings);
-  // Likewise, with the file of a daemon that died.
+  // Likewise, with the file of a daemon that died. Error: it is still the caller's.
   [[nodiscard]] static Result<std::unique_ptr<DiskTier>> go_on(Os& os, State& state,
                                                                PageStore& store,
                                                                const Tunables& tunables,
                                                                const Settings& settings,
-                                                               std::unique_ptr<BackingFile> file);
+                                                               std::unique_ptr<BackingFile>& file);
   ~DiskTier();
   DiskTier(const DiskTier&) = delete;
   DiskTier& operator=(const DiskTier&) = delete;

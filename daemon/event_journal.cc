@@ -86,7 +86,10 @@ bool finish_moves(ClientRecord& record, PageMap& map) {
       },
       [&](std::uint64_t from, std::uint64_t to, Entry entry) {
         room = room && map.ensure(to) != nullptr;
-        if (!room) return;
+        if (!room) {
+          record.doomed = 1;  // before the move counts as made
+          return;
+        }
         (void)map.replace(to, map.load(to), entry);
         (void)map.replace(from, entry, Entry::none());
       });

@@ -176,6 +176,8 @@ int run_daemon(const Options& options, Config config, const Inherited& inherited
   const auto ending = d.run({.alive = [&] { tell_alive(inherited); },
                              .may_hand_over = [&] { return may_hand_over(inherited, d.state()); }});
   if (ending && *ending == Daemon::Ending::handed_over) return hand_over(std::move(*daemon));
+  // As in Daemon::create(): what was taken over must not be closed.
+  if (!ending && d.state().header().incarnation > 1) (void)daemon->release();
   daemon->reset();
   spdlog::shutdown();
   return ending ? 0 : complain(ending.error().text());

@@ -113,7 +113,11 @@ std::vector<std::shared_ptr<Client>> TakeOver::clients(const MakeClient& make) {
 // Whatever is wrong with it, its userfaultfd stays open until it is dead: it must not read zeros.
 std::shared_ptr<Client> TakeOver::revive(ClientRecord& record, const MakeClient& make) {
   const char* wrong = nullptr;
-  if (!sound(record)) wrong = "its record is damaged";
+  if (!sound(record)) {
+    wrong = "its record is damaged";
+    record.quarantine_now = 0;
+    record.quarantine[0].count = 0;
+  }
   record.inbox_count = std::min(record.inbox_count, kInboxMessages);
   ClientParts parts;
   parts.record = &record;
@@ -133,6 +137,8 @@ std::shared_ptr<Client> TakeOver::revive(ClientRecord& record, const MakeClient&
   } else {
     wrong = "its mailbox cannot be mapped";
   }
+  // Before the map that was made for it is noted as its own: an empty one looks whole.
+  if (wrong != nullptr) record.doomed = 1;
   auto client = make(std::move(parts));
   client->may_share = true;
   client->transfer_in_use = client->mailbox != nullptr;

@@ -140,8 +140,11 @@ class TakeOverTest : public CoreFixture {
                      std::move(client)});
     state = State::take_over(os, UniqueFd(state_fd)).value();
     TakeOver take_over(os, *state);
-    clients = take_over.clients(
-        [this](ClientParts parts) { return std::make_shared<Client>(std::move(parts), os); });
+    clients = take_over.clients([this](ClientParts parts) {
+      auto made = std::make_shared<Client>(std::move(parts), os);
+      when_made = {made->record.doomed != 0, static_cast<ClientState>(made->record.state.load())};
+      return made;
+    });
     auto old_pool = PoolTakeOver::begin(os, files, pool_config).value();
     TakeOver::references(clients, [&](ObjectId id) { return old_pool.reference(id); });
     pool = old_pool.finish([](ObjectId, SegmentPlace, std::uint32_t) { return false; });
@@ -159,6 +162,11 @@ class TakeOverTest : public CoreFixture {
     return message;
   }
   std::vector<std::shared_ptr<Client>> clients;
+  // What yet another daemon would find, if this one died as soon as the client was made.
+  struct {
+    bool doomed = false;
+    ClientState state = ClientState::active;
+  } when_made;
 };
 
 TEST_F(TakeOverTest, WhatIsOutComesBackAsItWas) {
@@ -273,6 +281,30 @@ TEST_F(TakeOverTest, MovesHalfMadeAreFinishedByWhoeverComesLast) {
   for (std::uint64_t i = 0; i < 4; ++i) expect_reads(*client, kB + i * kPage, bytes_of(i));
   EXPECT_EQ(client->map->out_total(), 0U);
   EXPECT_EQ(pool->stats().objects, 0U);
+}
+
+TEST_F(TakeOverTest, ARecordThatCannotBeEndsItsClientAlone) {
+  client->record.quarantine_now = 7;
+  die();
+  EXPECT_TRUE(client->doomed());
+  const RankedLock lock(client->mutex);
+  EXPECT_TRUE(client->quarantine.empty());
+}
+
+// It gets another map, which is empty and looks whole: whoever comes next must know better.
+TEST_F(TakeOverTest, WhoseMapIsDamagedIsDoomedBeforeItHasAnother) {
+  evict(*client, kA, bytes_of(1));
+  client->map->find(kA)->store(7);  // a state that there is not
+  die();
+  EXPECT_TRUE(when_made.doomed);
+  EXPECT_TRUE(client->doomed());
+}
+
+TEST_F(TakeOverTest, WhoHasEndedStaysSoWhoeverDies) {
+  client->set_state(ClientState::exiting);
+  die();
+  EXPECT_EQ(when_made.state, ClientState::exiting);
+  EXPECT_TRUE(client->gone());
 }
 
 TEST_F(TakeOverTest, APlanThatCannotBeEndsTheClient) {
