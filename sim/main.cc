@@ -55,11 +55,9 @@ namespace {
 constexpr std::uint64_t kDefaultSteps = 60'000;
 constexpr const char* kVersion = FOLDSWAP_SIM_VERSION;
 
-// What a client may be killed for, with the daemon dead at the wrong moment or a race that nobody
-// can decide. Whatever else kills one is a failure.
+// What a client may be killed for: a race that nobody can decide. Whatever else kills one is a
+// failure.
 constexpr const char* kKnownReasons[] = {
-    "the daemon died while it applied changes of its address space",
-    "the daemon died while it changed what is registered",
     "its mremap calls cannot be put in order",
     "not every page of its parent could be taken over",
 };

@@ -55,7 +55,7 @@ class Worker(threading.Thread):
         self.test = test
         self.random = random.Random(seed)
         self.stopping = threading.Event()
-        self.rounds = 0
+        self.rounds = self.completed = 0
         self.start()
 
     def run(self):
@@ -90,6 +90,7 @@ class Worker(threading.Thread):
         if code != 0:
             raise AssertionError(f"status {code}: {client.stderr().decode(errors='replace')}")
         self.forget()
+        self.completed += 1
 
     def refused(self, client):
         """The daemon was dying when it started."""
@@ -231,13 +232,13 @@ class CrashPoints(E2E):
             print(f"  {self.describe(point)}", flush=True)
 
     def look_at_log(self):
-        """A client that was killed is a failure."""
+        """A client that was killed is a failure, and so is a daemon that died by itself, or hung."""
         with self.log_lock:
             text = self.daemon.log(self.log_seen)
             end = text.rfind("\n") + 1
             self.log_seen += len(text[:end].encode())
             for line in text[:end].splitlines():
-                if "): killed: " in line or " poisoned" in line:
+                if re.search(r"\): killed: | poisoned|was ended by (?!signal 9\b)|no sign of life", line):
                     self.note_failure(line)
 
     # -- deaths
@@ -324,6 +325,8 @@ class CrashPoints(E2E):
         self.look_at_log()
         self.report(hit, tried, took, {type(w).__name__: w.rounds for w in workers})
         self.assertEqual(self.failures, [])
+        idle = [type(w).__name__ for w in workers if w.completed == 0 and not isinstance(w, Orders)]
+        self.assertEqual(idle, [], "not one client of these did all of its work")
         self.control.check(self)
         return hit
 
