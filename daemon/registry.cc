@@ -3,9 +3,9 @@
 #include <spdlog/spdlog.h>
 #include <sys/eventfd.h>
 #include <algorithm>
-#include <array>
 #include <charconv>
 #include <cstring>
+#include <span>
 #include <utility>
 
 #include "base/mutation.h"
@@ -15,6 +15,13 @@ namespace foldswap {
 Registry::Registry(Os& os, State& state) : os_(os), state_(state) {
   for (const NotedFd& note : state_.header().doomed) {
     if (note.get() >= 0) doomed_.emplace_back(note.get());
+  }
+  for (uffd_msg& message : state_.header().doomed_messages) {
+    const int child = static_cast<int>(message.arg.fork.ufd);
+    if (message.event == UFFD_EVENT_FORK &&
+        std::ranges::find(doomed_, child, &UniqueFd::get) == doomed_.end())
+      doom(UniqueFd(child));
+    message.event = 0;
   }
 }
 
@@ -171,18 +178,21 @@ void Registry::reap_doomed() {
       }
       return true;
     }
-    std::array<uffd_msg, 16> messages{};
-    ++state_.header().unnoted;  // what is read of its children
+    // A FORK's descriptor is nowhere else, and the daemon may die before it is noted.
+    const std::span<uffd_msg> messages(state_.header().doomed_messages);
+    std::ranges::fill(messages, uffd_msg{});
     const int count = os_.uffd_read(uffd.get(), messages);
     for (int i = 0; i < count; ++i) {
-      const auto& message = messages[static_cast<std::size_t>(i)];
-      if (message.event == UFFD_EVENT_FORK) doom(UniqueFd(static_cast<int>(message.arg.fork.ufd)));
+      uffd_msg& message = messages[static_cast<std::size_t>(i)];
+      if (message.event == UFFD_EVENT_FORK) {
+        doom(UniqueFd(static_cast<int>(message.arg.fork.ufd)));
+        message.event = 0;
+      }
       if (message.event != UFFD_EVENT_PAGEFAULT) continue;
       const std::uint64_t page = page_floor(message.arg.pagefault.address);
       if (os_.uffd_poison(uffd.get(), page) != 0)
         (void)os_.uffd_wake(uffd.get(), page, kPage);  // raised again in a moment
     }
-    --state_.header().unnoted;
     return false;
   });
   const RankedLock lock(mutex_);

@@ -164,8 +164,9 @@ struct ClientRecord {
 };
 
 // Userfaultfds of forked children that nobody can serve: whoever closes one lets its process read
-// zeros.
-inline constexpr std::uint32_t kMostDoomed = 1024;
+// zeros. Those beyond this many do not outlive the daemon. Only what is used costs memory.
+inline constexpr std::uint32_t kMostDoomed = 16'384;
+inline constexpr std::size_t kDoomedMessages = 16;
 
 // The daemon's own files that outlive it.
 enum NotedFile : std::uint8_t {
@@ -195,6 +196,8 @@ struct StateHeader {
   WritebackState writeback;
   std::atomic<std::uint8_t> record_in_use[kMostClients];  // counted while others claim
   NotedFd doomed[kMostDoomed];                            // Registry's
+  // Likewise: what was read of one of them. A FORK stays until the descriptor in it is noted.
+  uffd_msg doomed_messages[kDoomedMessages];
   NotedFd files[kNotedFiles];
   // See hand_over.h: whether the service manager's store holds exactly what is noted; how many
   // descriptors were put there last, and one past the highest of their numbers (0: none is left).
@@ -208,7 +211,7 @@ struct StateHeader {
 
 class State {
  public:
-  static constexpr std::uint32_t kMagic = 0x53545346, kVersion = 7;  // "FSTS"
+  static constexpr std::uint32_t kMagic = 0x53545346, kVersion = 8;  // "FSTS"
   static Result<std::unique_ptr<State>> create(Os& os);
   // Likewise, in a file that is empty, of file_bytes().
   static Result<std::unique_ptr<State>> create(Os& os, UniqueFd fd);

@@ -67,6 +67,9 @@ std::set<int> noted_fds(const State& state) {
     if (fd >= 0) noted.insert(fd);
   };
   for (const NotedFd& fd : state.header().doomed) add(fd.get());
+  for (const uffd_msg& message : state.header().doomed_messages) {
+    if (message.event == UFFD_EVENT_FORK) add(static_cast<int>(message.arg.fork.ufd));
+  }
   for (const NotedFd& fd : state.header().files) add(fd.get());
   for (ClientRecord* const record : state.records()) {
     if (nobodys(*record)) continue;

@@ -401,11 +401,15 @@ TEST_F(TakeOverTest, NotedDescriptorsAreTheOnesThatAreKept) {
   const UniqueFd of_a_child(::dup(0));
   fork.arg.fork.ufd = static_cast<std::uint32_t>(of_a_child.get());
   client->record.inbox[0] = fork;  // read, and not counted yet
+  const UniqueFd of_a_doomed_one(::dup(0));
+  fork.arg.fork.ufd = static_cast<std::uint32_t>(of_a_doomed_one.get());
+  state->header().doomed_messages[3] = fork;
   const auto noted = noted_fds(*state);
   EXPECT_TRUE(noted.contains(state->fd()));
   EXPECT_TRUE(noted.contains(client->uffd.get()));
   EXPECT_TRUE(noted.contains(client->map->fd()));
   EXPECT_TRUE(noted.contains(of_a_child.get()));
+  EXPECT_TRUE(noted.contains(of_a_doomed_one.get()));
   EXPECT_FALSE(noted.contains(of_nobody.get()));
 }
 
