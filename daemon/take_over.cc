@@ -161,7 +161,9 @@ bool TakeOver::register_again(Client& client) {
   const NotedRange& range = client.record.unregistering;
   const int fd = client.uffd.get();
   int error = range.bytes() == 0 ? 0 : os_.uffd_register(fd, range.start(), range.bytes());
-  // Something else may be mapped there by now: then page by page.
+  // Something else may be mapped there by now: then page by page. (A program may name any range.)
+  constexpr std::uint64_t kMostBytes = 4ULL << 30;
+  if (error == -EINVAL && range.bytes() > kMostBytes) return false;
   for (std::uint64_t done = 0; error == -EINVAL && done < range.bytes(); done += kPage) {
     const int one = os_.uffd_register(fd, range.start() + done, kPage);
     if (one != 0 && one != -EINVAL) return false;

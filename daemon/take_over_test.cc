@@ -257,6 +257,14 @@ TEST_F(TakeOverTest, WhatWasBeingUnregisteredIsRegisteredAgain) {
   for (std::uint64_t i = 0; i < 4; ++i) expect_reads(*client, kB + i * kPage, bytes_of(i));
 }
 
+// Whoever asks for all that there is holds nobody else up.
+TEST_F(TakeOverTest, WhatWasBeingUnregisteredIsNotLookedAtForEver) {
+  client->record.unregistering.note(0, kAddressEnd);
+  space().not_anonymous.insert(kA);
+  die();
+  EXPECT_TRUE(client->doomed());
+}
+
 // A death in the middle of taking over is one like any other.
 TEST_F(TakeOverTest, MovesHalfMadeAreFinishedByWhoeverComesLast) {
   constexpr std::uint64_t kB = kA + (1ULL << 30);
