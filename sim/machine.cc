@@ -112,6 +112,7 @@ void Machine::die() {
 void Machine::bury() {
   dead_ = false;
   os_.die_in = 0;
+  os_.die_at_event = false;
   os_.disk.abandon_rings();
   close_unnoted();
   start_daemon();
@@ -561,10 +562,42 @@ bool Machine::rest(const char* what, std::uint64_t most_turns, const std::functi
   return false;
 }
 
-void Machine::run(std::uint64_t turns) {
-  for (std::uint64_t i = 0; i < turns && world_.failure.empty(); ++i) turn();
+// Until a program is served by the daemon, so that no turn of a short run is idle.
+void Machine::warm_up() {
+  constexpr std::uint64_t kMostTurns = 200'000;
+  rest("a program is served", kMostTurns, [&] {
+    return std::ranges::any_of(processes_.all, [](const auto& p) { return p->live(); });
+  });
+}
+
+// For a run that has seen no death so far: now, at one of the next calls, or when an event is read.
+void Machine::force_death(std::uint64_t at, std::uint64_t now, std::uint64_t last) {
+  if (now == at) {
+    switch (world_.random.below(3)) {
+      case 0:
+        return die();
+      case 1:
+        os_.die_in = world_.random.between(1, 200);
+        return;
+      default:
+        os_.die_at_event = true;
+        return;
+    }
+  }
+  if (now == last) die();
+}
+
+void Machine::run(std::uint64_t turns, bool brisk) {
+  if (brisk) warm_up();
+  const std::uint64_t first_crash = world_.counts.crashes;
+  const std::uint64_t death = brisk ? world_.random.below(std::max<std::uint64_t>(turns, 1)) : 0;
+  for (std::uint64_t i = 0; i < turns && world_.failure.empty(); ++i) {
+    turn();
+    if (brisk && world_.counts.crashes == first_crash) force_death(death, i, turns - 1);
+  }
   world_.calm = true;
   os_.die_in = 0;
+  os_.die_at_event = false;
   processes_.stopping = true;
   constexpr std::uint64_t kMostTurns = 2'000'000;
   const auto each = [&](auto&& good) {

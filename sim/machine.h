@@ -55,6 +55,7 @@ class MachineOs final : public Os {
   SimDisk disk;
   std::uint64_t io_ended = 0;  // how often something of the disk has
   std::uint64_t die_in = 0;    // calls, then the daemon dies; 0: it does not
+  bool die_at_event = false;   // that, as soon as it has read an event
   std::function<void()> on_death;
 
   std::uint64_t now_ns() override;
@@ -107,8 +108,9 @@ class Machine {
  public:
   explicit Machine(World& world);
   // So many turns, then everything is brought to rest and looked at. What was wrong is
-  // World::failure.
-  void run(std::uint64_t turns);
+  // World::failure. `brisk`: they count from the moment when a program is served, and the daemon
+  // dies at least once in them.
+  void run(std::uint64_t turns, bool brisk);
   [[nodiscard]] std::string describe() const;
 
  private:
@@ -165,6 +167,8 @@ class Machine {
   void order_something(Daemon& d);
 
   void turn();
+  void warm_up();
+  void force_death(std::uint64_t at, std::uint64_t now, std::uint64_t last);
   bool rest(const char* what, std::uint64_t most_turns, const std::function<bool()>& done);
   void look_for_hangs();
   void look_for_lost_pages();

@@ -182,6 +182,10 @@ int MachineOs::uffd_read(int fd, std::span<uffd_msg> messages) {
   pause(1);
   Space* const space = kernel_.of_fd(fd, 'u');
   const int count = space == nullptr ? -EBADF : kernel_.read(*space, messages);
+  if (die_at_event && count > 0 && messages[0].event != UFFD_EVENT_PAGEFAULT) {
+    die_at_event = false;
+    die_in = world_.random.between(1, 40);
+  }
   pause(1);
   return count;
 }

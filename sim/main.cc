@@ -4,17 +4,21 @@
 //   foldswap_sim --seed N [--steps N] [--trace N] [--watch PAGE]    one run
 //   foldswap_sim --seconds S [--seed N]              one run after the other, and one of a random
 //   seed
+//   foldswap_sim --runs N [--seed N] [--steps N]     so many short ones, from this seed on; in each
+//   the daemon dies at least once
 //
 // A run is decided by its seed, and by nothing else: the same program repeats it, step by step.
 // Exit status: 0, or 1 when something was wrong; then the end of its trace is printed, and the
 // command that repeats it.
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <csignal>
 #include <cstdio>
@@ -27,9 +31,12 @@
 #include <string_view>
 
 #include <spdlog/details/null_mutex.h>
+#include <spdlog/fmt/fmt.h>
 #include <spdlog/sinks/base_sink.h>
 #include <spdlog/spdlog.h>
 
+#include "base/mapping.h"
+#include "base/unique_fd.h"
 #include "sim/machine.h"
 #include "sim_version.h"
 
@@ -52,15 +59,8 @@ extern "C" int nanosleep(const timespec*, timespec*) {
 namespace foldswap::sim {
 namespace {
 
-constexpr std::uint64_t kDefaultSteps = 60'000;
+constexpr std::uint64_t kDefaultSteps = 60'000, kBriskSteps = 2'000;
 constexpr const char* kVersion = FOLDSWAP_SIM_VERSION;
-
-// What a client may be killed for: a race that nobody can decide. Whatever else kills one is a
-// failure.
-constexpr const char* kKnownReasons[] = {
-    "its mremap calls cannot be put in order",
-    "not every page of its parent could be taken over",
-};
 
 // The daemon's log: into the trace, and its kills are counted.
 class LogSink final : public spdlog::sinks::base_sink<spdlog::details::null_mutex> {
@@ -74,12 +74,10 @@ class LogSink final : public spdlog::sinks::base_sink<spdlog::details::null_mute
     constexpr std::string_view kKilled = ": killed: ";
     const std::size_t at = text.find(kKilled);
     if (at == std::string::npos) return;
-    const std::string reason = text.substr(at + kKilled.size());
-    ++world_.counts.kills[reason];
-    for (const char* known : kKnownReasons) {
-      if (reason == known) return;
-    }
-    world_.fail("a client is killed: " + text);
+    const std::string_view reason = std::string_view(text).substr(at + kKilled.size());
+    const auto* const known = std::find(kKillReasons, kKillReasons + kUnknownReason, reason);
+    ++world_.counts.kills[static_cast<std::size_t>(known - kKillReasons)];
+    if (known == kKillReasons + kUnknownReason) world_.fail("a client is killed: " + text);
   }
   void flush_() override {}
 
@@ -88,11 +86,18 @@ class LogSink final : public spdlog::sinks::base_sink<spdlog::details::null_mute
 };
 
 struct Options {
-  std::uint64_t seed = 1, steps = kDefaultSteps, seconds = 0;
+  std::uint64_t seed = 1, steps = 0, seconds = 0, runs = 0;
   std::uint64_t watch = 0;
   std::size_t trace = 80;
-  bool seed_given = false;
+
+  [[nodiscard]] bool brisk() const { return runs != 0; }
 };
+
+// How a run can be had once more.
+std::string again(const Options& options) {
+  return fmt::format("again: foldswap_sim {}--seed {} --steps {} --trace 1000",
+                     options.brisk() ? "--runs 1 " : "", options.seed, options.steps);
+}
 
 void print_counts(const Counts& c) {
   std::printf(
@@ -121,12 +126,23 @@ void print_counts(const Counts& c) {
       static_cast<unsigned long long>(c.disk_errors),
       static_cast<unsigned long long>(c.refused_memory), static_cast<unsigned long long>(c.crashes),
       static_cast<unsigned long long>(c.crashes_in_recovery));
-  for (const auto& [reason, times] : c.kills)
-    std::printf("killed, %llu times: %s\n", static_cast<unsigned long long>(times), reason.c_str());
+  for (std::size_t i = 0; i < c.kills.size(); ++i) {
+    if (c.kills[i] != 0)
+      std::printf("killed, %llu times: %s\n", static_cast<unsigned long long>(c.kills[i]),
+                  kKillReasons[i]);
+  }
+}
+
+// Where a run in another process leaves its own.
+Counts* shared_counts() {
+  static const UniqueFd file(::memfd_create("sim-counts", MFD_CLOEXEC));
+  static const bool sized = ::ftruncate(file.get(), sizeof(Counts)) == 0;
+  static const Mapping area = Mapping::shared(file.get(), sizeof(Counts)).value();
+  return sized ? area.as<Counts>() : nullptr;
 }
 
 // In a process of its own: what dead daemons leave goes with it.
-[[noreturn]] void run_one(const Options& options) {
+[[noreturn]] void run_one(const Options& options, Counts* counts) {
   World world(options.seed);
   g_world = &world;
   world.watched_page = options.watch;
@@ -134,43 +150,45 @@ void print_counts(const Counts& c) {
   logger->set_level(spdlog::level::info);
   spdlog::set_default_logger(logger);
   auto* const machine = new Machine(world);
-  machine->run(options.steps);
+  machine->run(options.steps, options.brisk());
+  *counts = world.counts;
   g_world = nullptr;
   const bool good = world.failure.empty();
-  std::printf("seed %llu (%s): %s, digest %016llx\n", static_cast<unsigned long long>(options.seed),
-              kVersion, good ? "all right" : "FAILED",
-              static_cast<unsigned long long>(world.digest));
-  if (!good || options.seconds == 0) {
+  if (!good || options.runs <= 1) {
+    std::printf("seed %llu (%s): %s, digest %016llx\n",
+                static_cast<unsigned long long>(options.seed), kVersion,
+                good ? "all right" : "FAILED", static_cast<unsigned long long>(world.digest));
+  }
+  if (!good || (options.seconds == 0 && options.runs <= 1)) {
     std::printf("%s\n", machine->describe().c_str());
     print_counts(world.counts);
   }
   if (!good) {
-    std::printf("%s\n%s\nagain: foldswap_sim --seed %llu --steps %llu --trace 1000\n",
-                world.tail(options.trace).c_str(), world.failure.c_str(),
-                static_cast<unsigned long long>(options.seed),
-                static_cast<unsigned long long>(options.steps));
+    std::printf("%s\n%s\n%s\n", world.tail(options.trace).c_str(), world.failure.c_str(),
+                again(options).c_str());
   }
   std::fflush(nullptr);
   ::_exit(good ? 0 : 1);
 }
 
-bool run_in_child(const Options& options) {
+// `counts`: in shared memory; what happened until it ended.
+bool run_in_child(const Options& options, Counts* counts) {
   std::fflush(nullptr);
   const pid_t child = ::fork();
-  if (child == 0) run_one(options);
+  if (child == 0) run_one(options, counts);
   int status = 0;
   if (child < 0 || ::waitpid(child, &status, 0) != child) {
     std::perror("foldswap_sim: fork");
     return false;
   }
   if (WIFSIGNALED(status))
-    std::printf(
-        "seed %llu (%s): ended by signal %d\nagain: foldswap_sim --seed %llu --steps %llu\n",
-        static_cast<unsigned long long>(options.seed), kVersion, WTERMSIG(status),
-        static_cast<unsigned long long>(options.seed),
-        static_cast<unsigned long long>(options.steps));
+    std::printf("seed %llu (%s): ended by signal %d\n%s\n",
+                static_cast<unsigned long long>(options.seed), kVersion, WTERMSIG(status),
+                again(options).c_str());
   return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
+
+constexpr std::uint64_t kMostFailures = 5;
 
 int run_for(Options options) {
   const auto now = [] { return static_cast<std::uint64_t>(::time(nullptr)); };
@@ -180,13 +198,38 @@ int run_for(Options options) {
   const auto one = [&](std::uint64_t seed) {
     options.seed = seed;
     ++runs;
-    failed += run_in_child(options) ? 0 : 1;
+    failed += run_in_child(options, shared_counts()) ? 0 : 1;
   };
   one(std::random_device()() + 1'000'000ULL);
-  for (std::uint64_t seed = first; now() < end && failed < 5; ++seed) one(seed);
+  for (std::uint64_t seed = first; now() < end && failed < kMostFailures; ++seed) one(seed);
   std::printf("%llu runs, %llu failed\n", static_cast<unsigned long long>(runs),
               static_cast<unsigned long long>(failed));
   return failed == 0 ? 0 : 1;
+}
+
+int run_many(Options options) {
+  Counts* const counts = shared_counts();
+  Counts sum;
+  std::uint64_t failed = 0, runs = 0, fewest_deaths = ~std::uint64_t{0};
+  for (const std::uint64_t first = options.seed; runs < options.runs && failed < kMostFailures;
+       ++runs) {
+    options.seed = first + runs;
+    *counts = {};
+    if (!run_in_child(options, counts)) {
+      ++failed;
+      continue;
+    }
+    sum.add(*counts);
+    fewest_deaths = std::min(fewest_deaths, counts->crashes);
+  }
+  print_counts(sum);
+  const bool died = fewest_deaths != 0;
+  if (!died) std::printf("there was a run in which the daemon did not die\n");
+  std::printf("%llu runs of %llu steps, %llu deaths of the daemon or more in each, %llu failed\n",
+              static_cast<unsigned long long>(runs), static_cast<unsigned long long>(options.steps),
+              static_cast<unsigned long long>(failed < runs ? fewest_deaths : 0),
+              static_cast<unsigned long long>(failed));
+  return failed == 0 && died ? 0 : 1;
 }
 
 bool parse(int argc, char** argv, Options& options) {
@@ -203,6 +246,8 @@ bool parse(int argc, char** argv, Options& options) {
       options.steps = number;
     } else if (name == "--seconds") {
       options.seconds = number;
+    } else if (name == "--runs") {
+      options.runs = number;
     } else if (name == "--watch") {
       options.watch = number;
     } else if (name == "--trace") {
@@ -211,6 +256,7 @@ bool parse(int argc, char** argv, Options& options) {
       return false;
     }
   }
+  if (options.steps == 0) options.steps = options.brisk() ? kBriskSteps : kDefaultSteps;
   return argc % 2 == 1;
 }
 
@@ -222,7 +268,8 @@ int main(int argc, char** argv) {
   if (!foldswap::sim::parse(argc, argv, options)) {
     std::fprintf(
         stderr,
-        "usage: foldswap_sim [--seed N] [--steps N] [--seconds S] [--trace N] [--watch PAGE]\n");
+        "usage: foldswap_sim [--seed N] [--steps N] [--seconds S | --runs N] [--trace N] [--watch "
+        "PAGE]\n");
     return 2;
   }
   rlimit files{};
@@ -231,5 +278,6 @@ int main(int argc, char** argv) {
     (void)::setrlimit(RLIMIT_NOFILE, &files);
   }
   if (options.seconds != 0) return foldswap::sim::run_for(options);
-  foldswap::sim::run_one(options);
+  if (options.runs > 1) return foldswap::sim::run_many(options);
+  foldswap::sim::run_one(options, foldswap::sim::shared_counts());
 }

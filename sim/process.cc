@@ -279,7 +279,7 @@ void Process::access(Thread& thread, std::uint64_t page, bool write) {
     compare(*frame, page);
     if (write) scribble(*frame, page);
   } else if (touch == Kernel::Touch::sigbus && all_.doomed(space)) {
-    ++world_.counts.kills["SIGBUS, in a child that could not be taken over"];
+    ++world_.counts.kills[kSigbusInChild];
     kill();
   } else {
     world_.trace(touch == Kernel::Touch::sigbus ? "SIGBUS" : "SIGSEGV", page);

@@ -1,5 +1,8 @@
 #include "sim/world.h"
 
+#include <algorithm>
+#include <bit>
+
 #include <spdlog/fmt/fmt.h>
 
 namespace foldswap::sim {
@@ -8,6 +11,14 @@ namespace {
 constexpr std::size_t kEntries = 1 << 16;
 
 }  // namespace
+
+void Counts::add(const Counts& other) {
+  using Numbers = std::array<std::uint64_t, sizeof(Counts) / sizeof(std::uint64_t)>;
+  auto sum = std::bit_cast<Numbers>(*this);
+  const auto more = std::bit_cast<Numbers>(other);
+  for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += more[i];
+  *this = std::bit_cast<Counts>(sum);
+}
 
 void World::trace(const char* what, std::uint64_t a, std::uint64_t b, std::uint64_t c) {
   const Owner owner = scheduler.on_fiber() ? scheduler.owner() : -1;

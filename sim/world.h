@@ -4,7 +4,7 @@
 
 #include <array>
 #include <cstdint>
-#include <map>
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,15 +23,29 @@ struct TraceEntry {
   std::array<std::uint64_t, 3> values{};
 };
 
+// Why a client was killed, or killed itself. What the daemon logs as its reason; whatever else it
+// says is a failure.
+inline constexpr const char* kKillReasons[] = {
+    "its mremap calls cannot be put in order",
+    "not every page of its parent could be taken over",
+    "SIGBUS, in a child that could not be taken over",
+    "a reason that is not known",
+};
+inline constexpr std::size_t kUnknownReason = std::size(kKillReasons) - 1;
+inline constexpr std::size_t kSigbusInChild = kUnknownReason - 1;
+
+// Numbers alone: those of several runs can be added up, and passed on in shared memory.
 struct Counts {
   std::uint64_t turns = 0, accesses = 0, faults = 0, moved = 0, discards = 0, maps = 0, unmaps = 0,
                 remaps = 0, forks = 0, exits = 0, agents = 0, crashes = 0, crashes_in_recovery = 0,
                 disk_reads = 0, disk_writes = 0, disk_errors = 0, refused_memory = 0, reclaims = 0,
-                refused_agents = 0, pages_checked = 0, runs = 0, failures = 0;
+                refused_agents = 0, pages_checked = 0;
   // Of the daemon's own, summed up at the end of a run.
   std::uint64_t evicted = 0, faults_zero = 0, faults_same = 0, faults_pool = 0, faults_disk = 0,
                 faults_rescued = 0, aborted = 0;
-  std::map<std::string, std::uint64_t> kills;  // by the reason in the daemon's log
+  std::array<std::uint64_t, std::size(kKillReasons)> kills{};
+
+  void add(const Counts& other);
 };
 
 struct World {
