@@ -77,7 +77,7 @@ bool ForkClone::has_forked() const {
 bool ForkClone::in_doubt(std::uint64_t page) const {
   return std::ranges::any_of(
              moves_,
-             [&](const Move& m) { return page - m.from < m.bytes || page - m.to < m.target_bytes; }) ||
+             [&](const Move& m) { return page - m.from < m.bytes || page - m.to < m.bytes; }) ||
          std::ranges::any_of(inbox_, [&](const uffd_msg& m) {
            return m.event == UFFD_EVENT_UNMAP && page >= m.arg.remove.start &&
                   page < m.arg.remove.end;
@@ -106,11 +106,12 @@ ForkClone::Verdict ForkClone::judge(std::uint64_t page, std::uint64_t& target) {
   bool vacated = false, touched = false;
   for (const Move& m : moves_) {
     touched = touched || page - m.from < m.bytes;
-    if (page - m.to >= m.target_bytes) continue;
-    // Something comes here in the set, or the mapping grows over it. If the child does not have it
+    const std::uint64_t offset = page - m.to;
+    if (offset >= std::max(m.bytes, m.target_bytes)) continue;
+    // Something comes here in the set, or a mapping grows over it. If the child does not have it
     // where it came from, it has it here, and not this page.
-    touched = true;
-    switch (look(m.from + (page - m.to < m.bytes ? page - m.to : 0))) {
+    touched = touched || offset < m.bytes;
+    switch (look(m.from + std::min(offset, m.bytes - kPage))) {
       case Then::there:
         break;
       case Then::nothing:
