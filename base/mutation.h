@@ -1,7 +1,8 @@
 // Mutations: tests of the tests. Each name stands at the one place where a hazard is handled, and
 // takes that handling out; tests/mutations.py builds each in turn and demands that a named test
-// fails. In every other build mutated() is constant false and nothing of this is left.
-// Thread safety: constants.
+// fails. The simulator is built so that one can be chosen at run time (FOLDSWAP_RUNTIME_MUTATIONS).
+// In every other build mutated() is constant false and nothing of this is left. Thread safety:
+// constants; the choice at run time is made before anything else runs.
 #pragma once
 
 namespace foldswap {
@@ -25,6 +26,10 @@ enum class Mutation {
   h12_fresh_mappings,       // a plan may rest on mappings seen before such advice
   h12_follow_moves,         // memory that children must not see moves unnoticed
   h13_unify_first,          // mremap over what is registered in part
+  entry_before_checksum,    // an entry is published, and then its object's checksum written
+  free_before_copy,         // an object is freed, and then its page copied in
+  inbox_before_applied,     // an event is taken out of the inbox, and then applied
+  staging_before_publish,   // a batch gives its slots up, and then its entries are published
   h16_quarantine,           // what is being discarded may be evicted
   h21_locked_staging,       // evict although staging is locked
   move_untold,              // what MOVE does not own up to counts as not moved
@@ -46,12 +51,20 @@ enum class Mutation {
 }  // namespace foldswap
 #include "active_mutation.h"  // made by tests/mutations.py: kActiveMutation
 namespace foldswap {
-#else
+#elif !defined(FOLDSWAP_RUNTIME_MUTATIONS)
 inline constexpr Mutation kActiveMutation = Mutation::none;
 #endif
 
+#if defined(FOLDSWAP_RUNTIME_MUTATIONS) && !defined(FOLDSWAP_MUTATIONS)
+inline Mutation active_mutation = Mutation::none;
+
+[[nodiscard]] inline bool mutated(Mutation mutation) {
+  return active_mutation == mutation;
+}
+#else
 [[nodiscard]] constexpr bool mutated(Mutation mutation) {
   return kActiveMutation == mutation;
 }
+#endif
 
 }  // namespace foldswap

@@ -52,6 +52,13 @@ bool AddressSpace::clear_some(Client& client, std::uint64_t start, std::uint64_t
   return true;
 }
 
+// Nothing but for a mutation: a message goes when it has been applied.
+void AddressSpace::clear_too_soon(uffd_msg& message) {
+  if (!mutated(Mutation::inbox_before_applied)) return;
+  clear_message(message);
+  for (int i = 0; i < 4; ++i) (void)os_.now_ns();  // the simulator's daemon dies in calls only
+}
+
 // REMOVE at once, unless a FORK that was read before it is kept (the child still has the pages), or
 // a kept move touches it.
 bool AddressSpace::apply_early_removes(Client& client, std::uint64_t now_us) {
@@ -68,6 +75,7 @@ bool AddressSpace::apply_early_removes(Client& client, std::uint64_t now_us) {
                 overlap(start, bytes, m.arg.remap.to, m.arg.remap.len));
       });
       if (!moving) {
+        clear_too_soon(record.inbox[i]);
         apply_remove(client, message, now_us);
         all = clear_some(client, start, start + bytes);
         if (all) clear_message(record.inbox[i]);
@@ -148,6 +156,7 @@ bool AddressSpace::apply(Client& client, std::uint64_t now_us) {
     const auto start = message.arg.remove.start, end = message.arg.remove.end;
     if (message.event != UFFD_EVENT_UNMAP && message.event != UFFD_EVENT_REMOVE) continue;
     if (message.event == UFFD_EVENT_REMOVE) apply_remove(client, message, now_us);
+    clear_too_soon(message);
     if (!clear_some(client, start, end)) return false;
     clear_message(message);
   }

@@ -79,6 +79,7 @@ class AddressSpace {
   [[nodiscard]] std::vector<std::uint64_t> unmapped_by(const Client& client,
                                                        std::span<const uffd_msg> inbox,
                                                        std::span<const Move> moves);
+  void clear_too_soon(uffd_msg& message);
   [[nodiscard]] bool clear_some(Client& client, std::uint64_t start, std::uint64_t end);
   [[nodiscard]] bool registered(const Client& client, std::uint64_t page);
 

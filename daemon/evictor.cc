@@ -6,6 +6,8 @@
 #include <cstring>
 #include <utility>
 
+#include "base/mutation.h"
+
 namespace foldswap {
 namespace {
 
@@ -358,7 +360,10 @@ void Evictor::take_results(Client& client, std::uint32_t half, std::uint64_t now
 
 void Evictor::publish_batch(Client& client, std::uint32_t half) {
   Batch& batch = client.batch[half];
+  const bool too_soon = mutated(Mutation::staging_before_publish);
+  if (too_soon) client.record.batch[half].pages = 0;
   for (; batch.next_slot < batch.pages; ++batch.next_slot) {
+    if (too_soon) (void)os_.now_ns();  // the simulator's daemon dies in calls only
     const std::uint32_t slot = batch.next_slot;
     const std::uint64_t page = client.record.batch[half].page[slot];
     const Entry out = Entry::out(half, slot, batch.generation);
@@ -402,7 +407,12 @@ void Evictor::publish_page(Client& client, std::uint32_t half, std::uint32_t slo
     kick_reader_(client);
     return;
   }
-  if (store_.publish(client, page, out, *entry)) {
+  const bool published = store_.publish(client, page, out, *entry);
+  if (mutated(Mutation::entry_before_checksum)) {
+    (void)os_.now_ns();  // the simulator's daemon dies in calls only
+    store_.complete(*entry, bytes, tunables_.codec_spec(), *codec_);
+  }
+  if (published) {
     bump(counters_.evict_pages);
     if (client.batch[half].for_reclaim) ++client.reclaimed_pages;
   }

@@ -493,6 +493,8 @@ std::uint32_t FaultService::fill_window(Client& client, std::uint64_t start, Ent
 FaultService::Outcome FaultService::copy_in(Client& client, std::uint64_t start,
                                             std::uint32_t pages, bool demanded,
                                             std::uint32_t& done_pages) {
+  for (std::uint32_t i = 0; i < pages && mutated(Mutation::free_before_copy); ++i)
+    (void)store_.clear(client, start + i * kPage, window_[i]);
   const auto progress = os_.uffd_copy(client.uffd.get(), start, buffer_.data(), pages * kPage);
   done_pages = static_cast<std::uint32_t>(progress.done / kPage);
   // COPY first, then the entry, then the object (DESIGN §10). One hot page is worth a heat bit; a

@@ -82,6 +82,14 @@ Result<Entry> PageStore::put(std::span<const std::byte, kPage> page, CodecSpec s
   return Entry::object(static_cast<std::uint64_t>(*id));
 }
 
+void PageStore::complete(Entry entry, std::span<const std::byte, kPage> page, CodecSpec spec,
+                         PageCodec& codec) {
+  if (entry.state() != PageState::object) return;
+  std::byte packed[kPage];
+  const auto result = codec.compress(spec, page, packed);
+  (void)pool_.replace(object_of(entry), std::span(packed, result.length), result.codec);
+}
+
 bool PageStore::publish(Client& client, std::uint64_t page, Entry out, Entry entry) {
   // Counted before it can be seen, so that a fault in between never counts below zero.
   count(client, entry, true);

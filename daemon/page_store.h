@@ -41,6 +41,9 @@ class PageStore {
   // not take it.
   [[nodiscard]] Result<Entry> put(std::span<const std::byte, kPage> page, CodecSpec spec,
                                   PageCodec& codec);
+  // For a mutation: what put() left out, if the object is still there.
+  void complete(Entry entry, std::span<const std::byte, kPage> page, CodecSpec spec,
+                PageCodec& codec);
   // out -> entry. False (and the entry's object is freed) when the page map says something else by
   // now.
   [[nodiscard]] bool publish(Client& client, std::uint64_t page, Entry out, Entry entry);

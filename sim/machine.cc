@@ -60,11 +60,13 @@ Settings::Settings(Random& random) {
 
 Machine::Machine(World& world)
     : world_(world),
+      damage_(~world.seed),
       settings_(world.random),
       kernel_(world),
       processes_(world, kernel_),
       os_(world, kernel_, processes_, settings_),
       baseline_(open_fds()) {
+  settings_.damage = settings_.disk && damage_.once_in(4) ? 40 : 0;
   pool_config_.limit_bytes = settings_.pool_bytes;
   pool_config_.shards = static_cast<std::uint32_t>(world.random.between(1, 4));
   serve_processes(&processes_);
@@ -101,6 +103,9 @@ void Machine::start_daemon() {
 }
 
 void Machine::die() {
+  for (const auto& process : processes_.all) {
+    if (!process->dead) process->happens_everywhere(Happens::death);
+  }
   ++world_.counts.crashes;
   if (!daemon_->up) ++world_.counts.crashes_in_recovery;
   world_.trace("the daemon dies", daemon_->up ? 1 : 0);
@@ -506,6 +511,7 @@ void Machine::turn() {
   if ((world_.counts.turns & 0xfff) == 0) look_for_hangs();
   if ((world_.counts.turns & 0x7f) == 0) look_for_lost_pages();
   if (world_.calm) return;
+  if (damage_.once_in(settings_.damage)) damage_something();
   if ((world_.counts.turns & 0xfff) == 0 && processes_.alive() < processes_.most)
     processes_.make(settings_.threads);
   if (world_.random.once_in(settings_.crash)) {
@@ -516,6 +522,79 @@ void Machine::turn() {
     }
   }
   if (dead_) bury();
+}
+
+// A page that is at rest, and on disk.
+void Machine::damage_something() {
+  constexpr unsigned kMostLooks = 64;
+  if (!daemon_->up || daemon_->file == nullptr) return;
+  const auto clients = daemon_->registry->all();
+  if (clients.empty()) return;
+  const Client& client = *clients[damage_.below(clients.size())];
+  const Space* const space = kernel_.of_fd(client.uffd.get(), 'u');
+  Process* const process = space == nullptr ? nullptr : processes_.find(space->pid);
+  if (process == nullptr || process->dead || space->changing != 0 || !space->events.empty() ||
+      client.record.inbox_count != 0 || client.unapplied)
+    return;
+  std::uint64_t page = kArena + damage_.below(kPlaces * kPlacePages) * kPage;
+  for (unsigned i = 0; i < kMostLooks; ++i, page += kPage) {
+    page = client.map->next_out(page, kAddressEnd);
+    if (page >= kAddressEnd) return;
+    const auto object = daemon_->store->on_disk(client.map->load(page));
+    if (!object || space->pages.contains(page)) continue;
+    if (!process->note_damage(page)) return;
+    const std::uint64_t start = object->place.segment * BackingFile::kSegmentBytes +
+                                object->place.unit * BackingFile::kUnit + sizeof(DiskHeader);
+    os_.damage(start + damage_.below(object->length));
+    ++world_.counts.damaged;
+    world_.trace("damage", page, start);
+    return;
+  }
+}
+
+// -- the table
+
+void Machine::count_events() {
+  world_.on_event = [this](Happens event, const Space& space, std::uint64_t start,
+                           std::uint64_t end) { count_event(event, space, start, end); };
+}
+
+std::shared_ptr<Client> Machine::client_of(const Space& space) {
+  if (!daemon_->up || space.gone || !space.has_uffd) return nullptr;
+  for (auto& client : daemon_->registry->all()) {
+    if (client->uffd.get() == space.daemon_fd && kernel_.of_fd(space.daemon_fd, 'u') == &space)
+      return client;
+  }
+  return nullptr;
+}
+
+PageIs Machine::state_of(const Client& client, const Space& space, std::uint64_t page) const {
+  const Entry entry = client.map->load(page);
+  switch (entry.state()) {
+    case PageState::none:
+      break;
+    case PageState::same:
+    case PageState::same_record:
+      return PageIs::same;
+    case PageState::object:
+      return daemon_->store->on_disk(entry) ? PageIs::on_disk : PageIs::pooled;
+    case PageState::out:
+      return entry.wanted() ? PageIs::wanted : PageIs::out;
+    case PageState::bad:
+      return PageIs::bad;
+  }
+  return Kernel::present(space, page) ? PageIs::present : PageIs::absent;
+}
+
+void Machine::count_event(Happens event, const Space& space, std::uint64_t start,
+                          std::uint64_t end) {
+  const auto client = client_of(space);
+  if (client == nullptr) return;
+  for (std::uint64_t page = start; page < end; page += kPage) {
+    if (page - kStaging < wire::kStagingBytes) continue;
+    const auto state = static_cast<std::size_t>(state_of(*client, space, page));
+    ++world_.counts.table[state][static_cast<std::size_t>(event)];
+  }
 }
 
 void Machine::look_for_hangs() {
@@ -627,6 +706,13 @@ void Machine::run(std::uint64_t turns, bool brisk) {
 // Nothing is left of anybody.
 void Machine::check_leftovers() {
   Daemon& d = *daemon_;
+  // What is being written is held until the write has ended; and a fiber of the daemon may stand in
+  // the middle of a change of the account.
+  const auto settle = [&](const std::function<bool()>& done) {
+    constexpr std::uint64_t kMostTurns = 50'000;
+    for (std::uint64_t i = 0; i < kMostTurns && !done() && world_.failure.empty(); ++i) turn();
+  };
+  settle([&] { return d.pool->stats().objects == 0; });
   const PoolStats stats = d.pool->stats();
   if (stats.objects != 0 || stats.pattern_objects != 0 || stats.misuses != 0)
     world_.fail(fmt::format("left in the pool: {} objects, {} patterns, {} on disk; {} misuses",
@@ -637,6 +723,7 @@ void Machine::check_leftovers() {
   if (!rest("the disk comes to rest", 200'000, [&] { return os_.disk.under_way() == 0; })) return;
   if (d.file->live_objects() != 0)
     world_.fail(fmt::format("left on disk: {} objects", d.file->live_objects()));
+  settle([&] { return d.file->validate() == nullptr; });
   if (const char* const wrong = d.file->validate())
     world_.fail(std::string("the file's account is not right: ") + wrong);
 }

@@ -45,6 +45,7 @@ struct Settings {
   std::uint64_t preempt = 0;      // once in so many calls of the daemon another fiber goes on
   std::uint64_t crash = 0;        // once in so many turns the daemon dies
   std::uint64_t refuse = 0;       // once in so many times there is no memory
+  std::uint64_t damage = 0;       // once in so many turns an object on disk is damaged
   std::uint64_t disk_errors = 0;  // once in so many times a read or write fails
 };
 
@@ -56,6 +57,7 @@ class MachineOs final : public Os {
   std::uint64_t io_ended = 0;  // how often something of the disk has
   std::uint64_t die_in = 0;    // calls, then the daemon dies; 0: it does not
   bool die_at_event = false;   // that, as soon as it has read an event
+  void damage(std::uint64_t offset) { damaged_.insert(offset); }  // of the file, until written to
   std::function<void()> on_death;
 
   std::uint64_t now_ns() override;
@@ -96,12 +98,14 @@ class MachineOs final : public Os {
                   const UffdProgress& result);
   [[nodiscard]] bool refuses();
   [[nodiscard]] int io_result(SimIo& io);
+  void end_writes(std::uint64_t offset, std::uint64_t bytes);
 
   World& world_;
   Kernel& kernel_;
   Processes& processes_;
   const Settings& settings_;
   std::set<std::uint64_t> failed_reads_;  // offsets: the next read there works
+  std::set<std::uint64_t> damaged_;       // bytes that every read finds changed
 };
 
 class Machine {
@@ -112,6 +116,8 @@ class Machine {
   // dies at least once in them.
   void run(std::uint64_t turns, bool brisk);
   [[nodiscard]] std::string describe() const;
+  // From here World::counts.table is filled.
+  void count_events();
 
  private:
   struct Served {
@@ -171,12 +177,17 @@ class Machine {
   void force_death(std::uint64_t at, std::uint64_t now, std::uint64_t last);
   bool rest(const char* what, std::uint64_t most_turns, const std::function<bool()>& done);
   void look_for_hangs();
+  void damage_something();
+  [[nodiscard]] std::shared_ptr<Client> client_of(const Space& space);
+  [[nodiscard]] PageIs state_of(const Client& client, const Space& space, std::uint64_t page) const;
+  void count_event(Happens event, const Space& space, std::uint64_t start, std::uint64_t end);
   void look_for_lost_pages();
   void watch();
   void check_leftovers();
   void sum_up();
 
   World& world_;
+  Random damage_;  // chance of its own: what runs without damage do does not hang on it
   Settings settings_;
   Kernel kernel_;
   Processes processes_;

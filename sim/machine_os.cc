@@ -69,6 +69,14 @@ int MachineOs::io_result(SimIo& io) {
   ++io_ended;
   ++(io.write ? world_.counts.disk_writes : world_.counts.disk_reads);
   world_.trace(io.write ? "disk write" : "disk read", io.offset, io.bytes());
+  const auto bad = damaged_.lower_bound(io.offset),
+             end = damaged_.lower_bound(io.offset + io.bytes());
+  if (io.write) {
+    damaged_.erase(bad, end);
+  } else if (bad != end) {
+    io.flip_bit = static_cast<std::int64_t>((*bad - io.offset) * 8);
+    return 0;
+  }
   if (world_.calm || !world_.random.once_in(settings_.disk_errors)) {
     failed_reads_.erase(io.offset);
     return 0;
@@ -122,6 +130,7 @@ int MachineOs::uffd_register(int fd, std::uint64_t start, std::uint64_t bytes) {
 int MachineOs::uffd_unregister(int fd, std::uint64_t start, std::uint64_t bytes) {
   pause(1);
   Space* const space = kernel_.of_fd(fd, 'u');
+  if (space != nullptr) world_.happens(Happens::unregister, *space, start, start + bytes);
   const int result = space == nullptr ? -EBADF : kernel_.unregister_range(*space, start, bytes);
   world_.trace("unregister", start, bytes / kPage, static_cast<std::uint64_t>(-result));
   pause(1);
@@ -184,7 +193,7 @@ int MachineOs::uffd_read(int fd, std::span<uffd_msg> messages) {
   const int count = space == nullptr ? -EBADF : kernel_.read(*space, messages);
   if (die_at_event && count > 0 && messages[0].event != UFFD_EVENT_PAGEFAULT) {
     die_at_event = false;
-    die_in = world_.random.between(1, 40);
+    die_in = world_.random.between(1, 16);
   }
   pause(1);
   return count;
@@ -196,8 +205,19 @@ Result<UniqueFd> MachineOs::memory_file(const char* name, std::uint64_t bytes) {
   return real_os().memory_file(name, bytes);
 }
 
+// fallocate() waits for what is being written to the file directly, be it for a process that is
+// dead.
+void MachineOs::end_writes(std::uint64_t offset, std::uint64_t bytes) {
+  for (std::size_t i = disk.under_way(); i-- > 0;) {
+    const SimIo& io = disk.io(i);
+    if (io.write && io.offset < offset + bytes && offset < io.offset + io.bytes())
+      disk.complete_at(i);
+  }
+}
+
 int MachineOs::punch(int fd, std::uint64_t offset, std::uint64_t bytes) {
   pause();
+  if (disk.has(fd)) end_writes(offset, bytes);
   const int result = disk.has(fd) ? disk.punch(fd, offset, bytes)
                      : refuses()  ? -ENOMEM
                                   : real_os().punch(fd, offset, bytes);
@@ -269,6 +289,9 @@ int MachineOs::pagemap_scan(int pagemap_fd, uapi::PmScanArg& arg) {
   pause();
   Space* const space = kernel_.of_fd(pagemap_fd, 'p');
   const int count = space == nullptr || space->gone ? -ESRCH : Kernel::pagemap_scan(*space, arg);
+  const auto* const found = reinterpret_cast<const uapi::PageRegion*>(arg.vec);
+  for (int i = 0; i < count; ++i)
+    world_.happens(Happens::marked, *space, found[i].start, found[i].end);
   pause();
   return count;
 }

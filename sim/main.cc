@@ -6,6 +6,10 @@
 //   seed
 //   foldswap_sim --runs N [--seed N] [--steps N]     so many short ones, from this seed on; in each
 //   the daemon dies at least once
+//   foldswap_sim --mutants N [--seed N] [--steps N]  each order that a mutation turns round must be
+//   noticed in N such runs, and the same seeds be good without
+//   With --runs: [--table], what happened to pages in what state; a cell that is empty is an error.
+//   Any of these: [--mutation NAME] (base/mutation.h)
 //
 // A run is decided by its seed, and by nothing else: the same program repeats it, step by step.
 // Exit status: 0, or 1 when something was wrong; then the end of its trace is printed, and the
@@ -36,6 +40,7 @@
 #include <spdlog/spdlog.h>
 
 #include "base/mapping.h"
+#include "base/mutation.h"
 #include "base/unique_fd.h"
 #include "sim/machine.h"
 #include "sim_version.h"
@@ -86,17 +91,52 @@ class LogSink final : public spdlog::sinks::base_sink<spdlog::details::null_mute
 };
 
 struct Options {
-  std::uint64_t seed = 1, steps = 0, seconds = 0, runs = 0;
+  std::uint64_t seed = 1, steps = 0, seconds = 0, runs = 0, mutants = 0;
+  std::string_view mutation;
+  bool quiet = false;  // nothing is printed of the run
+  bool table = false;
   std::uint64_t watch = 0;
   std::size_t trace = 80;
 
-  [[nodiscard]] bool brisk() const { return runs != 0; }
+  [[nodiscard]] bool brisk() const { return runs != 0 || mutants != 0; }
 };
+
+// What happened in a run in a process of its own: shared memory.
+struct Outcome {
+  Counts counts;
+  char failure[256];
+};
+
+// Orders that this program must notice when they are the wrong ones.
+struct Mutant {
+  std::string_view name;
+  Mutation mutation;
+};
+constexpr Mutant kMutants[] = {
+    {"entry_before_checksum", Mutation::entry_before_checksum},
+    {"free_before_copy", Mutation::free_before_copy},
+    {"inbox_before_applied", Mutation::inbox_before_applied},
+    {"staging_before_publish", Mutation::staging_before_publish},
+    {"h16_quarantine", Mutation::h16_quarantine},
+};
+
+// False: there is none of this name, or no choice in this build.
+bool activate(std::string_view name) {
+#if defined(FOLDSWAP_RUNTIME_MUTATIONS)
+  for (const Mutant& mutant : kMutants) {
+    if (mutant.name != name) continue;
+    active_mutation = mutant.mutation;
+    return true;
+  }
+#endif
+  return name.empty();
+}
 
 // How a run can be had once more.
 std::string again(const Options& options) {
-  return fmt::format("again: foldswap_sim {}--seed {} --steps {} --trace 1000",
-                     options.brisk() ? "--runs 1 " : "", options.seed, options.steps);
+  return fmt::format("again: foldswap_sim {}--seed {} --steps {} --trace 1000{}{}",
+                     options.brisk() ? "--runs 1 " : "", options.seed, options.steps,
+                     options.mutation.empty() ? "" : " --mutation ", options.mutation);
 }
 
 void print_counts(const Counts& c) {
@@ -108,7 +148,7 @@ void print_counts(const Counts& c) {
       "at the end; faults: %llu zero, %llu same, %llu pool, %llu disk, %llu rescued; %llu aborted "
       "commands, %llu reclaims; disk: %llu reads, %llu writes, %llu errors; %llu times no memory; "
       "%llu "
-      "deaths of the daemon, %llu of them in recovery\n",
+      "deaths of the daemon, %llu of them in recovery; %llu objects damaged, %llu times SIGBUS\n",
       static_cast<unsigned long long>(c.turns), static_cast<unsigned long long>(c.accesses),
       static_cast<unsigned long long>(c.faults), static_cast<unsigned long long>(c.discards),
       static_cast<unsigned long long>(c.maps), static_cast<unsigned long long>(c.unmaps),
@@ -125,7 +165,8 @@ void print_counts(const Counts& c) {
       static_cast<unsigned long long>(c.disk_writes),
       static_cast<unsigned long long>(c.disk_errors),
       static_cast<unsigned long long>(c.refused_memory), static_cast<unsigned long long>(c.crashes),
-      static_cast<unsigned long long>(c.crashes_in_recovery));
+      static_cast<unsigned long long>(c.crashes_in_recovery),
+      static_cast<unsigned long long>(c.damaged), static_cast<unsigned long long>(c.poisoned));
   for (std::size_t i = 0; i < c.kills.size(); ++i) {
     if (c.kills[i] != 0)
       std::printf("killed, %llu times: %s\n", static_cast<unsigned long long>(c.kills[i]),
@@ -133,16 +174,34 @@ void print_counts(const Counts& c) {
   }
 }
 
-// Where a run in another process leaves its own.
-Counts* shared_counts() {
-  static const UniqueFd file(::memfd_create("sim-counts", MFD_CLOEXEC));
-  static const bool sized = ::ftruncate(file.get(), sizeof(Counts)) == 0;
-  static const Mapping area = Mapping::shared(file.get(), sizeof(Counts)).value();
-  return sized ? area.as<Counts>() : nullptr;
+// Where a run in another process leaves what happened in it.
+Outcome* shared_outcome() {
+  static const UniqueFd file(::memfd_create("sim-outcome", MFD_CLOEXEC));
+  static const bool sized = ::ftruncate(file.get(), sizeof(Outcome)) == 0;
+  static const Mapping area = Mapping::shared(file.get(), sizeof(Outcome)).value();
+  return sized ? area.as<Outcome>() : nullptr;
+}
+
+void report(const Options& options, const World& world, const Machine& machine) {
+  const bool good = world.failure.empty();
+  const bool several = options.runs > 1 || options.seconds != 0;
+  if (options.quiet || (good && options.runs > 1)) return;
+  std::printf("seed %llu (%s): %s, digest %016llx\n", static_cast<unsigned long long>(options.seed),
+              kVersion, good ? "all right" : "FAILED",
+              static_cast<unsigned long long>(world.digest));
+  if (!good || !several) {
+    std::printf("%s\n", machine.describe().c_str());
+    print_counts(world.counts);
+  }
+  if (!good) {
+    std::printf("%s\n%s\n%s\n", world.tail(options.trace).c_str(), world.failure.c_str(),
+                again(options).c_str());
+  }
 }
 
 // In a process of its own: what dead daemons leave goes with it.
-[[noreturn]] void run_one(const Options& options, Counts* counts) {
+[[noreturn]] void run_one(const Options& options, Outcome& outcome) {
+  (void)activate(options.mutation);
   World world(options.seed);
   g_world = &world;
   world.watched_page = options.watch;
@@ -150,41 +209,33 @@ Counts* shared_counts() {
   logger->set_level(spdlog::level::info);
   spdlog::set_default_logger(logger);
   auto* const machine = new Machine(world);
+  if (options.table) machine->count_events();
   machine->run(options.steps, options.brisk());
-  *counts = world.counts;
   g_world = nullptr;
-  const bool good = world.failure.empty();
-  if (!good || options.runs <= 1) {
-    std::printf("seed %llu (%s): %s, digest %016llx\n",
-                static_cast<unsigned long long>(options.seed), kVersion,
-                good ? "all right" : "FAILED", static_cast<unsigned long long>(world.digest));
-  }
-  if (!good || (options.seconds == 0 && options.runs <= 1)) {
-    std::printf("%s\n", machine->describe().c_str());
-    print_counts(world.counts);
-  }
-  if (!good) {
-    std::printf("%s\n%s\n%s\n", world.tail(options.trace).c_str(), world.failure.c_str(),
-                again(options).c_str());
-  }
+  outcome.counts = world.counts;
+  world.failure.copy(outcome.failure, sizeof(outcome.failure) - 1);
+  report(options, world, *machine);
   std::fflush(nullptr);
-  ::_exit(good ? 0 : 1);
+  ::_exit(world.failure.empty() ? 0 : 1);
 }
 
-// `counts`: in shared memory; what happened until it ended.
-bool run_in_child(const Options& options, Counts* counts) {
+bool run_in_child(const Options& options, Outcome& outcome) {
+  outcome = {};
   std::fflush(nullptr);
   const pid_t child = ::fork();
-  if (child == 0) run_one(options, counts);
+  if (child == 0) run_one(options, outcome);
   int status = 0;
   if (child < 0 || ::waitpid(child, &status, 0) != child) {
     std::perror("foldswap_sim: fork");
     return false;
   }
-  if (WIFSIGNALED(status))
-    std::printf("seed %llu (%s): ended by signal %d\n%s\n",
-                static_cast<unsigned long long>(options.seed), kVersion, WTERMSIG(status),
-                again(options).c_str());
+  if (WIFSIGNALED(status)) {
+    fmt::format("ended by signal {}", WTERMSIG(status))
+        .copy(outcome.failure, sizeof(outcome.failure) - 1);
+    if (!options.quiet)
+      std::printf("seed %llu (%s): %s\n%s\n", static_cast<unsigned long long>(options.seed),
+                  kVersion, outcome.failure, again(options).c_str());
+  }
   return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
@@ -198,7 +249,7 @@ int run_for(Options options) {
   const auto one = [&](std::uint64_t seed) {
     options.seed = seed;
     ++runs;
-    failed += run_in_child(options, shared_counts()) ? 0 : 1;
+    failed += run_in_child(options, *shared_outcome()) ? 0 : 1;
   };
   one(std::random_device()() + 1'000'000ULL);
   for (std::uint64_t seed = first; now() < end && failed < kMostFailures; ++seed) one(seed);
@@ -208,19 +259,18 @@ int run_for(Options options) {
 }
 
 int run_many(Options options) {
-  Counts* const counts = shared_counts();
+  Outcome& outcome = *shared_outcome();
   Counts sum;
   std::uint64_t failed = 0, runs = 0, fewest_deaths = ~std::uint64_t{0};
   for (const std::uint64_t first = options.seed; runs < options.runs && failed < kMostFailures;
        ++runs) {
     options.seed = first + runs;
-    *counts = {};
-    if (!run_in_child(options, counts)) {
+    if (!run_in_child(options, outcome)) {
       ++failed;
       continue;
     }
-    sum.add(*counts);
-    fewest_deaths = std::min(fewest_deaths, counts->crashes);
+    sum.add(outcome.counts);
+    fewest_deaths = std::min(fewest_deaths, outcome.counts.crashes);
   }
   print_counts(sum);
   const bool died = fewest_deaths != 0;
@@ -229,13 +279,55 @@ int run_many(Options options) {
               static_cast<unsigned long long>(runs), static_cast<unsigned long long>(options.steps),
               static_cast<unsigned long long>(failed < runs ? fewest_deaths : 0),
               static_cast<unsigned long long>(failed));
-  return failed == 0 && died ? 0 : 1;
+  std::string wrong;
+  if (options.table) {
+    wrong = wrong_cells(sum.table);
+    std::printf("%s%s", print(sum.table).c_str(), wrong.c_str());
+  }
+  return failed == 0 && died && wrong.empty() ? 0 : 1;
+}
+
+int run_mutants(Options options) {
+  Outcome& outcome = *shared_outcome();
+  options.quiet = true;
+  const std::uint64_t first = options.seed;
+  std::uint64_t last = first, missed = 0;
+  for (const Mutant& mutant : kMutants) {
+    options.mutation = mutant.name;
+    bool good = true;
+    for (options.seed = first; options.seed < first + options.mutants; ++options.seed) {
+      good = run_in_child(options, outcome);
+      if (!good) break;
+    }
+    missed += good ? 1 : 0;
+    if (!good) last = std::max(last, options.seed);
+    std::printf("%.*s: %s\n", static_cast<int>(mutant.name.size()), mutant.name.data(),
+                good
+                    ? "NOT NOTICED"
+                    : fmt::format("noticed at seed {}: {}", options.seed, outcome.failure).c_str());
+    std::fflush(nullptr);
+  }
+  options.mutation = {};
+  options.quiet = false;
+  options.runs = last - first + 1;
+  options.seed = first;
+  std::printf("without a mutation:\n");
+  const int status = run_many(options);
+  return missed == 0 ? status : 1;
 }
 
 bool parse(int argc, char** argv, Options& options) {
+  const bool table = argc > 1 && std::string_view(argv[argc - 1]) == "--table";
+  if (table) --argc;
+  options.table = table;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string_view name = argv[i], value = argv[i + 1];
     std::uint64_t number = 0;
+    if (name == "--mutation") {
+      options.mutation = value;
+      if (!activate(value)) return false;
+      continue;
+    }
     const bool hex = value.starts_with("0x");
     const auto [end, ec] = std::from_chars(value.data() + (hex ? 2 : 0),
                                            value.data() + value.size(), number, hex ? 16 : 10);
@@ -248,6 +340,8 @@ bool parse(int argc, char** argv, Options& options) {
       options.seconds = number;
     } else if (name == "--runs") {
       options.runs = number;
+    } else if (name == "--mutants") {
+      options.mutants = number;
     } else if (name == "--watch") {
       options.watch = number;
     } else if (name == "--trace") {
@@ -266,10 +360,10 @@ bool parse(int argc, char** argv, Options& options) {
 int main(int argc, char** argv) {
   foldswap::sim::Options options;
   if (!foldswap::sim::parse(argc, argv, options)) {
-    std::fprintf(
-        stderr,
-        "usage: foldswap_sim [--seed N] [--steps N] [--seconds S | --runs N] [--trace N] [--watch "
-        "PAGE]\n");
+    std::fprintf(stderr,
+                 "usage: foldswap_sim [--seed N] [--steps N] [--seconds S | --runs N [--table] | "
+                 "--mutants N] "
+                 "[--mutation NAME] [--trace N] [--watch PAGE]\n");
     return 2;
   }
   rlimit files{};
@@ -278,6 +372,7 @@ int main(int argc, char** argv) {
     (void)::setrlimit(RLIMIT_NOFILE, &files);
   }
   if (options.seconds != 0) return foldswap::sim::run_for(options);
+  if (options.mutants != 0) return foldswap::sim::run_mutants(options);
   if (options.runs > 1) return foldswap::sim::run_many(options);
-  foldswap::sim::run_one(options, foldswap::sim::shared_counts());
+  foldswap::sim::run_one(options, *foldswap::sim::shared_outcome());
 }

@@ -34,6 +34,10 @@ void store_shared(std::uint32_t& word, std::uint32_t value) {
   __atomic_store_n(&word, value, __ATOMIC_SEQ_CST);
 }
 
+std::string text_of(const PageBytes& bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
 }  // namespace
 
 Process::Process(World& world, Kernel& kernel, Processes& all, Space& s)
@@ -58,6 +62,7 @@ void Process::start(unsigned threads) {
 
 void Process::kill() {
   if (dead) return;
+  happens_everywhere(Happens::exit);
   dead = true;
   for (Process* const child : std::exchange(forking_, {})) child->kill();  // no fork comes of it
   kernel_.exit(space);
@@ -69,6 +74,22 @@ void Process::for_each_absent(const std::function<void(std::uint64_t page)>& eac
     if (!truth.or_zeros && !space.pages.contains(page) && !in_use(page, page + kPage, nullptr))
       each(page);
   }
+}
+
+void Process::happens_everywhere(Happens event) const {
+  for (const auto& [start, end] : ranges_) world_.happens(event, space, start, end);
+}
+
+bool Process::note_damage(std::uint64_t page) {
+  const auto found = truth_.find(page);
+  if (found == truth_.end() || found->second.or_zeros) return false;
+  all_.damaged.insert(text_of(found->second.bytes));
+  return true;
+}
+
+bool Process::damaged(std::uint64_t page) const {
+  const auto found = truth_.find(page);
+  return found != truth_.end() && all_.damaged.contains(text_of(found->second.bytes));
 }
 
 // -- being a client
@@ -274,10 +295,13 @@ void Process::access(Thread& thread, std::uint64_t page, bool write) {
   thread.page = page;
   Frame* frame = nullptr;
   world_.trace(write ? "write" : "read", page);
+  world_.happens(write ? Happens::write : Happens::read, space, page, page + kPage);
   const Kernel::Touch touch = kernel_.touch(space, *thread.task, page, write, frame);
   if (touch == Kernel::Touch::done) {
     compare(*frame, page);
     if (write) scribble(*frame, page);
+  } else if (touch == Kernel::Touch::sigbus && damaged(page)) {
+    ++world_.counts.poisoned;  // the page is lost until it is discarded
   } else if (touch == Kernel::Touch::sigbus && all_.doomed(space)) {
     ++world_.counts.kills[kSigbusInChild];
     kill();
@@ -311,6 +335,7 @@ void Process::do_discard(Thread& thread) {
   ++world_.counts.discards;
   thread.discards = true;
   for (Process* const child : forking_) child->note_discarded(thread.claim_start, thread.claim_end);
+  world_.happens(Happens::discard, space, thread.claim_start, thread.claim_end);
   kernel_.discard(space, *thread.task, thread.claim_start, thread.claim_end - thread.claim_start,
                   [this](std::uint64_t start, std::uint64_t end) {
                     truth_.erase(truth_.lower_bound(start), truth_.lower_bound(end));
@@ -345,6 +370,7 @@ void Process::follow_map(std::uint64_t start, std::uint64_t end) {
 void Process::do_unmap(Thread& thread) {
   if (ranges_.size() < 2 || !claim(thread, world_.random.once_in(2))) return;
   ++world_.counts.unmaps;
+  world_.happens(Happens::unmap, space, thread.claim_start, thread.claim_end);
   kernel_.unmap(space, *thread.task, thread.claim_start, thread.claim_end - thread.claim_start,
                 [&](std::uint64_t start, std::uint64_t end) {
                   follow_map(start, end);
@@ -381,6 +407,8 @@ void Process::do_remap(Thread& thread) {
   };
   const auto remap = [&] {
     ++world_.counts.remaps;
+    world_.happens(Happens::remap_from, space, from, from + bytes);
+    world_.happens(Happens::remap_to, space, to, to + new_bytes);
     return kernel_.remap(space, *thread.task, from, bytes, to, new_bytes, effect);
   };
   if (preload::Control* const control = preload::live()) {
@@ -409,6 +437,7 @@ void Process::do_fork(Thread& thread) {
     seq = sys::add(control->mailbox->fork_seq, 1);
   }
   Process* child = nullptr;
+  happens_everywhere(Happens::fork);
   Space& forked = kernel_.fork(space, *thread.task, all_.next_pid(), [&](Space& s) {
     child = &all_.adopt(s);
     child->truth_ = truth_;

@@ -11,6 +11,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -66,6 +67,12 @@ class Process {
 
   // Pages that hold something, are not there, and are in nobody's hands.
   void for_each_absent(const std::function<void(std::uint64_t page)>& each) const;
+  // To all of its pages.
+  void happens_everywhere(Happens event) const;
+  // The object of this page, which is out, does not verify from now on. It, and what holds the same
+  // bytes and so may share the object, may be poisoned: any other SIGBUS is a failure. False: it is
+  // not known what the page holds.
+  [[nodiscard]] bool note_damage(std::uint64_t page);
 
   // -- the end of a run
   // Every page, read and compared. Blocks; on a fiber of its own.
@@ -95,6 +102,7 @@ class Process {
   void do_remap(Thread& thread);
   void do_fork(Thread& thread);
   void compare(const Frame& frame, std::uint64_t page);
+  [[nodiscard]] bool damaged(std::uint64_t page) const;
   void scribble(Frame& frame, std::uint64_t page);
   [[nodiscard]] std::uint64_t any_page(const Thread& thread);
   // A range of one mapping that nobody uses; claimed. False: none found.
@@ -141,6 +149,7 @@ class Processes {
   std::vector<std::unique_ptr<Process>> all;
   bool stopping = false;  // threads come to rest
   std::size_t most = 6;
+  std::set<std::string> damaged;  // bytes of pages: what objects on disk held
 
  private:
   pid_t next_pid_ = 10'000'000;  // no real process has such a number

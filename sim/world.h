@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <iterator>
 #include <string>
 #include <utility>
@@ -11,8 +12,11 @@
 
 #include "sim/random.h"
 #include "sim/scheduler.h"
+#include "sim/table.h"
 
 namespace foldswap::sim {
+
+struct Space;
 
 // What happened, for the log of a run that failed and for the digest that two runs of one seed must
 // have in common.
@@ -44,6 +48,8 @@ struct Counts {
   std::uint64_t evicted = 0, faults_zero = 0, faults_same = 0, faults_pool = 0, faults_disk = 0,
                 faults_rescued = 0, aborted = 0;
   std::array<std::uint64_t, std::size(kKillReasons)> kills{};
+  std::uint64_t damaged = 0, poisoned = 0;  // objects on disk; accesses that got SIGBUS for it
+  Table table{};                            // if World::on_event is set
 
   void add(const Counts& other);
 };
@@ -61,6 +67,13 @@ struct World {
   // Nothing happens by chance any more that the system could not have prevented: no deaths, no
   // failing disk. For the end of a run.
   bool calm = false;
+
+  // What happens to pages of a process, told before it does. Nothing: nobody counts.
+  std::function<void(Happens event, const Space& space, std::uint64_t start, std::uint64_t end)>
+      on_event;
+  void happens(Happens event, const Space& space, std::uint64_t start, std::uint64_t end) const {
+    if (on_event) on_event(event, space, start, end);
+  }
 
   std::uint64_t watched_page = 0;  // its entries are noted in the trace when they change
   std::uint64_t digest = 0xcbf29ce484222325;

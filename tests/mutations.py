@@ -52,6 +52,10 @@ CAUGHT_BY = {
     "inheriting_mutexes": ("e2e_kernel_futex_inheriting", 2),
     "memory_of_a_dead_leader": ("ends_main_thread_ends_first_and_quiet", 2),
     "kept_without_looking": ("daemon", 1),
+    "entry_before_checksum": ("simulator_deaths", 1),
+    "free_before_copy": ("simulator_deaths", 1),
+    "inbox_before_applied": ("simulator_deaths", 1),
+    "staging_before_publish": ("simulator_deaths", 1),
 }
 # These the simulator must notice by itself, whatever else does: it runs for a minute.
 CAUGHT_BY_SIMULATOR = ["fork_references", "h04_copy_in_hold", "h16_quarantine", "layout_epoch",
