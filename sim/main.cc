@@ -80,6 +80,9 @@ class LogSink final : public spdlog::sinks::base_sink<spdlog::details::null_mute
     const std::size_t at = text.find(kKilled);
     if (at == std::string::npos) return;
     const std::string_view reason = std::string_view(text).substr(at + kKilled.size());
+    const auto& kills = world_.counts.kills;
+    const bool known_before = std::ranges::any_of(kills, [](std::uint64_t n) { return n != 0; });
+    if (reason.empty() && known_before) return;  // a later daemon finds a client that is doomed
     const auto* const known = std::find(kKillReasons, kKillReasons + kUnknownReason, reason);
     ++world_.counts.kills[static_cast<std::size_t>(known - kKillReasons)];
     if (known == kKillReasons + kUnknownReason) world_.fail("a client is killed: " + text);
