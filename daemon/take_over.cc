@@ -149,7 +149,10 @@ std::shared_ptr<Client> TakeOver::revive(ClientRecord& record, const MakeClient&
   if (!register_again(*client)) wrong = "what was being unregistered cannot be registered again";
   if (wrong != nullptr) client->kill(wrong);
   if (doomed) client->kill("");
-  client->quarantine.forget_witnesses();
+  {
+    const RankedLock lock(client->mutex);
+    client->quarantine.forget_witnesses();
+  }
   take_events(*client);
   take_batches(*client);
   return client;
