@@ -36,17 +36,22 @@ inline constexpr bool kUnderAsan = true;
 inline constexpr bool kUnderAsan = false;
 #endif
 
+// A forked child that stands still before it does `work`; its status then is that.
+template <typename Work>
+pid_t fork_traced(Work work) {
+  const pid_t child = ::fork();
+  if (child != 0) return child;
+  if (::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) ::_exit(3);
+  ::raise(SIGSTOP);
+  ::_exit(work());
+}
+
 // Steps a forked child through `work`, which says whether it went well, one instruction at a time,
 // and asks `torn()` after each of them. Both see the same memory files.
 template <typename Work, typename Torn>
 void single_step(Work work, Torn torn) {
-  const pid_t child = ::fork();
+  const pid_t child = fork_traced([&] { return work() ? 0 : 1; });
   ASSERT_GE(child, 0);
-  if (child == 0) {
-    if (::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) ::_exit(3);
-    ::raise(SIGSTOP);
-    ::_exit(work() ? 0 : 1);
-  }
   int status = 0;
   std::uint64_t steps = 0, wrong = 0;
   ASSERT_EQ(::waitpid(child, &status, 0), child);
@@ -154,14 +159,8 @@ std::uint64_t die_at_every_store(std::span<const int> fds, Work work, Look look)
 // A forked child does `work` until `dead`, which is asked after each step, and is killed there.
 template <typename Work, typename Dead>
 void die_when(Work work, Dead dead) {
-  const pid_t child = ::fork();
+  const pid_t child = fork_traced([&] { return work(), 0; });
   ASSERT_GE(child, 0);
-  if (child == 0) {
-    if (::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) ::_exit(3);
-    ::raise(SIGSTOP);
-    work();
-    ::_exit(0);
-  }
   int status = 0;
   ASSERT_EQ(::waitpid(child, &status, 0), child);
   while (WIFSTOPPED(status) && !dead()) {

@@ -19,13 +19,9 @@ inline std::array<int, 3> files_of(const PoolLayout& layout) {
   return {layout.frames_fd(), layout.records_fd(), layout.meta_fd()};
 }
 
-// `first`: where in the snapshot they are.
-inline PoolFiles pool_files(std::vector<UniqueFd>& files, std::size_t first = 0) {
-  return {std::move(files[first]), std::move(files[first + 1]), std::move(files[first + 2])};
-}
 inline PoolFiles pool_files(const Snapshot& snapshot) {
   auto files = snapshot.files();
-  return pool_files(files);
+  return {std::move(files[0]), std::move(files[1]), std::move(files[2])};
 }
 
 }  // namespace foldswap::test
