@@ -11,9 +11,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#if !defined(__x86_64__) || !defined(__linux__)
-#error "the preload library knows the system call interface of x86-64 Linux only"
-#endif
+#include "preload/machine.h"
 
 namespace foldswap::sys {
 
@@ -29,18 +27,6 @@ template <typename T>
   return 0;
 }
 
-inline long call6(long number, long a, long b, long c, long d, long e, long f) {
-  long result = number;
-  register long r10 asm("r10") = d;
-  register long r8 asm("r8") = e;
-  register long r9 asm("r9") = f;
-  asm volatile("syscall"
-               : "+a"(result)
-               : "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
-               : "rcx", "r11", "memory");
-  return result;
-}
-
 // Up to six integers or pointers. The answer may be ignored where failure changes nothing.
 template <typename A = int, typename B = int, typename C = int, typename D = int, typename E = int,
           typename F = int>
@@ -50,18 +36,22 @@ inline long call(long number, A a = {}, B b = {}, C c = {}, D d = {}, E e = {}, 
 
 template <typename T>
 [[nodiscard]] T load(const T& value) {
+  pause();
   return __atomic_load_n(&value, __ATOMIC_SEQ_CST);
 }
 template <typename T>
 void store(T& value, T wanted) {
+  pause();
   __atomic_store_n(&value, wanted, __ATOMIC_SEQ_CST);
 }
 inline std::uint32_t add(std::uint32_t& value, std::uint32_t amount) {
+  pause();
   return __atomic_add_fetch(&value, amount, __ATOMIC_SEQ_CST);
 }
 template <typename T>
 [[nodiscard]] bool exchange_if(T& value, std::type_identity_t<T> expected,
                                std::type_identity_t<T> wanted) {
+  pause();
   return __atomic_compare_exchange_n(&value, &expected, wanted, false, __ATOMIC_SEQ_CST,
                                      __ATOMIC_SEQ_CST);
 }
@@ -104,13 +94,9 @@ class Backoff {
   [[nodiscard]] std::uint32_t turns() const { return turns_; }
 
  private:
-  static constexpr std::uint32_t kYields = 200;
   std::uint32_t turns_ = 0;
 };
 
-inline void copy_bytes(void* to, const void* from, std::size_t bytes) {
-  asm volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(bytes) : : "memory");
-}
 inline void zero_bytes(void* to, std::size_t bytes) {
   asm volatile("rep stosb" : "+D"(to), "+c"(bytes) : "a"(0) : "memory");
 }

@@ -1,4 +1,4 @@
-// The system calls of the library's code in a simulated process: sim/shadow/preload/syscalls.h.
+// The system calls of the library's code in a simulated process: sim/shadow/preload/machine.h.
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <sys/ioctl.h>

@@ -3,7 +3,7 @@
 // a read that finds anything else fails the run.
 //
 // preload/mover.cc (the agent's work) and preload/request.cc (announced calls, requests) are built
-// into the simulator as they are, over sim/shadow/preload/syscalls.h: every system call of theirs
+// into the simulator as they are, over sim/shadow/preload/machine.h: every system call of theirs
 // comes to client_call(), and any other fiber may run between two looks at shared memory.
 // Thread safety: none. What may block says so, and is called on a fiber of the process.
 #pragma once
