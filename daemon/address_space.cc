@@ -27,7 +27,7 @@ void AddressSpace::forget_events(Client& client) {
   for (uffd_msg& message : std::span(client.record.inbox, client.record.inbox_count)) {
     if (message.event == UFFD_EVENT_FORK && message.arg.fork.ufd != kForkTaken) {
       host_.doom(UniqueFd(static_cast<int>(message.arg.fork.ufd)));
-      message.event = 0;
+      clear_message(message);
     }
   }
   if (client.child != nullptr) end_taking_over(client, false);
@@ -191,7 +191,7 @@ bool AddressSpace::apply_forks(Client& parent, std::span<const Move> moves, std:
       parent.child_cursor = 0;
     }
     if (parent.child == nullptr) {  // the host holds its descriptor: it waits, and is ended
-      inbox[i].event = 0;
+      clear_message(inbox[i]);
       continue;
     }
     ForkClone clone(os_, store_, read_more_, parent, *parent.child, i, moves, parent.child_cursor);
@@ -209,7 +209,8 @@ bool AddressSpace::apply_forks(Client& parent, std::span<const Move> moves, std:
 void AddressSpace::end_taking_over(Client& parent, bool whole) {
   if (!whole) parent.child->kill("not every page of its parent could be taken over");
   for (uffd_msg& message : std::span(parent.record.inbox, parent.record.inbox_count)) {
-    if (message.event == UFFD_EVENT_FORK && message.arg.fork.ufd == kForkTaken) message.event = 0;
+    if (message.event == UFFD_EVENT_FORK && message.arg.fork.ufd == kForkTaken)
+      clear_message(message);
   }
   host_.child_ready(std::exchange(parent.child, nullptr));
 }
@@ -306,6 +307,7 @@ std::vector<std::uint64_t> AddressSpace::unmapped_by(const Client& client,
                                                      std::span<const uffd_msg> inbox,
                                                      std::span<const Move> moves) {
   std::vector<std::uint64_t> pages;
+  if (moves.empty()) return pages;
   const auto look_at = [&](std::uint64_t page) {
     std::uint64_t place = page;
     bool moved = false;
@@ -332,8 +334,7 @@ std::vector<std::uint64_t> AddressSpace::unmapped_by(const Client& client,
   };
   for (const Move& m : moves) look_at_all(m.from, m.from + m.bytes);
   for (const uffd_msg& m : inbox) {
-    if (m.event == UFFD_EVENT_UNMAP && !moves.empty())
-      look_at_all(m.arg.remove.start, m.arg.remove.end);
+    if (m.event == UFFD_EVENT_UNMAP) look_at_all(m.arg.remove.start, m.arg.remove.end);
   }
   return pages;
 }

@@ -16,12 +16,10 @@
 #include <utility>
 
 #include "daemon/control.h"
-#include "daemon/disk_format.h"
 #include "daemon/hand_over.h"
 #include "daemon/notify.h"
 #include "daemon/pressure.h"
 #include "daemon/take_over.h"
-#include "pool/take_over.h"
 
 namespace foldswap {
 namespace {
@@ -137,10 +135,10 @@ Status Daemon::make_pool() {
   handshake_ = std::make_unique<Handshake>(os_, *registry_, vetting_, access_, tunables_, limits_,
                                            draining_, *state_);
   apply_tunables();
-  if (config.writeback_dir.empty() && left_file_ == nullptr) return {};
+  if (config.writeback_dir.empty() && left_.file == nullptr) return {};
   const DiskTier::Settings settings{config.writeback_dir, config.writeback_encrypt};
-  auto disk = left_file_ != nullptr
-                  ? DiskTier::go_on(os_, *state_, *store_, tunables_, settings, left_file_)
+  auto disk = left_.file != nullptr
+                  ? DiskTier::go_on(os_, *state_, *store_, tunables_, settings, left_.file)
                   : DiskTier::create(os_, *state_, *store_, tunables_, settings);
   if (!disk) return std::unexpected(disk.error());
   disk_ = std::move(*disk);
@@ -152,52 +150,31 @@ Status Daemon::make_store(const PoolConfig& config) {
   if (!pool) return std::unexpected(pool.error());
   pool_ = std::move(*pool);
   store_ = std::make_unique<PageStore>(*pool_);
-  NotedFd* const files = state_->header().files;
-  files[kPoolFrames].note(pool_->layout().frames_fd());
-  files[kPoolRecords].note(pool_->layout().records_fd());
-  files[kPoolMeta].note(pool_->layout().meta_fd());  // last: from here there is a pool
+  note_files(*state_, *pool_);
   return {};
 }
 
 // See take_over.h.
 Status Daemon::take_over_store(const PoolConfig& config) {
   TakeOver take_over(os_, *state_);
-  taken_over_ = take_over.clients(
-      [this](ClientParts parts) { return registry_->make_client(std::move(parts)); });
-  NotedFd* const noted = state_->header().files;
-  if (noted[kBackingFile].get() >= 0) {
-    auto file = BackingFile::take_over(os_, *state_);
-    if (!file) return std::unexpected(file.error());
-    left_file_ = std::move(*file);
-  }
-  // The last thing that can fail: whoever has the pool's files closes them.
-  PoolFiles files{UniqueFd(noted[kPoolFrames].get()), UniqueFd(noted[kPoolRecords].get()),
-                  UniqueFd(noted[kPoolMeta].get())};
-  auto pool = PoolTakeOver::begin(os_, files, config);
-  if (!pool) {
-    for (UniqueFd* const fd : {&files.frames, &files.records, &files.meta}) (void)fd->release();
-    return std::unexpected(pool.error());
-  }
-  TakeOver::references(taken_over_, [&](ObjectId id) { return pool->reference(id); });
-  pool_ = pool->finish([&](ObjectId, SegmentPlace place, std::uint32_t length) {
-    return left_file_ != nullptr && left_file_->adopt(place, disk_bytes(length));
-  });
-  if (left_file_ != nullptr) left_file_->settle();
+  const auto make = [this](ClientParts parts) { return registry_->make_client(std::move(parts)); };
+  if (auto s = take_over.all(make, config, left_); !s) return s;
+  pool_ = std::move(left_.pool);
   store_ = std::make_unique<PageStore>(*pool_);
-  store_->set_backing(left_file_.get());
-  take_over.settle(taken_over_, *store_);
+  store_->set_backing(left_.file.get());
+  take_over.settle(left_.clients, *store_);
   return {};
 }
 
 void Daemon::serve_taken_over(int epoll) {
   if (state_->header().incarnation > 1)
-    spdlog::info("took over {} clients of a daemon that died", taken_over_.size());
-  for (const auto& client : TakeOver::complete(taken_over_)) {
+    spdlog::info("took over {} clients of a daemon that died", left_.clients.size());
+  for (const auto& client : TakeOver::complete(left_.clients)) {
     registry_->add(client);
     handshake_->watch_again(*client, epoll);
   }
-  TakeOver(os_, *state_).wake(taken_over_);
-  taken_over_.clear();
+  TakeOver(os_, *state_).wake(left_.clients);
+  left_.clients.clear();
 }
 
 std::uint64_t Daemon::memory_total() const {

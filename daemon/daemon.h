@@ -17,6 +17,7 @@
 #include "daemon/handshake.h"
 #include "daemon/pool_care.h"
 #include "daemon/registry.h"
+#include "daemon/take_over.h"
 #include "daemon/thread_stopper.h"
 #include "daemon/threads.h"
 #include "daemon/tunables.h"
@@ -110,8 +111,7 @@ class Daemon {
   std::unique_ptr<DiskTier> disk_;  // nullptr: writeback is off
   BudgetBook budgets_;
   std::unique_ptr<Registry> registry_;
-  std::vector<std::shared_ptr<Client>> taken_over_;  // until they are served
-  std::unique_ptr<BackingFile> left_file_;           // until it is disk_'s
+  Left left_;  // the clients until they are served, the file until it is disk_'s
   Access access_;
   std::unique_ptr<Handshake> handshake_;
   std::unique_ptr<ThreadStopper> stopper_;

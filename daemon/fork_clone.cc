@@ -107,7 +107,7 @@ ForkClone::Verdict ForkClone::judge(std::uint64_t page, std::uint64_t& target) {
   for (const Move& m : moves_) {
     touched = touched || page - m.from < m.bytes;
     const std::uint64_t offset = page - m.to;
-    if (offset >= std::max(m.bytes, m.target_bytes)) continue;
+    if (offset >= m.target_bytes) continue;
     // Something comes here in the set, or a mapping grows over it. If the child does not have it
     // where it came from, it has it here, and not this page.
     touched = touched || offset < m.bytes;

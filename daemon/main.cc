@@ -90,9 +90,8 @@ Result<std::unique_ptr<State>> find_state(const Inherited& inherited) {
   if (!state) return state;
   if (inherited.from_store && (*state)->header().stored == 0)
     return fail(
-        "what the service manager has kept is older than the state: stop the service, and it lets "
-        "go "
-        "of that");
+        "what the service manager has kept is older than the state: stop the service, and it "
+        "lets go of that");
   stop_trusting_store(**state);
   if ((*state)->header().unnoted == 0) close_others(noted_fds(**state), inherited.first_fd);
   return state;

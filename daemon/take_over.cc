@@ -11,7 +11,9 @@
 #include <utility>
 
 #include "daemon/address_space.h"
+#include "daemon/disk_format.h"
 #include "daemon/event_journal.h"
+#include "pool/take_over.h"
 
 namespace foldswap {
 namespace {
@@ -97,6 +99,37 @@ void close_others(const std::set<int>& keep, int first) {
   }
   ::closedir(directory);
   for (const int fd : others) ::close(fd);
+}
+
+void note_files(State& state, const Pool& pool) {
+  NotedFd* const files = state.header().files;
+  files[kPoolFrames].note(pool.layout().frames_fd());
+  files[kPoolRecords].note(pool.layout().records_fd());
+  files[kPoolMeta].note(pool.layout().meta_fd());  // last: from here there is a pool
+}
+
+Status TakeOver::all(const MakeClient& make, const PoolConfig& config, Left& left) {
+  left.clients = clients(make);
+  NotedFd* const noted = state_.header().files;
+  if (noted[kBackingFile].get() >= 0) {
+    auto file = BackingFile::take_over(os_, state_);
+    if (!file) return std::unexpected(file.error());
+    left.file = std::move(*file);
+  }
+  // The last thing that can fail: whoever has the pool's files closes them.
+  PoolFiles files{UniqueFd(noted[kPoolFrames].get()), UniqueFd(noted[kPoolRecords].get()),
+                  UniqueFd(noted[kPoolMeta].get())};
+  auto pool = PoolTakeOver::begin(os_, files, config);
+  if (!pool) {
+    for (UniqueFd* const fd : {&files.frames, &files.records, &files.meta}) (void)fd->release();
+    return std::unexpected(pool.error());
+  }
+  references(left.clients, [&](ObjectId id) { return pool->reference(id); });
+  left.pool = pool->finish([&](ObjectId, SegmentPlace place, std::uint32_t length) {
+    return left.file != nullptr && left.file->adopt(place, disk_bytes(length));
+  });
+  if (left.file != nullptr) left.file->settle();
+  return {};
 }
 
 std::vector<std::shared_ptr<Client>> TakeOver::clients(const MakeClient& make) {
@@ -222,7 +255,7 @@ void TakeOver::resume_forks(Client& parent, const std::vector<std::shared_ptr<Cl
       parent.child = *child;
       parent.child_since_us = os_.now_us();
     } else if (message.arg.fork.ufd == kForkTaken || doomed(message.arg.fork.ufd)) {
-      message.event = 0;  // it is served, has ended, or cannot be served
+      clear_message(message);  // it is served, has ended, or cannot be served
     }
   }
 }

@@ -34,11 +34,24 @@ namespace foldswap {
 // Closes all but these, and those below `first`.
 void close_others(const std::set<int>& keep, int first);
 
+// A new pool's files are noted, so that they can be taken over.
+void note_files(State& state, const Pool& pool);
+
+// What a daemon has left, and the next one goes on with. Destroying it closes what clients need.
+struct Left {
+  std::vector<std::shared_ptr<Client>> clients;  // not yet served, not yet woken
+  std::unique_ptr<BackingFile> file;             // nullptr: there was none
+  std::unique_ptr<Pool> pool;
+};
+
 class TakeOver {
  public:
   using MakeClient = std::function<std::shared_ptr<Client>(ClientParts)>;
   TakeOver(Os& os, State& state) : os_(os), state_(state) {}
 
+  // Everything, in the one order in which it can be had. Error: `left` has what was taken so far,
+  // and no descriptor has been closed that whoever tries again needs.
+  [[nodiscard]] Status all(const MakeClient& make, const PoolConfig& config, Left& left);
   // The clients of all records; records of none are given back. Not yet served, not yet woken.
   [[nodiscard]] std::vector<std::shared_ptr<Client>> clients(const MakeClient& make);
   // Whether it can be served: it is no forked child that its parent's reader still fills, and no

@@ -74,20 +74,24 @@ class DaemonCrashTest : public CoreFixture {
     copy(record.fds.map, std::move(files[1]));
     copy(record.fds.pidfd, UniqueFd(::dup(0)));
     copy(record.fds.pagemap, UniqueFd(::dup(0)));
+    NotedFd* const noted = next.state->header().files;
+    copy(noted[kPoolFrames], std::move(files[2]));
+    copy(noted[kPoolRecords], std::move(files[3]));
+    copy(noted[kPoolMeta], std::move(files[4]));
     os.spaces[record.fds.uffd.get()] = space();
     os.pagemap_of[record.fds.pagemap.get()] = record.fds.uffd.get();
     TakeOver taking(os, *next.state);
-    const auto clients = taking.clients(
-        [this](ClientParts parts) { return std::make_shared<Client>(std::move(parts), os); });
-    PoolFiles pool_files = test::pool_files(files, 2);
-    auto begun = PoolTakeOver::begin(os, pool_files, pool_config).value();
-    TakeOver::references(clients, [&](ObjectId id) { return begun.reference(id); });
-    next.pool = begun.finish([](ObjectId, SegmentPlace, std::uint32_t) { return false; });
+    const auto make = [this](ClientParts parts) {
+      return std::make_shared<Client>(std::move(parts), os);
+    };
+    Left left;
+    EXPECT_TRUE(taking.all(make, pool_config, left));
+    next.pool = std::move(left.pool);
     next.store = std::make_unique<PageStore>(*next.pool);
-    taking.settle(clients, *next.store);
+    taking.settle(left.clients, *next.store);
     next.service = std::make_unique<FaultService>(os, *next.state, *next.store, *this, tunables,
                                                   PageCodec::make().value());
-    next.client = clients.front();
+    next.client = left.clients.front();
     return next;
   }
   // `expect` reads all that is there; nothing may be left after it.

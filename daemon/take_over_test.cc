@@ -10,7 +10,6 @@
 
 #include "daemon/core_fixture.h"
 #include "daemon/event_journal.h"
-#include "pool/take_over.h"
 
 namespace foldswap {
 namespace {
@@ -132,22 +131,24 @@ class TakeOverTest : public CoreFixture {
       std::shared_ptr<Client> client;
     };
     static auto* const dead = new std::vector<Dead>();
-    PoolFiles files{UniqueFd(::dup(pool->layout().frames_fd())),
-                    UniqueFd(::dup(pool->layout().records_fd())),
-                    UniqueFd(::dup(pool->layout().meta_fd()))};
+    NotedFd* const files = state->header().files;
+    files[kPoolFrames].note(::dup(pool->layout().frames_fd()));
+    files[kPoolRecords].note(::dup(pool->layout().records_fd()));
+    files[kPoolMeta].note(::dup(pool->layout().meta_fd()));
     const int state_fd = ::dup(state->fd());
     dead->push_back({std::move(state), std::move(pool), std::move(store), std::move(service),
                      std::move(client)});
     state = State::take_over(os, UniqueFd(state_fd)).value();
     TakeOver take_over(os, *state);
-    clients = take_over.clients([this](ClientParts parts) {
+    Left left;
+    const auto make = [this](ClientParts parts) {
       auto made = std::make_shared<Client>(std::move(parts), os);
       when_made = {made->record.doomed != 0, static_cast<ClientState>(made->record.state.load())};
       return made;
-    });
-    auto old_pool = PoolTakeOver::begin(os, files, pool_config).value();
-    TakeOver::references(clients, [&](ObjectId id) { return old_pool.reference(id); });
-    pool = old_pool.finish([](ObjectId, SegmentPlace, std::uint32_t) { return false; });
+    };
+    ASSERT_TRUE(take_over.all(make, pool_config, left));
+    clients = std::move(left.clients);
+    pool = std::move(left.pool);
     store = std::make_unique<PageStore>(*pool);
     take_over.settle(clients, *store);
     service = std::make_unique<FaultService>(os, *state, *store, *this, tunables,

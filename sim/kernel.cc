@@ -367,32 +367,28 @@ Space& Kernel::fork(Space& space, Task& task, pid_t child_pid,
 
 // -- userfaultfd
 
-int Kernel::register_range(Space& space, std::uint64_t start, std::uint64_t bytes) {
-  if (space.gone) return -ESRCH;
+bool Kernel::set_registered(Space& space, std::uint64_t start, std::uint64_t bytes,
+                            bool registered) {
   split(space, start);
   split(space, start + bytes);
   bool any = false;
   for (auto& [at, vma] : space.vmas) {
     if (at < start || at >= start + bytes) continue;
-    vma.registered = true;
+    vma.registered = registered;
     any = true;
   }
   join(space);
-  return any ? 0 : -EINVAL;
+  return any;
+}
+
+int Kernel::register_range(Space& space, std::uint64_t start, std::uint64_t bytes) {
+  if (space.gone) return -ESRCH;
+  return set_registered(space, start, bytes, true) ? 0 : -EINVAL;
 }
 
 int Kernel::unregister_range(Space& space, std::uint64_t start, std::uint64_t bytes) {
   if (space.gone) return -ESRCH;
-  split(space, start);
-  split(space, start + bytes);
-  bool any = false;
-  for (auto& [at, vma] : space.vmas) {
-    if (at < start || at >= start + bytes) continue;
-    vma.registered = false;
-    any = true;
-  }
-  join(space);
-  if (!any) return -EINVAL;
+  if (!set_registered(space, start, bytes, false)) return -EINVAL;
   wake(space, start, bytes);
   return 0;
 }

@@ -181,6 +181,8 @@ class Kernel {
   static void drop_pages(Space& space, std::uint64_t start, std::uint64_t end);
   void drop_mappings(Space& space, std::uint64_t start, std::uint64_t end);
   [[nodiscard]] static int movable(const Space& space, std::uint64_t to, std::uint64_t from);
+  // False: nothing is mapped there.
+  bool set_registered(Space& space, std::uint64_t start, std::uint64_t bytes, bool registered);
   [[nodiscard]] int check_target(const Space& space, std::uint64_t start,
                                  std::uint64_t bytes) const;
   void tell(Space& space, Task& task, long call, uffd_msg message, std::uint64_t child = 0);

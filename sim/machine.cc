@@ -145,7 +145,7 @@ bool Machine::doomed(const Space& space) {
 }
 
 void Machine::boot(Daemon& d) {
-  std::vector<std::shared_ptr<Client>> left;
+  Left left;
   Status done;
   {
     const bool begun = State::begun(os_, state_fd_);
@@ -184,11 +184,9 @@ void Machine::boot(Daemon& d) {
     die();  // the keeper tries again
     return;
   }
-  for (const auto& client : left) {
-    if (TakeOver::complete(*client, left)) d.registry->add(client);
-  }
-  TakeOver(os_, *d.state).wake(left);
-  left.clear();
+  for (const auto& client : TakeOver::complete(left.clients)) d.registry->add(client);
+  TakeOver(os_, *d.state).wake(left.clients);
+  left.clients.clear();
   d.up = true;
   world_.trace("the daemon is up", t.incarnation);
   auto& s = world_.scheduler;
@@ -204,38 +202,19 @@ Status Machine::make_store(Daemon& d) {
   if (!pool) return std::unexpected(pool.error());
   d.pool = std::move(*pool);
   d.store = std::make_unique<PageStore>(*d.pool);
-  NotedFd* const files = d.state->header().files;
-  files[kPoolFrames].note(d.pool->layout().frames_fd());
-  files[kPoolRecords].note(d.pool->layout().records_fd());
-  files[kPoolMeta].note(d.pool->layout().meta_fd());
+  note_files(*d.state, *d.pool);
   return {};
 }
 
-Status Machine::take_over_store(Daemon& d, std::vector<std::shared_ptr<Client>>& clients) {
+Status Machine::take_over_store(Daemon& d, Left& left) {
   TakeOver take_over(os_, *d.state);
-  clients = take_over.clients(
-      [&](ClientParts parts) { return d.registry->make_client(std::move(parts)); });
-  NotedFd* const noted = d.state->header().files;
-  PoolFiles files{UniqueFd(noted[kPoolFrames].get()), UniqueFd(noted[kPoolRecords].get()),
-                  UniqueFd(noted[kPoolMeta].get())};
-  auto pool = PoolTakeOver::begin(os_, files, pool_config_);
-  if (!pool) {
-    for (UniqueFd* const fd : {&files.frames, &files.records, &files.meta}) (void)fd->release();
-    return std::unexpected(pool.error());
-  }
-  if (noted[kBackingFile].get() >= 0) {
-    auto file = BackingFile::take_over(os_, *d.state);
-    if (!file) return std::unexpected(file.error());
-    d.file = std::move(*file);
-  }
-  TakeOver::references(clients, [&](ObjectId id) { return pool->reference(id); });
-  d.pool = pool->finish([&](ObjectId, SegmentPlace place, std::uint32_t length) {
-    return d.file != nullptr && d.file->adopt(place, disk_bytes(length));
-  });
-  if (d.file != nullptr) d.file->settle();
+  const auto make = [&](ClientParts parts) { return d.registry->make_client(std::move(parts)); };
+  if (auto s = take_over.all(make, pool_config_, left); !s) return s;
+  d.pool = std::move(left.pool);
+  d.file = std::move(left.file);
   d.store = std::make_unique<PageStore>(*d.pool);
   d.store->set_backing(d.file.get(), settings_.keep_copies);
-  take_over.settle(clients, *d.store);
+  take_over.settle(left.clients, *d.store);
   return {};
 }
 

@@ -94,6 +94,8 @@ class MachineOs final : public Os {
   // Before and after each call: another fiber may go on, or the daemon die. `most_locks`: with more
   // than that held nobody else may run.
   void pause(unsigned most_locks = 0);
+  UffdProgress fill(const char* what, int fd, std::uint64_t dst, const std::byte* src,
+                    std::uint64_t bytes);
   void trace_fill(const char* what, const Space* space, std::uint64_t page,
                   const UffdProgress& result);
   [[nodiscard]] bool refuses();
@@ -151,7 +153,7 @@ class Machine {
   void start_daemon();
   void boot(Daemon& d);
   [[nodiscard]] Status make_store(Daemon& d);
-  [[nodiscard]] Status take_over_store(Daemon& d, std::vector<std::shared_ptr<Client>>& clients);
+  [[nodiscard]] Status take_over_store(Daemon& d, Left& left);
   [[nodiscard]] Status make_disk(Daemon& d);
   [[nodiscard]] Status make_threads(Daemon& d);
   void run_reader(Daemon& d);

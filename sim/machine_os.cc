@@ -137,25 +137,24 @@ int MachineOs::uffd_unregister(int fd, std::uint64_t start, std::uint64_t bytes)
   return result;
 }
 
-UffdProgress MachineOs::uffd_copy(int fd, std::uint64_t dst, const std::byte* src,
-                                  std::uint64_t bytes) {
+UffdProgress MachineOs::fill(const char* what, int fd, std::uint64_t dst, const std::byte* src,
+                             std::uint64_t bytes) {
   pause(1);
   Space* const space = kernel_.of_fd(fd, 'u');
   const UffdProgress result =
       space == nullptr ? UffdProgress{0, EBADF} : kernel_.fill(*space, dst, src, bytes);
-  trace_fill("copy", space, dst, result);
+  trace_fill(what, space, dst, result);
   pause(1);
   return result;
 }
 
+UffdProgress MachineOs::uffd_copy(int fd, std::uint64_t dst, const std::byte* src,
+                                  std::uint64_t bytes) {
+  return fill("copy", fd, dst, src, bytes);
+}
+
 UffdProgress MachineOs::uffd_zeropage(int fd, std::uint64_t dst, std::uint64_t bytes) {
-  pause(1);
-  Space* const space = kernel_.of_fd(fd, 'u');
-  const UffdProgress result =
-      space == nullptr ? UffdProgress{0, EBADF} : kernel_.fill(*space, dst, nullptr, bytes);
-  trace_fill("zeropage", space, dst, result);
-  pause(1);
-  return result;
+  return fill("zeropage", fd, dst, nullptr, bytes);
 }
 
 int MachineOs::uffd_poison(int fd, std::uint64_t page) {
