@@ -622,6 +622,29 @@ TEST_F(AddressSpaceTest, Hazard04AChildOutlivesAParentThatDiedBeforeItsForkWasAp
   EXPECT_EQ(pool->stats().objects, 0U);
 }
 
+// One thread moves S to D, another forks, and the process is killed before the move was told of.
+// The child has it all at D, and nobody knows.
+TEST_F(AddressSpaceTest, AChildIsDoomedWhenItsParentDiedInTheMiddleOfACall) {
+  for (const bool in_call : {true, false}) {
+    SCOPED_TRACE(in_call);
+    os.spaces.clear();  // numbers of descriptors come again
+    client = make_client(UniqueFd(::dup(0)), true);
+    evict_range(kS, 100);
+    const int child_fd = ::dup(0);
+    os.add_range(child_fd, in_call ? kD : kS, 8);
+    client->mailbox->fork_seq = 7;
+    client->mailbox->layout_busy = in_call ? 2 : 1;
+    os.fork_event(fd(), child_fd);
+    space().changing = 1;
+    step();
+    space().gone = true;
+    for (int i = 0; i < 10; ++i) step();
+    ASSERT_FALSE(children.empty());
+    EXPECT_EQ(children.back()->doomed(), in_call);
+    if (!in_call) expect_range(*children.back(), kS, 100);
+  }
+}
+
 TEST_F(AddressSpaceTest, ARemoveHeldUpByAForkComesBeforeTheMoveThatFollowedIt) {
   // The FORK is kept (a batch is in flight). B discards and unmaps D; then A moves S to D.
   evict_range(kS, 1);

@@ -73,6 +73,16 @@ bool ForkClone::has_forked() const {
                              [](const uffd_msg& m) { return m.event == UFFD_EVENT_FORK; });
 }
 
+// The parent was killed in the middle of a call, and what that call would have told of goes with
+// it: a fork that came behind an mremap may have been read before it. Each fork() that is under way
+// is announced, too, and does no harm.
+bool ForkClone::events_lost() const {
+  if (parent_.mailbox == nullptr || os_.uffd_probe(parent_.uffd.get(), kPage) != Probe::gone)
+    return false;
+  const std::uint32_t forking = load_word(parent_.mailbox->fork_seq) & 1U;
+  return load_word(parent_.mailbox->layout_busy) > forking;
+}
+
 // Whether the set changes something here.
 bool ForkClone::in_doubt(std::uint64_t page) const {
   return std::ranges::any_of(
@@ -151,6 +161,7 @@ ForkClone::Result ForkClone::run(std::uint64_t most) {
   for (cursor_ = parent_.map->next_out(cursor_, kAddressEnd); cursor_ < kAddressEnd;
        cursor_ = parent_.map->next_out(cursor_ + kPage, kAddressEnd)) {
     if (most-- == 0) return Result::more;
+    if (extent_end == 0 && events_lost()) return Result::never;
     if (cursor_ >= extent_end) {
       // Without moves and unmaps in the set one probe speaks for the pages of an extent when its
       // first and last page out are both there.

@@ -54,6 +54,7 @@ class ForkClone {
   [[nodiscard]] Then look(std::uint64_t page);
   [[nodiscard]] Verdict judge(std::uint64_t page, std::uint64_t& target);
   [[nodiscard]] bool has_forked() const;
+  [[nodiscard]] bool events_lost() const;
   [[nodiscard]] bool in_doubt(std::uint64_t page) const;
   [[nodiscard]] bool discarded(std::uint64_t page) const;
 
