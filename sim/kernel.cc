@@ -503,6 +503,7 @@ int Kernel::move(Space& space, std::uint64_t to, std::uint64_t from, std::uint64
     const int error = movable(space, to + at, from + at);
     if (error != 0) return answer(error);
     space.pages[to + at] = space.pages.extract(from + at).mapped();
+    space.moved_page = from + at;
     ++world_.counts.moved;
     ++taken;
     moved += static_cast<std::int64_t>(kPage);

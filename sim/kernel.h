@@ -87,6 +87,7 @@ struct Space {
   int daemon_fd = -1;           // the number that the daemon was given
   std::uint64_t uffd_inode = 0;
   int changing = 0;
+  std::uint64_t moved_page = 0;  // by the last MOVE; 0: none was
   std::deque<QueuedEvent> events;
   std::list<std::shared_ptr<FaultWait>> faults;
   bool gone = false;

@@ -180,6 +180,7 @@ void Process::act(Thread& thread) {
   if (what < 945) return do_unmap(thread);
   if (what < 980) return do_remap(thread);
   if (what < 988) return do_fork(thread);
+  if (what < 992) return do_release(thread);
   // Those that nobody can evict make room sooner.
   if (what >= (live_ ? 999U : 995U) && all_.alive() > 2) {
     ++world_.counts.exits;
@@ -192,6 +193,11 @@ std::uint64_t Process::any_page(const Thread& thread) {
   // Where somebody else waits already, now and then.
   const Thread& other_thread = *threads_[world_.random.below(threads_.size())];
   if (other_thread.page != 0 && world_.random.once_in(4)) return other_thread.page;
+  // Or what is on its way out.
+  const std::uint64_t moved = space.moved_page;
+  if (moved != 0 && world_.random.once_in(3) && Kernel::mapped(space, moved) &&
+      !claimed(moved, moved + kPage, &thread))
+    return moved;
   auto it = ranges_.begin();
   std::advance(it, world_.random.below(ranges_.size()));
   const std::uint64_t pages = (it->second - it->first) / kPage;
@@ -206,22 +212,44 @@ std::uint64_t Process::any_page(const Thread& thread) {
 }
 
 bool Process::in_use(std::uint64_t start, std::uint64_t end, const Thread* but) const {
+  return std::ranges::any_of(
+             threads_,
+             [&](const auto& t) { return t.get() != but && t->page >= start && t->page < end; }) ||
+         claimed(start, end, but);
+}
+
+bool Process::claimed(std::uint64_t start, std::uint64_t end, const Thread* but) const {
   return std::ranges::any_of(threads_, [&](const auto& t) {
-    if (t.get() == but) return false;
-    return (t->page >= start && t->page < end) || (t->claim_start < end && start < t->claim_end) ||
-           (t->claim2_start < end && start < t->claim2_end);
+    return t.get() != but && ((t->claim_start < end && start < t->claim_end) ||
+                              (t->claim2_start < end && start < t->claim2_end));
   });
 }
 
-bool Process::claim(Thread& thread, bool whole) {
+std::uint64_t Process::waited_for(const Thread& thread) {
+  if (!world_.random.once_in(2)) return 0;
+  const Thread& other = *threads_[world_.random.below(threads_.size())];
+  return &other == &thread ? 0 : other.page;
+}
+
+bool Process::claim(Thread& thread, bool whole, std::uint64_t at) {
   if (ranges_.empty()) return false;
   auto it = ranges_.begin();
-  std::advance(it, world_.random.below(ranges_.size()));
+  if (at != 0) {
+    it = ranges_.upper_bound(at);
+    if (it == ranges_.begin() || at >= std::prev(it)->second) return false;
+    --it;
+  } else {
+    std::advance(it, world_.random.below(ranges_.size()));
+  }
   const std::uint64_t pages = (it->second - it->first) / kPage;
-  const std::uint64_t first = whole ? 0 : world_.random.below(pages);
-  const std::uint64_t count = whole ? pages : world_.random.between(1, pages - first);
+  std::uint64_t first = 0, count = pages;
+  if (!whole) {
+    const std::uint64_t must = at == 0 ? 0 : (at - it->first) / kPage;
+    first = world_.random.below(at == 0 ? pages : must + 1);
+    count = world_.random.between(at == 0 ? 1 : must + 1 - first, pages - first);
+  }
   const std::uint64_t start = it->first + first * kPage, end = start + count * kPage;
-  if (in_use(start, end, &thread)) return false;
+  if (at == 0 ? in_use(start, end, &thread) : claimed(start, end, &thread)) return false;
   thread.claim_start = start;
   thread.claim_end = end;
   return true;
@@ -254,7 +282,7 @@ void Process::compare(const Frame& frame, std::uint64_t page) {
   const PageBytes& right = found == truth_.end() ? kZeros : found->second.bytes;
   const bool zeros = std::memcmp(frame.bytes.data(), kZeros.data(), kPage) == 0;
   if (found != truth_.end() && found->second.or_zeros) {
-    found->second.or_zeros = false;
+    found->second.or_zeros = claimed(page, page + kPage, nullptr);  // it is being discarded still
     if (zeros) {
       truth_.erase(found);
       return;
@@ -300,6 +328,9 @@ void Process::access(Thread& thread, std::uint64_t page, bool write) {
   if (touch == Kernel::Touch::done) {
     compare(*frame, page);
     if (write) scribble(*frame, page);
+  } else if (touch == Kernel::Touch::segv && !Kernel::mapped(space, page)) {
+    world_.trace("unmapped meanwhile",
+                 page);  // another thread did: what looks after holes gives up
   } else if (touch == Kernel::Touch::sigbus && damaged(page)) {
     ++world_.counts.poisoned;  // the page is lost until it is discarded
   } else if (touch == Kernel::Touch::sigbus && all_.doomed(space)) {
@@ -331,9 +362,10 @@ void Process::do_scan(Thread& thread) {
 }
 
 void Process::do_discard(Thread& thread) {
-  if (!claim(thread, world_.random.once_in(3))) return;
+  if (!claim(thread, world_.random.once_in(3), waited_for(thread))) return;
   ++world_.counts.discards;
   thread.discards = true;
+  note_discarded(thread.claim_start, thread.claim_end);  // for who accesses it already
   for (Process* const child : forking_) child->note_discarded(thread.claim_start, thread.claim_end);
   world_.happens(Happens::discard, space, thread.claim_start, thread.claim_end);
   kernel_.discard(space, *thread.task, thread.claim_start, thread.claim_end - thread.claim_start,
@@ -368,7 +400,7 @@ void Process::follow_map(std::uint64_t start, std::uint64_t end) {
 }
 
 void Process::do_unmap(Thread& thread) {
-  if (ranges_.size() < 2 || !claim(thread, world_.random.once_in(2))) return;
+  if (ranges_.size() < 2 || !claim(thread, world_.random.once_in(2), waited_for(thread))) return;
   ++world_.counts.unmaps;
   world_.happens(Happens::unmap, space, thread.claim_start, thread.claim_end);
   kernel_.unmap(space, *thread.task, thread.claim_start, thread.claim_end - thread.claim_start,
@@ -380,7 +412,7 @@ void Process::do_unmap(Thread& thread) {
 }
 
 void Process::do_remap(Thread& thread) {
-  if (!claim(thread, true)) return;
+  if (!claim(thread, true, waited_for(thread))) return;
   const std::uint64_t from = thread.claim_start, bytes = thread.claim_end - from;
   std::uint64_t new_bytes = bytes;
   if (world_.random.once_in(3)) new_bytes = world_.random.between(1, kPlacePages) * kPage;
@@ -389,6 +421,10 @@ void Process::do_remap(Thread& thread) {
     auto it = ranges_.begin();
     std::advance(it, world_.random.below(ranges_.size()));
     if (!in_use(it->first, it->first + new_bytes, nullptr) && it->first != from) to = it->first;
+  } else if (const std::uint64_t page = waited_for(thread); page != 0) {
+    const std::uint64_t there =
+        page - std::min(new_bytes / kPage - 1, (page - kArena) / kPage) / 2 * kPage;
+    if (!claimed(there, there + new_bytes, nullptr)) to = there;
     // Whatever else lies there goes, too.
   }
   if (to == 0 || (to < from + bytes && from < to + new_bytes)) return release(thread);
@@ -417,6 +453,20 @@ void Process::do_remap(Thread& thread) {
     if (prepared && !remap()) world_.fail(fmt::format("mremap of {:#x} is EFAULT", from));
   } else if (Kernel::uniform(space, from, bytes)) {
     (void)remap();
+  }
+  release(thread);
+}
+
+// As before advice that raises no event (HAZARDS 12): everything is brought back, and nothing of it
+// is registered.
+void Process::do_release(Thread& thread) {
+  preload::Control* const control = preload::live();
+  if (control == nullptr || !claim(thread, world_.random.once_in(2))) return;
+  ++world_.counts.releases;
+  {
+    preload::LayoutSection section(*control);
+    (void)section.prepare(wire::RequestOp::release, thread.claim_start,
+                          thread.claim_end - thread.claim_start);
   }
   release(thread);
 }

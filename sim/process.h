@@ -100,15 +100,20 @@ class Process {
   void do_map(Thread& thread);
   void do_unmap(Thread& thread);
   void do_remap(Thread& thread);
+  void do_release(Thread& thread);
   void do_fork(Thread& thread);
   void compare(const Frame& frame, std::uint64_t page);
   [[nodiscard]] bool damaged(std::uint64_t page) const;
   void scribble(Frame& frame, std::uint64_t page);
   [[nodiscard]] std::uint64_t any_page(const Thread& thread);
-  // A range of one mapping that nobody uses; claimed. False: none found.
-  [[nodiscard]] bool claim(Thread& thread, bool whole);
+  // A range of one mapping that nobody uses; claimed. False: none found. `at` a page: around it,
+  // though somebody accesses it.
+  [[nodiscard]] bool claim(Thread& thread, bool whole, std::uint64_t at = 0);
+  // That another thread waits for, now and then; else 0.
+  [[nodiscard]] std::uint64_t waited_for(const Thread& thread);
   [[nodiscard]] std::uint64_t free_place(std::uint64_t bytes);
   [[nodiscard]] bool in_use(std::uint64_t start, std::uint64_t end, const Thread* but) const;
+  [[nodiscard]] bool claimed(std::uint64_t start, std::uint64_t end, const Thread* but) const;
   static void release(Thread& thread);
   void note_discarded(std::uint64_t start, std::uint64_t end);
   void follow_map(std::uint64_t start, std::uint64_t end);

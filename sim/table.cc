@@ -22,8 +22,8 @@ constexpr Rule kRules[] = {
      {false, true, false, false, false, false, false, true},
      "the evictor finds what is in memory; neither nothing nor a poison marker is"},
     {Happens::unregister,
-     {false, false, true, true, true, true, true, true},
-     "nothing is unregistered that the page map knows anything of (HAZARDS 2)"},
+     {false, false, true, true, true, true, true, false},
+     "nothing is unregistered that has left, or may be leaving (HAZARDS 2)"},
 };
 
 // Number of the rule that says so, from 1 on; 0: it can be.
