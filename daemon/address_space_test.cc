@@ -622,6 +622,24 @@ TEST_F(AddressSpaceTest, Hazard04AChildOutlivesAParentThatDiedBeforeItsForkWasAp
   EXPECT_EQ(pool->stats().objects, 0U);
 }
 
+// It did not get all of its parent's pages, so its own child would not, either.
+TEST_F(AddressSpaceTest, AChildOfADoomedParentThatHasEndedIsNotServed) {
+  evict_range(kS, 1);
+  client->batches = 1;
+  os.remap(fd(), kT, kD, kBytes);
+  os.fork_event(fd(), ::dup(0));
+  step();
+  client->kill("a test");
+  space().gone = true;
+  client->set_state(ClientState::exiting);
+  client->batches = 0;
+  for (int i = 0; i < 5; ++i) step();
+  EXPECT_TRUE(client->reader_done);
+  EXPECT_TRUE(children.empty() || children.back()->doomed());
+  EXPECT_EQ(doomed.size() + children.size(), 1U);
+  EXPECT_EQ(pool->stats().objects, 0U);
+}
+
 // One thread moves S to D, another forks, and the process is killed before the move was told of.
 // The child has it all at D, and nobody knows.
 TEST_F(AddressSpaceTest, AChildIsDoomedWhenItsParentDiedInTheMiddleOfACall) {

@@ -594,8 +594,11 @@ void FaultService::finish_fault(Client& client, const PendingFault& fault, Count
 void FaultService::let_go(Client& client, StepResult& result) {
   if (reader_ != nullptr) reader_->forget(client);
   // A FORK that was read and not yet applied: the child outlives its parent, with all of the
-  // parent's pages (HAZARDS 4). The evictor publishes what is in flight first.
-  if (!address_space_.apply(client, os_.now_us())) {
+  // parent's pages (HAZARDS 4). The evictor publishes what is in flight first. But what a doomed
+  // one has is not whole, and nor would be what its child gets.
+  if (client.doomed()) {
+    address_space_.forget_events(client);
+  } else if (!address_space_.apply(client, os_.now_us())) {
     result.retry_us = 200;
     return;
   }
