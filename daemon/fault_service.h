@@ -116,6 +116,8 @@ class FaultService {
   // Nothing but poisoned pages.
   [[nodiscard]] static bool nothing_out(const Client& client, std::uint64_t start,
                                         std::uint64_t end);
+  static bool for_bad_pages(const Client& client, std::uint64_t start, std::uint64_t end,
+                            const std::function<bool(std::uint64_t page, Entry bad)>& each);
   [[nodiscard]] bool unregister(Client& client, std::uint64_t start, std::uint64_t bytes,
                                 bool for_request);
   void run_give_back(Client& client);

@@ -93,6 +93,17 @@ bool FaultService::bring_back(Client& client, std::uint64_t start, std::uint64_t
   return false;
 }
 
+// Calls `each` with every bad page of the range, until it says false.
+bool FaultService::for_bad_pages(const Client& client, std::uint64_t start, std::uint64_t end,
+                                 const std::function<bool(std::uint64_t page, Entry bad)>& each) {
+  for (std::uint64_t p = client.map->next_out(start, end); p < end;
+       p = client.map->next_out(p + kPage, end)) {
+    const Entry entry = client.map->load(p);
+    if (entry.state() == PageState::bad && !each(p, entry)) return false;
+  }
+  return true;
+}
+
 // HAZARDS 2: obeys the layout rule; a change under way during it is seen by PROBE under the same
 // lock and undone.
 bool FaultService::unregister(Client& client, std::uint64_t start, std::uint64_t bytes,
@@ -115,6 +126,10 @@ bool FaultService::unregister(Client& client, std::uint64_t start, std::uint64_t
       (os_.uffd_probe(client.uffd.get(), start) == Probe::changing &&
        !mutated(Mutation::h02_probe_unregister))) {
     done = false;
+  } else if (!for_bad_pages(client, start, start + bytes, [&](std::uint64_t page, Entry) {
+               return os_.uffd_poison(client.uffd.get(), page) != -EAGAIN;
+             })) {
+    done = false;  // whoever accesses one when nobody serves it must find the marker
   } else {
     client.record.unregistering.note(start, bytes);
     if (os_.uffd_unregister(client.uffd.get(), start, bytes) == 0 &&
@@ -124,6 +139,13 @@ bool FaultService::unregister(Client& client, std::uint64_t start, std::uint64_t
       done = false;
     }
     client.record.unregistering.clear();
+    // The marker is enough; and no event tells any more when the page goes and another one comes.
+    if (done) {
+      for_bad_pages(client, start, start + bytes, [&](std::uint64_t page, Entry bad) {
+        (void)store_.clear(client, page, bad);
+        return true;
+      });
+    }
   }
   if (client.mailbox != nullptr) store_word(client.mailbox->layout_daemon, 0);
   return done;

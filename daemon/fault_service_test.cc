@@ -413,5 +413,25 @@ TEST_F(FaultServiceTest, PropertyNoByteIsEverWrong) {
   });
 }
 
+// What is poisoned keeps its marker when it is unregistered, and is forgotten: no event tells when
+// the program has another page there.
+TEST_F(FaultServiceTest, APoisonedPageIsForgottenWhenItIsUnregistered) {
+  const Entry entry = evict(*client, kA, bytes_of(1));
+  ASSERT_TRUE(store->poison(*client, kA, entry));
+  client->unregister_requests = {{kA, 2 * kPage}};
+  space().changing = 1;
+  (void)service->step(*client);
+  EXPECT_EQ(client->map->load(kA).state(), PageState::bad);
+  space().changing = 0;
+  (void)service->step(*client);
+  EXPECT_FALSE(space().registered.contains(kA));
+  EXPECT_TRUE(space().poisoned.contains(kA));
+  EXPECT_EQ(client->map->load(kA).state(), PageState::none);
+  space().poisoned.clear();  // discarded without an event
+  os.add_range(fd(), kA, 2);
+  expect_reads(*client, kA, kZeros);
+  EXPECT_TRUE(space().poisoned.empty());
+}
+
 }  // namespace
 }  // namespace foldswap
