@@ -26,7 +26,7 @@ constexpr std::uint64_t kMostTakingOverUs = 10'000'000;
 void AddressSpace::forget_events(Client& client) {
   for (uffd_msg& message : std::span(client.record.inbox, client.record.inbox_count)) {
     if (message.event == UFFD_EVENT_FORK && message.arg.fork.ufd != kForkTaken) {
-      host_.doom(UniqueFd(static_cast<int>(message.arg.fork.ufd)));
+      host_.doom(ForkedUffd(message));
       clear_message(message);
     }
   }
@@ -184,8 +184,7 @@ bool AddressSpace::apply_forks(Client& parent, std::span<const Move> moves, std:
     if (inbox[i].event != UFFD_EVENT_FORK) continue;
     if (parent.child == nullptr) {
       const auto fork_seq = static_cast<std::uint32_t>(inbox[i].arg.reserved.reserved2);
-      UniqueFd uffd(static_cast<int>(inbox[i].arg.fork.ufd));
-      parent.child = host_.adopt_child(parent, std::move(uffd), fork_seq);
+      parent.child = host_.adopt_child(parent, ForkedUffd(inbox[i]), fork_seq);
       inbox[i].arg.fork.ufd = kForkTaken;  // its number is noted elsewhere by now
       parent.child_since_us = now_us;
       parent.child_cursor = 0;

@@ -48,7 +48,7 @@ Client::Client(ClientParts parts, Os& seam)
   pending.reserve(kMostPending);
   note_fds();
   record.fds.map.note(map->fd());
-  record.fds.uffd.note(uffd.get());  // last: from here it is one (take_over.cc)
+  record.fds.uffd.note(uffd.get(), parts.uffd_stamp);  // last: from here it is one (take_over.cc)
   if (agent_.mailbox.valid()) {
     transfer.publish(agent_.transfer.data());
     mailbox.publish(agent_.mailbox.as<wire::Mailbox>());

@@ -75,7 +75,8 @@ struct ClientParts {
   ClientRecord* record = nullptr;
   std::unique_ptr<PageMap> map;
   UniqueFd uffd;
-  AgentParts agent;  // mappings not valid: a forked child, whose agent may come later
+  std::uint64_t uffd_stamp = 0;  // NotedFd's; 0: none yet
+  AgentParts agent;              // mappings not valid: a forked child, whose agent may come later
 };
 
 // The agent of a forked child has said Hello. The control thread makes the offer; the child's

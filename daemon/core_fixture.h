@@ -42,13 +42,14 @@ class CoreFixture : public ::testing::Test, public ForkHost {
     os.pagemap_of[parts.agent.pagemap.get()] = parts.uffd.get();
     return std::make_shared<Client>(std::move(parts), os);
   }
-  std::shared_ptr<Client> adopt_child(Client&, UniqueFd uffd, std::uint32_t) override {
+  std::shared_ptr<Client> adopt_child(Client&, ForkedUffd uffd, std::uint32_t) override {
     if (refuse_children) return nullptr;
-    children.push_back(make_client(std::move(uffd)));
+    children.push_back(make_client(std::move(uffd.fd)));
     return children.back();
   }
   void child_ready(std::shared_ptr<Client>) override { ++children_ready; }
-  void doom(UniqueFd uffd) override { doomed.push_back(std::move(uffd)); }
+  void doom(ForkedUffd uffd) override { doomed.push_back(std::move(uffd.fd)); }
+  void fork_read(uffd_msg&) override {}
 
   [[nodiscard]] int fd() const { return client->uffd.get(); }
   SimOs::Space& space() { return os.spaces[fd()]; }

@@ -16,7 +16,6 @@
 #include <utility>
 
 #include "daemon/control.h"
-#include "daemon/hand_over.h"
 #include "daemon/notify.h"
 #include "daemon/pressure.h"
 #include "daemon/take_over.h"
@@ -71,6 +70,9 @@ Result<std::unique_ptr<Daemon>> Daemon::create(Os& os, Config config, std::strin
 Status Daemon::prepare() {
   if (auto s = lock_runtime_dir(); !s) return s;
   if (auto s = make_pool(); !s) return s;
+  descriptor_store_ = DescriptorStore::make(*state_);
+  registry_->keep_in(descriptor_store_.get());
+  handshake_->keep_in(descriptor_store_.get());
   if (auto s = start_threads(); !s) return s;
   return open_sockets();
 }
@@ -291,12 +293,11 @@ Result<Daemon::Ending> Daemon::run(const Shell& shell) {
   serve_taken_over(epoll.get());
   std::optional<Control> control(std::in_place, *this, access_, vetting_);
   shell.alive();
-  empty_store(*state_);
   spdlog::info("ready on {}", runtime_dir_);
   std::uint64_t alive_us = os_.now_us();
   std::thread draining;
   std::atomic<bool> drained{false}, never{false};
-  bool settling = false, handing_over = false;
+  bool settling = false, storing = true, handing_over = false;
   const auto cannot_stop = [](const std::string& why) {
     spdlog::warn("cannot stop yet: {}", why);
     (void)notify_now(manager_socket().get(), "STATUS=cannot stop yet: " + why);
@@ -328,7 +329,7 @@ Result<Daemon::Ending> Daemon::run(const Shell& shell) {
   };
   while (!may_stop() && !handing_over) {
     std::array<epoll_event, 64> events{};
-    const int timeout_ms = settling ? 1 : draining.joinable() ? 50 : 500;
+    const int timeout_ms = settling ? 1 : draining.joinable() || storing ? 50 : 500;
     const int n = ::epoll_wait(epoll.get(), events.data(), events.size(), timeout_ms);
     for (int i = 0; i < n; ++i) {
       const epoll_event& event = events[static_cast<std::size_t>(i)];
@@ -364,6 +365,7 @@ Result<Daemon::Ending> Daemon::run(const Shell& shell) {
     }
     handshake_->expire(os_.now_us());
     settling = handshake_->settle();
+    storing = descriptor_store_ != nullptr && !descriptor_store_->sync(os_.now_us());
     registry_->reap_doomed();
     if (os_.now_us() - alive_us >= kAliveUs && threads_turned()) {
       alive_us = os_.now_us();

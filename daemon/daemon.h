@@ -66,6 +66,8 @@ class Daemon {
 
   [[nodiscard]] Os& os() { return os_; }
   [[nodiscard]] State& state() { return *state_; }
+  // nullptr: there is none.
+  [[nodiscard]] DescriptorStore* descriptor_store() { return descriptor_store_.get(); }
   [[nodiscard]] Registry& registry() { return *registry_; }
   [[nodiscard]] PageStore& store() { return *store_; }
   [[nodiscard]] const DiskTier* disk() const { return disk_.get(); }
@@ -110,6 +112,7 @@ class Daemon {
   std::unique_ptr<PageStore> store_;
   std::unique_ptr<DiskTier> disk_;  // nullptr: writeback is off
   BudgetBook budgets_;
+  std::unique_ptr<DescriptorStore> descriptor_store_;  // nullptr: no service manager keeps any
   std::unique_ptr<Registry> registry_;
   Left left_;  // the clients until they are served, the file until it is disk_'s
   Access access_;

@@ -42,6 +42,7 @@ FaultService::FaultService(Os& os, State& state, PageStore& store, ForkHost& hos
       state_(state),
       counters_(state.counters()),
       store_(store),
+      host_(host),
       address_space_(os, store, host,
                      [this](Client& c) { return read_messages(c) == ReadResult::some; }),
       tunables_(tunables),
@@ -255,6 +256,7 @@ bool FaultService::take_message(Client& client, uffd_msg& message, std::uint32_t
       client.forks.fetch_add(1);
       client.may_share = true;
       message.arg.reserved.reserved2 = fork_seq;
+      host_.fork_read(message);
     }
     return true;
   }

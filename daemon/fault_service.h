@@ -130,6 +130,7 @@ class FaultService {
   State& state_;
   Counters& counters_;
   PageStore& store_;
+  ForkHost& host_;
   AddressSpace address_space_;
   const Tunables& tunables_;
   std::unique_ptr<PageCodec> codec_;

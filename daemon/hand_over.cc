@@ -1,180 +1,225 @@
 #include "daemon/hand_over.h"
 
 #include <fcntl.h>
-#include <linux/kcmp.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
+#include <csignal>
 #include <cstdlib>
+#include <iostream>
+#include <map>
 #include <string>
-#include <vector>
+#include <string_view>
+#include <utility>
 
-#include "daemon/notify.h"
+#include "daemon/address_space.h"
+#include "daemon/event_journal.h"
 #include "daemon/take_over.h"
 
 namespace foldswap {
 namespace {
 
-constexpr std::string_view kStatePrefix = "state-";
-constexpr int kBarrierMs = 60'000;
 constexpr int kFirstGiven = 3;  // SD_LISTEN_FDS_START
-
-std::optional<int> parse_number(std::string_view text) {
-  int number = -1;
-  const auto [end, code] = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (code != std::errc{} || end != text.data() + text.size() || number < 0) return std::nullopt;
-  return number;
-}
 
 std::optional<int> number_in_environment(const char* name) {
   const char* const text = std::getenv(name);
-  return text != nullptr ? parse_number(text) : std::nullopt;
+  if (text == nullptr) return std::nullopt;
+  const std::string_view view(text);
+  int number = -1;
+  const auto [end, code] = std::from_chars(view.data(), view.data() + view.size(), number);
+  if (code != std::errc{} || end != view.data() + view.size() || number < 0) return std::nullopt;
+  return number;
 }
 
-// FDPOLL=0: the manager would close what hangs up, and a lifeline may.
-bool store(int socket, std::string_view name, int fd) {
-  return notify(socket, "FDSTORE=1\nFDPOLL=0\nFDNAME=" + std::string(name), fd);
-}
-
-bool remove(int socket, std::string_view name) {
-  return notify(socket, "FDSTOREREMOVE=1\nFDNAME=" + std::string(name));
-}
-
-// Every one but the state file's, in the order of their numbers.
-std::vector<int> to_store(const State& state) {
-  std::vector<int> numbers;
-  for (const int fd : noted_fds(state)) {
-    if (fd != state.fd() && ::fcntl(fd, F_GETFD) >= 0) numbers.push_back(fd);
-  }
-  return numbers;
-}
-
-// Without kcmp(2) the manager takes all userfaultfds for one, and keeps only that.
-bool files_can_be_told_apart(int fd) {
-  const pid_t pid = ::getpid();
-  return ::syscall(SYS_kcmp, pid, pid, KCMP_FILE, fd, fd) == 0;
-}
-
-struct Given {
-  StoredName name;
-  int fd = -1;
-};
-
-// LISTEN_FDNAMES, and out of the way of where they belong.
-Result<std::vector<Given>> given_descriptors(int count) {
+// LISTEN_FDNAMES.
+Result<Given> given_descriptors(int count) {
   const char* const text = std::getenv("LISTEN_FDNAMES");
   std::string_view names = text != nullptr ? text : "";
-  std::vector<Given> given;
+  Given given;
   int top = std::max(kFirstNoted, kFirstGiven + count);
   for (int fd = kFirstGiven; fd < kFirstGiven + count; ++fd) {
     const std::string_view name = names.substr(0, names.find(':'));
     names.remove_prefix(std::min(names.size(), name.size() + 1));
     const auto parsed = parse_stored_name(name);
     if (!parsed) return fail("a descriptor named '" + std::string(name) + "' was given to us");
-    if (!parsed->state) top = std::max(top, parsed->number + 1);
-    given.push_back({*parsed, fd});
+    top = std::max(top, parsed->number + 1);
+    if (parsed->state && given.state_fd >= 0) return fail("two state files were given to us");
+    if (parsed->state) given.state_fd = fd;
+    given.others.push_back({*parsed, fd});
   }
-  for (Given& one : given) {
+  if (given.state_fd < 0)
+    return fail(std::to_string(count) + " descriptors were kept for us, and no state");
+  for (Given::One& one : given.others) {
     const int high = ::fcntl(one.fd, F_DUPFD_CLOEXEC, top);
     if (high < 0) return fail_errno("no room for the descriptors that were kept for us");
     ::close(one.fd);
     one.fd = high;
   }
+  const auto state = std::ranges::find_if(given.others, [](const auto& o) { return o.name.state; });
+  given.state_fd = ::fcntl(state->fd, F_DUPFD_CLOEXEC, kFirstGiven);
+  ::close(state->fd);
+  given.others.erase(state);
+  if (given.state_fd < 0 || given.state_fd >= kFirstNoted)
+    return fail("no descriptor for the state file");
   return given;
+}
+
+using Key = std::pair<int, std::uint64_t>;
+
+Key key_of(const uffd_msg& fork) {
+  const std::uint64_t stamp = fork.arg.reserved.reserved3;  // a packed field: no reference to it
+  return {static_cast<int>(fork.arg.fork.ufd), stamp};
+}
+
+void say(const ClientRecord& record, const std::string& what) {
+  std::cerr << "foldswapd: client " << record.id << " ("
+            << std::string(record.name, ::strnlen(record.name, sizeof(record.name))) << ", pid "
+            << record.pid << "): " << what << "\n";
+}
+
+// What the state notes, against what there is.
+class Reconciler {
+ public:
+  Reconciler(Os& os, State& state, const std::map<Key, int>& there)
+      : os_(os), state_(state), there_(there) {}
+  void run() {
+    for (ClientRecord* const record : state_.records()) {
+      if (!is_nobodys(*record)) client(*record);
+    }
+    lose(state_.header().doomed);
+    for (uffd_msg& message : state_.header().doomed_messages) {
+      if (message.event == UFFD_EVENT_FORK) forget_fork(message);
+    }
+    lose(state_.header().files);  // the next daemon says which it cannot do without
+    if (forks_lost_) state_.header().forks_lost_before = state_.header().next_client_id.load();
+    stored();
+  }
+
+ private:
+  [[nodiscard]] bool kept(const NotedFd& note) const {
+    return there_.contains({note.get(), note.stamp()});
+  }
+  void lose(auto& notes) {
+    for (NotedFd& note : notes) {
+      if (note.get() >= 0 && !kept(note)) note.note(-1);
+    }
+  }
+  void forget_fork(uffd_msg& message) {
+    if (there_.contains(key_of(message))) return;
+    forks_lost_ = true;
+    clear_message(message);
+  }
+  void client(ClientRecord& record) {
+    ClientFds& f = record.fds;
+    for (uffd_msg& message :
+         std::span(record.inbox, std::min(record.inbox_count + kInboxReserve, kInboxMessages))) {
+      if (message.event == UFFD_EVENT_FORK && message.arg.fork.ufd != kForkTaken)
+        forget_fork(message);
+    }
+    const bool space = kept(f.uffd) && kept(f.map);
+    const bool agent =
+        kept(f.mailbox) && kept(f.transfer) && kept(f.lifeline) && kept(f.pidfd) && kept(f.pagemap);
+    if (record.attached == 0 && record.parent_id == 0 && !(space && agent)) {
+      record.life = Life::ending;  // nothing of it has left it: it goes on without us
+      return;
+    }
+    if (!kept(f.uffd)) lose_client(record);
+    if (!space || (record.attached != 0 && !agent)) record.incomplete = 1;
+    if (record.attached == 0 && !agent) {  // its agent is told nothing any more, and ends
+      for (NotedFd* const note : {&f.mailbox, &f.transfer, &f.lifeline}) note->note(-1);
+      if (!kept(f.pidfd)) record.pid = 0;  // it is learned again
+    }
+    for (NotedFd* const note :
+         {&f.map, &f.pidfd, &f.pagemap, &f.lifeline, &f.mailbox, &f.transfer, &f.uffd}) {
+      if (!kept(*note)) note->note(-1);
+    }
+  }
+  // Its agent holds the userfaultfd still, so whoever misses a page waits, until he is killed.
+  void lose_client(const ClientRecord& record) {
+    forks_lost_ = forks_lost_ || record.parent_id != 0;
+    const bool known = kept(record.fds.pidfd);
+    if (known) (void)os_.pidfd_signal(record.fds.pidfd.get(), SIGKILL);
+    say(record, std::string(known ? "killed" : "lost") + ": its userfaultfd was not kept");
+  }
+  // What the manager has and what it has been told to have, in the table of descriptor_store.h.
+  void stored() {
+    std::map<Key, int> rest = there_;
+    std::vector<StoredNote*> free;
+    for (StoredNote& note : state_.header().stored) {
+      const int number = note.plus_one - 1;
+      if (number >= 0 && rest.erase({number, note.stamp}) != 0) {
+        note.flags = StoredNote::kSent;
+      } else {
+        note.plus_one = 0;
+        free.push_back(&note);
+      }
+    }
+    for (const auto& [key, fd] : rest) {
+      if (free.empty()) return;
+      StoredNote& note = *free.back();
+      free.pop_back();
+      note.stamp = key.second;
+      note.flags = StoredNote::kSent;
+      note.plus_one = key.first + 1;
+    }
+  }
+
+  Os& os_;
+  State& state_;
+  const std::map<Key, int>& there_;
+  bool forks_lost_ = false;
+};
+
+// Everything that the state wants: number and stamp.
+std::vector<Key> wanted(State& state) {
+  std::vector<Key> keys;
+  for_noted(state, [&](const NotedFd& note) { keys.emplace_back(note.get(), note.stamp()); });
+  const auto fork = [&](const uffd_msg& message) {
+    if (message.event == UFFD_EVENT_FORK && message.arg.fork.ufd != kForkTaken)
+      keys.push_back(key_of(message));
+  };
+  for (const uffd_msg& message : state.header().doomed_messages) fork(message);
+  for (const ClientRecord* const record : state.records()) {
+    if (is_nobodys(*record)) continue;
+    for (const uffd_msg& message :
+         std::span(record->inbox, std::min(record->inbox_count + kInboxReserve, kInboxMessages)))
+      fork(message);
+  }
+  return keys;
 }
 
 }  // namespace
 
-std::optional<StoredName> parse_stored_name(std::string_view name) {
-  StoredName parsed;
-  parsed.state = name.starts_with(kStatePrefix);
-  if (parsed.state) name.remove_prefix(kStatePrefix.size());
-  const auto number = parse_number(name);
-  if (!number || (!parsed.state && *number < kFirstNoted)) return std::nullopt;
-  parsed.number = *number;
-  return parsed;
-}
-
-Status can_store(const State& state) {
-  if (!manager_listens()) return fail("there is no service manager");
-  if (state.header().unnoted != 0)
-    return fail("there are forked children that nobody can say which descriptors they need");
-  const std::size_t count = to_store(state).size() + 1;
-  auto most = number_in_environment("FDSTORE");
-  if (!most) most = number_in_environment("FOLDSWAP_FDSTORE");
-  if (!most) return fail("the service manager has not told of a descriptor store");
-  const auto room = static_cast<std::size_t>(*most);
-  if (count > room) {
-    return fail(std::to_string(count) +
-                " descriptors do not fit into the service manager's store of " +
-                std::to_string(room));
-  }
-  if (!files_can_be_told_apart(state.fd())) return fail_errno("this kernel has no kcmp(2)");
-  return {};
-}
-
-Status store_descriptors(State& state) {
-  if (auto ok = can_store(state); !ok) return ok;
-  empty_store(state);  // an earlier attempt's
-  const UniqueFd manager = manager_socket();
-  StateHeader& header = state.header();
-  const std::vector<int> numbers = to_store(state);
-  header.stored_count = static_cast<std::uint32_t>(numbers.size());
-  header.stored_end = numbers.empty() ? 1U : static_cast<std::uint32_t>(numbers.back()) + 1;
-  for (const int fd : numbers) {
-    if (!store(manager.get(), std::to_string(fd), fd))
-      return fail_errno("a descriptor cannot be stored");
-  }
-  header.stored = 1;  // last, and before the state file is there
-  const std::string name = std::string(kStatePrefix) + std::to_string(numbers.size());
-  if (!store(manager.get(), name, state.fd())) return fail_errno("the state file cannot be stored");
-  if (!notify_barrier(manager.get(), kBarrierMs))
-    return fail("the service manager does not answer");
-  return {};
-}
-
-void stop_trusting_store(State& state) {
-  state.header().stored = 0;
-}
-
-void empty_store(State& state) {
-  StateHeader& header = state.header();
-  header.stored = 0;
-  if (header.stored_end == 0) return;
-  const UniqueFd manager = manager_socket();
-  // A number more than was stored does no harm.
-  for (std::uint32_t fd = kFirstNoted; fd < header.stored_end; ++fd) {
-    if (!remove(manager.get(), std::to_string(fd))) return;
-  }
-  if (remove(manager.get(), std::string(kStatePrefix) + std::to_string(header.stored_count)))
-    header.stored_end = 0;
-}
-
-Result<int> take_from_store() {
+Result<Given> take_from_store() {
   const int count = number_in_environment("LISTEN_FDS").value_or(0);
   const bool ours = number_in_environment("LISTEN_PID") == ::getpid();
-  std::vector<Given> given;
-  if (ours && count > 0) {
-    auto found = given_descriptors(count);
-    if (!found) return std::unexpected(found.error());
-    given = std::move(*found);
-  }
+  Result<Given> given = Given{};
+  if (ours && count > 0) given = given_descriptors(count);
   for (const char* name : {"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"}) ::unsetenv(name);
-  if (given.empty()) return -1;
-  const auto state = std::ranges::find_if(given, [](const Given& one) { return one.name.state; });
-  if (state == given.end() || static_cast<std::size_t>(state->name.number) != given.size() - 1)
-    return fail("only " + std::to_string(given.size()) + " descriptors were kept for us");
-  for (const Given& one : given) {
-    const int target = one.name.number;
-    const bool put = one.name.state || ::dup3(one.fd, target, O_CLOEXEC) == target;
-    if (!put) return fail_errno("a descriptor cannot be put under its number");
+  return given;
+}
+
+Status place_given(Os& os, const Given& given) {
+  if (State::begun(os, given.state_fd)) {
+    int top = kFirstNoted;  // nothing belongs there
+    for (const Given::One& one : given.others)
+      top = std::max({top, one.fd + 1, one.name.number + 1});
+    UniqueFd fd(::fcntl(given.state_fd, F_DUPFD_CLOEXEC, top));
+    if (!fd.valid()) return fail_errno("no descriptor for the state file");
+    auto state = State::open(os, std::move(fd));
+    if (!state) return std::unexpected(state.error());
+    std::map<Key, int> there;
+    for (const Given::One& one : given.others) there[{one.name.number, one.name.stamp}] = one.fd;
+    for (const Key& key : wanted(**state)) {
+      const auto found = there.find(key);
+      if (found != there.end() && ::dup3(found->second, key.first, O_CLOEXEC) != key.first)
+        return fail_errno("a descriptor cannot be put under its number");
+    }
+    Reconciler(os, **state, there).run();
   }
-  const int state_fd = ::fcntl(state->fd, F_DUPFD_CLOEXEC, kFirstGiven);
-  if (state_fd < 0) return fail_errno("no descriptor for the state file");
-  for (const Given& one : given) ::close(one.fd);
-  return state_fd;
+  for (const Given::One& one : given.others) ::close(one.fd);
+  return {};
 }
 
 }  // namespace foldswap

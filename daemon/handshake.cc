@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <utility>
@@ -261,6 +262,7 @@ Status Handshake::settle_child(std::uint64_t token, Pending& pending, bool& wait
         return {};
     }
     watch_lifeline(child);
+    attach(child);
     send_ready(child, true);
     registry_.kick(child);
     spdlog::debug("{}: has an agent", child.label());
@@ -292,6 +294,14 @@ Status Handshake::settle_child(std::uint64_t token, Pending& pending, bool& wait
     }
   }
   if (!pending.not_these.empty()) return fail("the descriptor of that fork is not this process's");
+  if (hello.parent_id != 0 && hello.parent_id < state_.header().forks_lost_before) {
+    const UniqueFd pidfd = pidfd_of(pending.socket.get(), pending.peer.pid);
+    if (pidfd.valid()) (void)os_.pidfd_signal(pidfd.get(), SIGKILL);
+    return fail(
+        "killed: it is a forked child, and what it has of its parent was lost with a daemon and "
+        "its "
+        "keeper");
+  }
   // There was no event: nothing was registered. It registers like a fresh process, on this socket.
   auto ready = message<wire::Ready>(wire::MessageType::ready);
   (void)send_with_fds(pending.socket.get(), &ready, sizeof(ready), {});
@@ -333,14 +343,21 @@ Status Handshake::offer_agent(Pending& pending, const std::shared_ptr<Client>& c
   return {};
 }
 
-void Handshake::watch_again(const Client& client, int epoll) {
+// Before anything of it may be in our hands alone.
+void Handshake::attach(Client& client) {
+  if (descriptors_ != nullptr) descriptors_->push(client.record, true);
+  client.record.attached = 1;
+}
+
+void Handshake::watch_again(Client& client, int epoll) {
   epoll_ = epoll;
   if (client.lifeline() < 0) return;
   watch_lifeline(client);
   // Its agent may still wait for what the daemon that died had not sent. If it does not, one Ready
   // more stays unread, and a descriptor that it did not wait for is closed.
-  if (client.mailbox != nullptr && load_word(client.mailbox->agent_tid) == 0)
-    send_ready(client, client.record.parent_id != 0);
+  if (client.mailbox == nullptr || load_word(client.mailbox->agent_tid) != 0) return;
+  attach(client);
+  send_ready(client, client.record.parent_id != 0);
 }
 
 void Handshake::send_ready(const Client& client, bool with_userfaultfd) {
@@ -411,6 +428,7 @@ Status Handshake::finish(std::uint64_t token, Pending& pending, VettedHello& vet
   parts.agent = std::move(agent);
   const auto client = registry_.make_client(std::move(parts));
   if (record->parent_id != 0) client->may_share = true;
+  attach(*client);
   registry_.add(client);
   watch_lifeline(*client);
   send_ready(*client, false);

@@ -32,6 +32,8 @@ class Handshake {
             const Tunables& tunables, Limits& limits, std::atomic<bool>& draining, State& state);
   ~Handshake();
 
+  // Before the first; nullptr: there is none.
+  void keep_in(DescriptorStore* store) { descriptors_ = store; }
   // The listening socket has a connection.
   void accept_one(int listener, int epoll);
   // A socket of ours has something (token = what was given to epoll).
@@ -46,7 +48,7 @@ class Handshake {
   void retire(std::shared_ptr<Client> client);
 
   // The lifeline of a client that a daemon before this one had.
-  void watch_again(const Client& client, int epoll);
+  void watch_again(Client& client, int epoll);
 
  private:
   struct Pending {
@@ -70,6 +72,7 @@ class Handshake {
   void bury_retired();
   Status settle_child(std::uint64_t token, Pending& pending, bool& waits);
   void watch_lifeline(const Client& client);
+  void attach(Client& client);
   static void send_ready(const Client& client, bool with_userfaultfd);
   [[nodiscard]] Status map_agent(Pending& pending, AgentParts& parts);
   void lifeline_hup(std::uint64_t token);
@@ -82,6 +85,7 @@ class Handshake {
   Limits& limits_;
   std::atomic<bool>& draining_;
   State& state_;
+  DescriptorStore* descriptors_ = nullptr;
   UniqueFd device_;  // /dev/userfaultfd
   int epoll_ = -1;
   std::map<std::uint64_t, Pending> pending_;

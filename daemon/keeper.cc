@@ -21,9 +21,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
+#include <iostream>
 #include <optional>
 #include <string>
+#include <utility>
 
+#include "base/os.h"
 #include "base/unique_fd.h"
 #include "daemon/hand_over.h"
 #include "daemon/notify.h"
@@ -124,8 +127,10 @@ class Keeper {
   int run();
 
  private:
-  bool prepare();
-  bool find_descriptors();
+  // 0, or the status to end with.
+  int prepare();
+  int find_descriptors();
+  int place(const Given& given);
   bool start_next();
   bool take_pulse();
   std::optional<int> on_end(int status);
@@ -166,30 +171,47 @@ void Keeper::write_pid(pid_t pid) {
   if (fd.valid()) (void)!::write(fd.get(), text.data(), text.size());
 }
 
+// In a process of its own: this one maps nothing.
+int Keeper::place(const Given& given) {
+  const pid_t pid = clone_sharing_files();
+  if (pid < 0) return 1;
+  if (pid == 0) {
+    const auto done = place_given(real_os(), given);
+    if (!done) std::cerr << "foldswapd: " << done.error().text() << "\n";
+    ::_exit(done ? 0 : kRefused);
+  }
+  int status = 0;
+  while (::waitpid(pid, &status, 0) != pid) {
+  }
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+}
+
 // What a program before this one has left, in the store or in this process' own table; or nothing
 // yet.
-bool Keeper::find_descriptors() {
+int Keeper::find_descriptors() {
   int first = kFirstNoted;
+  Given given;
   if (const char* const kept = std::getenv(kKeptVariable)) {
-    if (std::sscanf(kept, "%d %d", &inherited_.state_fd, &first) != 2) return false;
+    if (std::sscanf(kept, "%d %d", &inherited_.state_fd, &first) != 2) return 1;
     ::unsetenv(kKeptVariable);
     ::close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_CLOEXEC);
     served_ = inherited_.after_a_death = true;
   } else {
-    auto given = take_from_store();
-    if (!given) {
-      say(given.error().text());
-      return false;
+    auto taken = take_from_store();
+    if (!taken) {
+      say(taken.error().text());
+      return 1;
     }
-    inherited_.state_fd = *given;
-    served_ = inherited_.from_store = inherited_.after_a_death = *given >= 0;
+    given = std::move(*taken);
+    inherited_.state_fd = given.state_fd;
+    served_ = inherited_.after_a_death = given.state_fd >= 0;
   }
   if (inherited_.state_fd < 0) {
     inherited_.state_fd = ::memfd_create("foldswap-state", MFD_CLOEXEC);
     if (inherited_.state_fd < 0 ||
         ::ftruncate(inherited_.state_fd, static_cast<off_t>(setup_.state_bytes)) != 0) {
       say("no memory for the state file");
-      return false;
+      return 1;
     }
   }
   manager_ = manager_socket();
@@ -201,13 +223,14 @@ bool Keeper::find_descriptors() {
   for (const int signal : {SIGCHLD, SIGTERM, SIGINT, SIGUSR2}) sigdelset(&old_mask_, signal);
   signals_.reset(::signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK));
   inherited_.pulse_fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (!signals_.valid() || inherited_.pulse_fd < 0) return false;
+  if (!signals_.valid() || inherited_.pulse_fd < 0) return 1;
   const bool others = inherited_.after_a_death;
   inherited_.first_fd = others ? first : std::max(kFirstNoted, descriptors_end());
-  return fill_below(inherited_.first_fd);
+  if (!fill_below(inherited_.first_fd)) return 1;
+  return given.state_fd >= 0 ? place(given) : 0;
 }
 
-bool Keeper::prepare() {
+int Keeper::prepare() {
   std::array<char, PATH_MAX> path{};
   const ssize_t bytes = ::readlink("/proc/self/exe", path.data(), path.size() - 1);
   if (bytes > 0) program_.assign(path.data(), static_cast<std::size_t>(bytes));
@@ -309,9 +332,6 @@ std::optional<int> Keeper::on_end(int status) {
     (void)::unlink(pid_file.c_str());
     return code;
   }
-  // The store has it all, and the manager tries again, perhaps with another program.
-  if (code == kRefused && inherited_.from_store) return code;
-  inherited_.from_store = inherited_.from_store && code == kHandedOver;
   if (code == kHandedOver) {
     if (const auto end = hand_over()) return end;
     restart("");
@@ -367,7 +387,7 @@ void Keeper::tell_ready() {
 }
 
 int Keeper::run() {
-  if (!prepare()) return 1;
+  if (const int status = prepare(); status != 0) return status;
   while (!start_next()) {
     say("cannot start the daemon");
     if (!served_) return 1;
@@ -389,7 +409,6 @@ int Keeper::run() {
     (void)::poll(waits.data(), waits.size(), static_cast<int>(left_us / 1'000) + 1);
     if (!ready_ && take_pulse()) {
       ready_ = served_ = true;
-      inherited_.from_store = false;
       pause_ms_ = 0;
       write_pid(::getpid());
       told_ready_ = false;

@@ -11,11 +11,12 @@
 // A daemon that serves and then shows no sign of life any more is killed.
 //
 // Handing over (SIGUSR2) is how another version gets to work without draining. The daemon stops at
-// a clean point, with everything left as it is. Under a service manager with a descriptor store it
-// puts every descriptor there (hand_over.h) and the keeper ends with kHandedOver; the manager
-// starts the next one. Otherwise the keeper executes its own program file anew, if that can take
-// the state over. When the keeper is killed, the daemon that it leaves behind hands over by itself,
-// if there is such a store, and else serves on.
+// a clean point, with everything left as it is. Under a service manager with a descriptor store,
+// which has every descriptor at any time (descriptor_store.h), the keeper ends with kHandedOver;
+// the manager starts the next one. Otherwise the keeper executes its own program file anew, if that
+// can take the state over. When the keeper is killed, the daemon that it leaves behind hands over
+// by itself, if there is such a store, and else serves on. When both are, the manager starts the
+// next keeper likewise.
 //
 // Under a service manager it says when the daemon serves (READY=1), and it answers the manager's
 // watchdog.
@@ -29,8 +30,7 @@ namespace foldswap {
 
 // Exit statuses, of daemon and keeper. The unit file knows kHandedOver, too.
 inline constexpr int kHandedOver = 3;
-// The state is of another version, or what the manager's store gave is not good any more; nothing
-// was touched.
+// The state is of another version; nothing was touched.
 inline constexpr int kRefused = 4;
 
 // What a daemon finds in its descriptor table, and what else it is to know.
@@ -41,8 +41,6 @@ struct Inherited {
   int keeper_pid = 0;  // 0: there is none
   int asked = 0;       // SIGTERM, SIGINT, SIGUSR2: what a predecessor has not done yet
   bool after_a_death = false;
-  bool from_store =
-      false;  // the manager's store gave the descriptors, and nobody has used them yet
 };
 
 // The daemon serves: when it begins, and then again at least every two seconds.

@@ -88,27 +88,26 @@ Result<std::unique_ptr<State>> find_state(const Inherited& inherited) {
     return State::create(real_os(), std::move(*fd));
   auto state = State::take_over(real_os(), std::move(*fd));
   if (!state) return state;
-  if (inherited.from_store && (*state)->header().stored == 0)
-    return fail(
-        "what the service manager has kept is older than the state: stop the service, and it "
-        "lets go of that");
-  stop_trusting_store(**state);
   if ((*state)->header().unnoted == 0) close_others(noted_fds(**state), inherited.first_fd);
   return state;
+}
+
+// The manager has it all, for sure.
+int hand_over(DescriptorStore* store) {
+  const auto done = store != nullptr ? store->complete() : fail("there is no descriptor store");
+  return done ? kHandedOver : complain(done.error().text());
 }
 
 // Whoever is told to hand over takes part in nothing. No status: the manager cannot take it all, so
 // this daemon has to serve, and does what Daemon::run does then.
 std::optional<int> hand_over_at_once(const Inherited& inherited) {
-  if (inherited.from_store || !manager_listens() || !State::begun(real_os(), inherited.state_fd))
-    return kHandedOver;
+  if (!manager_listens() || !State::begun(real_os(), inherited.state_fd)) return kHandedOver;
   auto fd = own_state_fd(inherited);
   if (!fd) return complain(fd.error().text());
-  auto state = State::take_over(real_os(), std::move(*fd));
+  auto state = State::open(real_os(), std::move(*fd));
   if (!state) return complain(state.error().text());
   if (!can_store(**state)) return std::nullopt;
-  if (auto done = store_descriptors(**state); !done) return complain(done.error().text());
-  return kHandedOver;
+  return hand_over(DescriptorStore::make(**state).get());
 }
 
 // Whether the clients may be left to somebody else. Without a store, the keeper has to live.
@@ -120,13 +119,11 @@ Status may_hand_over(const Inherited& inherited, const State& state) {
 }
 
 // The daemon has stopped its threads, and nothing of it is destroyed: what it holds stays open.
-int hand_over(std::unique_ptr<Daemon> daemon) {
+int hand_over(std::unique_ptr<Daemon> owner) {
   spdlog::shutdown();
-  State& state = daemon.release()->state();
-  state.forget_settings();  // who restarts it wants what the files say
-  if (!manager_listens()) return kHandedOver;
-  if (auto done = store_descriptors(state); !done) return complain(done.error().text());
-  return kHandedOver;
+  Daemon& daemon = *owner.release();
+  daemon.state().forget_settings();  // who restarts it wants what the files say
+  return manager_listens() ? hand_over(daemon.descriptor_store()) : kHandedOver;
 }
 
 int run_daemon(const Options& options, Config config, const Inherited& inherited) {
@@ -141,11 +138,7 @@ int run_daemon(const Options& options, Config config, const Inherited& inherited
     }
   }
   auto state = find_state(inherited);
-  if (!state) {
-    // What the store gave has not been used: no daemon after this one may take it for its own.
-    (void)complain(state.error().text());
-    return inherited.from_store ? kRefused : 1;
-  }
+  if (!state) return complain(state.error().text());
   for (const std::string& setting : (*state)->settings()) {
     if (auto done = set_assignment(config, setting); !done) (void)complain(done.error().text());
   }

@@ -63,15 +63,18 @@ bool manager_listens() {
 }
 
 UniqueFd manager_socket() {
-  return UniqueFd(manager_listens() ? ::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0) : -1);
+  UniqueFd fd(manager_listens() ? ::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0) : -1);
+  const timeval limit{10, 0};
+  if (fd.valid()) (void)::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+  return fd;
 }
 
 bool notify(int socket, std::string_view message, int fd) {
   return send(socket, message, fd, 0);
 }
 
-bool notify_now(int socket, std::string_view message) {
-  return send(socket, message, -1, MSG_DONTWAIT);
+bool notify_now(int socket, std::string_view message, int fd) {
+  return send(socket, message, fd, MSG_DONTWAIT);
 }
 
 // The manager closes the descriptor when it comes to it.

@@ -13,11 +13,11 @@ namespace foldswap {
 // For all of the below. Not valid: nobody listens.
 [[nodiscard]] UniqueFd manager_socket();
 
-// Lines of KEY=VALUE, with a descriptor if `fd` is one. Waits while the manager's queue is full.
-// False: it was not sent.
+// Lines of KEY=VALUE, with a descriptor if `fd` is one. Waits while the manager's queue is full,
+// for ten seconds at most. False: it was not sent.
 bool notify(int socket, std::string_view message, int fd = -1);
 // Likewise, and never waits: what does not fit is dropped.
-bool notify_now(int socket, std::string_view message);
+bool notify_now(int socket, std::string_view message, int fd = -1);
 
 // Returns when the manager has read everything that was sent before. False: not within
 // `timeout_ms`.

@@ -20,7 +20,7 @@ Registry::Registry(Os& os, State& state) : os_(os), state_(state) {
     const int child = static_cast<int>(message.arg.fork.ufd);
     if (message.event == UFFD_EVENT_FORK &&
         std::ranges::find(doomed_, child, &UniqueFd::get) == doomed_.end())
-      doom(UniqueFd(child));
+      doom(ForkedUffd(message));
     message.event = 0;
   }
 }
@@ -109,7 +109,7 @@ std::shared_ptr<Client> Registry::make_client(ClientParts parts) {
           }};
 }
 
-std::shared_ptr<Client> Registry::adopt_child(Client& parent, UniqueFd uffd,
+std::shared_ptr<Client> Registry::adopt_child(Client& parent, ForkedUffd uffd,
                                               std::uint32_t fork_seq) {
   auto map = PageMap::create(os_);
   // One user's children cannot take the places of everybody's clients.
@@ -141,19 +141,35 @@ std::shared_ptr<Client> Registry::adopt_child(Client& parent, UniqueFd uffd,
   ClientParts parts;
   parts.record = record;
   parts.map = std::move(*map);
-  parts.uffd = std::move(uffd);
+  parts.uffd_stamp = uffd.stamp;
+  const int number = uffd.fd.get();
+  parts.uffd = std::move(uffd.fd);
   if (mutated(Mutation::h06_keep_child)) parts.uffd = UniqueFd(::eventfd(0, EFD_CLOEXEC));
   auto child = make_client(std::move(parts));
   child->may_share = true;
+  if (descriptors_ != nullptr) {
+    descriptors_->push(*record, false);
+    descriptors_->settled(number, uffd.stamp);
+  }
   return child;
 }
 
-void Registry::doom(UniqueFd uffd) {
+void Registry::fork_read(uffd_msg& message) {
+  if (descriptors_ != nullptr) descriptors_->fork_read(message);
+}
+
+void Registry::doom(ForkedUffd forked) {
+  const int number = forked.fd.get();
+  note_doomed(std::move(forked.fd), forked.stamp);
+  if (descriptors_ != nullptr) descriptors_->settled(number, forked.stamp);
+}
+
+void Registry::note_doomed(UniqueFd uffd, std::uint64_t stamp) {
   const RankedLock lock(mutex_);
   const auto free = std::ranges::find_if(state_.header().doomed,
                                          [](const NotedFd& note) { return note.get() < 0; });
   if (free != std::ranges::end(state_.header().doomed)) {
-    free->note(uffd.get());
+    free->note(uffd.get(), stamp);
   } else {
     ++state_.header().unnoted;
   }
@@ -185,7 +201,8 @@ void Registry::reap_doomed() {
     for (int i = 0; i < count; ++i) {
       uffd_msg& message = messages[static_cast<std::size_t>(i)];
       if (message.event == UFFD_EVENT_FORK) {
-        doom(UniqueFd(static_cast<int>(message.arg.fork.ufd)));
+        message.arg.reserved.reserved3 = 0;
+        doom(ForkedUffd(message));
         message.event = 0;
       }
       if (message.event != UFFD_EVENT_PAGEFAULT) continue;

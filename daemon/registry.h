@@ -12,6 +12,7 @@
 #include "base/mutex.h"
 #include "daemon/address_space.h"
 #include "daemon/client.h"
+#include "daemon/descriptor_store.h"
 #include "daemon/log_limit.h"
 
 namespace foldswap {
@@ -27,6 +28,8 @@ class Registry final : public ForkHost {
     placer_ = std::move(placer);
     kicker_ = std::move(kicker);
   }
+  // Before any thread is started; nullptr: there is none.
+  void keep_in(DescriptorStore* store) { descriptors_ = store; }
   void kick(Client& client) { kicker_(client); }
 
   // The client is complete: from here it is served.
@@ -44,12 +47,13 @@ class Registry final : public ForkHost {
       std::uint64_t parent_id, std::uint32_t fork_seq,
       const std::vector<std::uint64_t>& not_these) const;
 
-  std::shared_ptr<Client> adopt_child(Client& parent, UniqueFd uffd,
+  std::shared_ptr<Client> adopt_child(Client& parent, ForkedUffd uffd,
                                       std::uint32_t fork_seq) override;
   void child_ready(std::shared_ptr<Client> child) override;
 
   // A forked child that can never be served: its descriptor is held, so that it cannot read zeros.
-  void doom(UniqueFd uffd) override;
+  void doom(ForkedUffd uffd) override;
+  void fork_read(uffd_msg& message) override;
   [[nodiscard]] std::size_t doomed_count() const;
   // Gives those SIGBUS for whatever they touch that is not there. Control thread, now and then.
   void reap_doomed();
@@ -63,8 +67,11 @@ class Registry final : public ForkHost {
   static constexpr std::size_t kMostOfOneUser = kMostClients - kMostClients / 4;
 
  private:
+  void note_doomed(UniqueFd uffd, std::uint64_t stamp);
+
   Os& os_;
   State& state_;
+  DescriptorStore* descriptors_ = nullptr;
   Placer placer_;
   Kicker kicker_;
   mutable RankedMutex<LockRank::leaf> mutex_;

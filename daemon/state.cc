@@ -1,5 +1,7 @@
 #include "daemon/state.h"
 
+#include <time.h>
+
 #include <bit>
 #include <cmath>
 #include <cstddef>
@@ -100,14 +102,19 @@ Status State::fits(Os& os, int fd) {
   return {};
 }
 
-Result<std::unique_ptr<State>> State::take_over(Os& os, UniqueFd fd) {
+Result<std::unique_ptr<State>> State::open(Os& os, UniqueFd fd) {
   if (auto ok = fits(os, fd.get()); !ok) return std::unexpected(ok.error());
   auto mapping = Mapping::shared(fd.get(), kStateBytes);
   if (!mapping) return std::unexpected(mapping.error());
-  std::unique_ptr<State> state(new State(os, std::move(fd), std::move(*mapping)));
-  ++state->header().incarnation;
+  return std::unique_ptr<State>(new State(os, std::move(fd), std::move(*mapping)));
+}
+
+Result<std::unique_ptr<State>> State::take_over(Os& os, UniqueFd fd) {
+  auto state = open(os, std::move(fd));
+  if (!state) return state;
+  ++(*state)->header().incarnation;
   // A fault's kind may have been counted, and not yet the fault.
-  Counters& c = state->counters();
+  Counters& c = (*state)->counters();
   c.faults_total = c.faults_zero + c.faults_same_filled + c.faults_pool + c.faults_disk +
                    c.faults_rescued + c.faults_poisoned;
   return state;
@@ -173,7 +180,16 @@ std::uint32_t State::index_of(const ClientRecord* record) const {
   return static_cast<std::uint32_t>(static_cast<std::uint64_t>(offset) / kRecordBytes);
 }
 
+// Two files cannot have the same number in the same nanosecond.
+std::uint64_t NotedFd::new_stamp() {
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 +
+         static_cast<std::uint64_t>(now.tv_nsec) + 1;
+}
+
 void State::wipe_record(ClientRecord* record) {
+  NotedFd::changed();
   if (os_.punch(fd_.get(), kClientsOffset + index_of(record) * kRecordBytes, kRecordBytes) != 0) {
     std::memset(static_cast<void*>(record), 0, sizeof(ClientRecord));
   }

@@ -117,15 +117,48 @@ struct BatchRecord {
 };
 
 // A descriptor that whoever comes after a daemon finds under the same number (keeper.h); all zeros:
-// none. Noted when it is ours, and taken back before it is closed.
+// none. Noted when it is ours, and taken back before it is closed. Numbers are used again, so a
+// stamp goes with each open file as long as it is noted anywhere: no other ever has both.
 class NotedFd {
  public:
-  void note(int fd) { plus_one_.store(fd < 0 ? 0 : fd + 1, std::memory_order_release); }
+  // A number that is noted here already keeps its stamp. 0: a new one.
+  void note(int fd, std::uint64_t stamp = 0) {
+    if (fd >= 0 && fd == get()) return;
+    plus_one_.store(0, std::memory_order_release);
+    if (fd >= 0) {
+      stamp_.store(stamp != 0 ? stamp : new_stamp(), std::memory_order_relaxed);
+      plus_one_.store(fd + 1, std::memory_order_release);
+    }
+    changed();
+  }
   [[nodiscard]] int get() const { return plus_one_.load(std::memory_order_acquire) - 1; }
+  // Of what get() says, if that is the same before and after.
+  [[nodiscard]] std::uint64_t stamp() const { return stamp_.load(std::memory_order_relaxed); }
+
+  [[nodiscard]] static std::uint64_t new_stamp();
+  // Any note of this process, or record that was given up.
+  static void changed() { changes_.fetch_add(1); }
+  [[nodiscard]] static std::uint64_t changes() { return changes_.load(); }
 
  private:
+  static inline std::atomic<std::uint64_t> changes_{0};
   std::atomic<std::int32_t> plus_one_;
+  std::atomic<std::uint64_t> stamp_;
 };
+
+// What the service manager has been told to keep (descriptor_store.h). Number and stamp are there
+// before, and until after, the manager may have it.
+struct StoredNote {
+  static constexpr std::uint32_t kForking = 1;  // of a FORK in an inbox: no note has it yet
+  static constexpr std::uint32_t kSent = 2;
+  std::atomic<std::int32_t> plus_one;  // 0: free
+  std::atomic<std::uint32_t> flags;
+  std::atomic<std::uint64_t> stamp;
+};
+
+// As FileDescriptorStoreMax= in systemd/foldswapd.service.in. The names, of 16 characters at most,
+// must fit into one environment variable, of 128 KiB.
+inline constexpr std::uint32_t kMostStored = 8'000;
 
 struct ClientFds {
   NotedFd uffd, map, pidfd, pagemap, lifeline, mailbox, transfer;
@@ -141,6 +174,8 @@ struct ClientRecord {
   ClientFds fds;
   std::atomic<std::uint32_t> state;             // ClientState
   std::atomic<std::uint32_t> doomed;            // it has been killed, and may only wait for its end
+  std::atomic<std::uint32_t> incomplete;        // a descriptor of it was lost with its keeper
+  std::atomic<std::uint32_t> attached;          // its agent may have been told that it is one
   NotedRange unregistering;                     // that may not be registered, and should be
   std::atomic<std::uint64_t> shifting;          // of the inbox: see close_gaps() in daemon/moves.h
   std::atomic<std::uint32_t> reading_fork_seq;  // of a FORK that may just be read
@@ -199,9 +234,10 @@ struct StateHeader {
   // Likewise: what was read of one of them. A FORK stays until the descriptor in it is noted.
   uffd_msg doomed_messages[kDoomedMessages];
   NotedFd files[kNotedFiles];
-  // See hand_over.h: whether the service manager's store holds exactly what is noted; how many
-  // descriptors were put there last, and one past the highest of their numbers (0: none is left).
-  std::atomic<std::uint32_t> stored, stored_count, stored_end;
+  StoredNote stored[kMostStored];
+  // A FORK's descriptor was lost with daemon and keeper: a forked child of a client with a smaller
+  // id, of which nobody knows, may have had pages out.
+  std::atomic<std::uint64_t> forks_lost_before;
   // Descriptors of doomed children that no note tells of. If a daemon dies meanwhile, nobody may
   // close what he does not know any more.
   std::atomic<std::uint32_t> unnoted;
@@ -211,7 +247,7 @@ struct StateHeader {
 
 class State {
  public:
-  static constexpr std::uint32_t kMagic = 0x53545346, kVersion = 8;  // "FSTS"
+  static constexpr std::uint32_t kMagic = 0x53545346, kVersion = 9;  // "FSTS"
   static Result<std::unique_ptr<State>> create(Os& os);
   // Likewise, in a file that is empty, of file_bytes().
   static Result<std::unique_ptr<State>> create(Os& os, UniqueFd fd);
@@ -222,6 +258,8 @@ class State {
   [[nodiscard]] static Status fits(Os& os, int fd);
   // As a daemon left it that has died, or handed over. Error: as of fits(); nothing was touched.
   static Result<std::unique_ptr<State>> take_over(Os& os, UniqueFd fd);
+  // Likewise, only to look at it, or to mend it before any daemon does.
+  static Result<std::unique_ptr<State>> open(Os& os, UniqueFd fd);
 
   [[nodiscard]] int fd() const { return fd_.get(); }
   [[nodiscard]] StateHeader& header() const { return *mapping_.as<StateHeader>(); }

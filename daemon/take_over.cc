@@ -31,19 +31,13 @@ std::span<uffd_msg> all_messages(ClientRecord& record) {
   return {record.inbox, std::min(record.inbox_count, kInboxMessages) + unseen(record).size()};
 }
 
-// Its descriptors were being closed, or its handshake, or its fork, had not come so far: it has no
-// userfaultfd yet, and whoever waits for an answer must see its socket close.
-bool nobodys(const ClientRecord& record) {
-  return record.life == Life::ending || record.fds.uffd.get() < 0;
-}
-
 // The client table is ours, and yet what it says decides whether programs live: a record that
 // cannot be is not believed.
 bool sound(const ClientRecord& record) {
   return record.inbox_count <= kInboxMessages && record.quarantine_now <= 1 &&
          record.quarantine[record.quarantine_now].count <= kQuarantines &&
          record.plan.count <= kInboxMessages && record.plan.messages <= kInboxMessages &&
-         record.fds.uffd.get() >= 0 && record.fds.map.get() >= 0 &&
+         record.fds.uffd.get() >= 0 && record.fds.map.get() >= 0 && record.incomplete == 0 &&
          std::ranges::all_of(record.batch,
                              [](const BatchRecord& b) { return b.pages <= wire::kHalfPages; });
 }
@@ -63,22 +57,42 @@ Result<AgentParts> agent_of(const ClientFds& fds) {
 
 }  // namespace
 
+bool is_nobodys(const ClientRecord& record) {
+  return record.life == Life::ending || record.fds.uffd.get() < 0;
+}
+
+void for_noted(const ClientRecord& record, const std::function<void(const NotedFd&)>& visit) {
+  const ClientFds& f = record.fds;
+  for (const NotedFd* note :
+       {&f.pidfd, &f.uffd, &f.map, &f.pagemap, &f.lifeline, &f.transfer, &f.mailbox}) {
+    if (note->get() >= 0) visit(*note);
+  }
+}
+
+void for_noted(const State& state, const std::function<void(const NotedFd&)>& visit) {
+  const auto each = [&](const auto& notes) {
+    for (const NotedFd& note : notes) {
+      if (note.get() >= 0) visit(note);
+    }
+  };
+  each(state.header().files);
+  for (const ClientRecord* const record : state.records()) {
+    if (!is_nobodys(*record)) for_noted(*record, visit);
+  }
+  each(state.header().doomed);
+}
+
 std::set<int> noted_fds(const State& state) {
   std::set<int> noted{state.fd()};
   const auto add = [&](int fd) {
     if (fd >= 0) noted.insert(fd);
   };
-  for (const NotedFd& fd : state.header().doomed) add(fd.get());
+  for_noted(state, [&](const NotedFd& note) { add(note.get()); });
   for (const uffd_msg& message : state.header().doomed_messages) {
     if (message.event == UFFD_EVENT_FORK) add(static_cast<int>(message.arg.fork.ufd));
   }
-  for (const NotedFd& fd : state.header().files) add(fd.get());
   for (ClientRecord* const record : state.records()) {
-    if (nobodys(*record)) continue;
-    const ClientFds& f = record->fds;
-    for (const NotedFd* fd :
-         {&f.uffd, &f.map, &f.pidfd, &f.pagemap, &f.lifeline, &f.mailbox, &f.transfer})
-      add(fd->get());
+    if (is_nobodys(*record)) continue;
     for (const uffd_msg& message : all_messages(*record)) {
       if (message.event == UFFD_EVENT_FORK && message.arg.fork.ufd != kForkTaken)
         add(static_cast<int>(message.arg.fork.ufd));
@@ -135,7 +149,7 @@ Status TakeOver::all(const MakeClient& make, const PoolConfig& config, Left& lef
 std::vector<std::shared_ptr<Client>> TakeOver::clients(const MakeClient& make) {
   std::vector<std::shared_ptr<Client>> clients;
   for (ClientRecord* const record : state_.records()) {
-    if (!nobodys(*record)) {
+    if (!is_nobodys(*record)) {
       clients.push_back(revive(*record, make));
       continue;
     }
@@ -150,7 +164,7 @@ std::vector<std::shared_ptr<Client>> TakeOver::clients(const MakeClient& make) {
 std::shared_ptr<Client> TakeOver::revive(ClientRecord& record, const MakeClient& make) {
   const char* wrong = nullptr;
   if (!sound(record)) {
-    wrong = "its record is damaged";
+    wrong = record.incomplete != 0 ? "a descriptor of it was not kept" : "its record is damaged";
     record.quarantine_now = 0;
     record.quarantine[0].count = 0;
   }
@@ -158,8 +172,11 @@ std::shared_ptr<Client> TakeOver::revive(ClientRecord& record, const MakeClient&
   ClientParts parts;
   parts.record = &record;
   auto map = PageMap::take_over(os_, UniqueFd(record.fds.map.get()));
-  if (!map) wrong = "its page map is damaged";
-  if (!map) map = PageMap::create(os_);
+  if (!map && wrong == nullptr) wrong = "its page map is damaged";
+  if (!map) {
+    record.fds.map.note(-1);  // another file may get the number
+    map = PageMap::create(os_);
+  }
   if (wrong == nullptr) {
     finish_closing_gaps(record);
     if (!finish_moves(record, **map)) wrong = "its page map is full, a moved page cannot be noted";
@@ -175,11 +192,14 @@ std::shared_ptr<Client> TakeOver::revive(ClientRecord& record, const MakeClient&
   }
   // Before the map that was made for it is noted as its own: an empty one looks whole.
   if (wrong != nullptr) record.doomed = 1;
+  const bool incomplete = record.incomplete.exchange(0) != 0;
   auto client = make(std::move(parts));
   client->may_share = true;
   client->transfer_in_use = client->mailbox != nullptr;
   client->set_state(state);
   if (!register_again(*client)) wrong = "what was being unregistered cannot be registered again";
+  if (incomplete && os_.uffd_probe(client->uffd.get(), kPage) != Probe::gone)
+    client->learn_pid(record.pid);
   if (wrong != nullptr) client->kill(wrong);
   if (doomed) client->kill("");
   {

@@ -29,6 +29,13 @@
 
 namespace foldswap {
 
+// Its descriptors were being closed, or its handshake, or its fork, had not come so far: it has no
+// userfaultfd yet, and whoever waits for an answer must see its socket close.
+[[nodiscard]] bool is_nobodys(const ClientRecord& record);
+// Each note of a record, or of the state, that counts; without what is in inboxes. The pidfd comes
+// before the rest of its client: who has it can kill.
+void for_noted(const ClientRecord& record, const std::function<void(const NotedFd&)>& visit);
+void for_noted(const State& state, const std::function<void(const NotedFd&)>& visit);
 // Every descriptor that the state notes, the userfaultfds in inboxes among them.
 [[nodiscard]] std::set<int> noted_fds(const State& state);
 // Closes all but these, and those below `first`.

@@ -1,0 +1,310 @@
+#include "daemon/descriptor_store.h"
+
+#include <linux/kcmp.h>
+#include <spdlog/spdlog.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cstdlib>
+#include <memory>
+#include <utility>
+
+#include "daemon/address_space.h"
+#include "daemon/notify.h"
+#include "daemon/take_over.h"
+
+namespace foldswap {
+namespace {
+
+constexpr std::string_view kStateName = "state";
+constexpr std::string_view kDigits =
+    "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz+-";
+constexpr int kBarrierMs = 60'000;
+constexpr std::uint64_t kSyncUs = 50'000;
+constexpr std::size_t kMostAtOnce = 256;
+
+// Base 64, so that all names of a full store fit: see kMostStored.
+std::string digits_of(std::uint64_t value) {
+  std::string text;
+  do {
+    text.insert(text.begin(), kDigits[value % kDigits.size()]);
+    value /= kDigits.size();
+  } while (value != 0);
+  return text;
+}
+
+std::optional<std::uint64_t> value_of(std::string_view text) {
+  constexpr std::size_t kMostDigits = 10;
+  if (text.empty() || text.size() > kMostDigits) return std::nullopt;
+  std::uint64_t value = 0;
+  for (const char c : text) {
+    const std::size_t digit = kDigits.find(c);
+    if (digit == std::string_view::npos) return std::nullopt;
+    value = value * kDigits.size() + digit;
+  }
+  return value;
+}
+
+std::optional<std::size_t> number_in_environment(const char* name) {
+  const char* const text = std::getenv(name);
+  if (text == nullptr) return std::nullopt;
+  const std::string_view view(text);
+  std::size_t number = 0;
+  const auto [end, code] = std::from_chars(view.data(), view.data() + view.size(), number);
+  if (code != std::errc{} || end != view.data() + view.size()) return std::nullopt;
+  return number;
+}
+
+// How many the manager keeps for us.
+std::optional<std::size_t> room_told() {
+  if (!manager_listens()) return std::nullopt;
+  const auto most = number_in_environment("FDSTORE");
+  return most ? most : number_in_environment("FOLDSWAP_FDSTORE");
+}
+
+// Without kcmp(2) the manager takes all userfaultfds for one, and keeps only that.
+bool files_can_be_told_apart(int fd) {
+  const pid_t pid = ::getpid();
+  return ::syscall(SYS_kcmp, pid, pid, KCMP_FILE, fd, fd) == 0;
+}
+
+std::span<uffd_msg> whole_inbox(ClientRecord& record) {
+  return {record.inbox, std::min(record.inbox_count + kInboxReserve, kInboxMessages)};
+}
+
+bool forks(const uffd_msg& message) {
+  return message.event == UFFD_EVENT_FORK && message.arg.fork.ufd != kForkTaken;
+}
+
+}  // namespace
+
+std::string stored_name(int number, std::uint64_t stamp) {
+  return digits_of(static_cast<std::uint64_t>(number)) + "." + digits_of(stamp);
+}
+
+std::optional<StoredName> parse_stored_name(std::string_view name) {
+  if (name == kStateName) return StoredName{.state = true};
+  const std::size_t dot = name.find('.');
+  if (dot == std::string_view::npos) return std::nullopt;
+  const auto number = value_of(name.substr(0, dot));
+  const auto stamp = value_of(name.substr(dot + 1));
+  if (!number || !stamp || *number < kFirstNoted || *number > 1U << 30) return std::nullopt;
+  return StoredName{.number = static_cast<int>(*number), .stamp = *stamp};
+}
+
+Status can_store(const State& state) {
+  if (!manager_listens()) return fail("there is no service manager");
+  if (state.header().unnoted != 0)
+    return fail("there are forked children that nobody can say which descriptors they need");
+  const auto most = room_told();
+  if (!most) return fail("the service manager has not told of a descriptor store");
+  const std::size_t count = noted_fds(state).size();
+  const std::size_t room = std::min<std::size_t>(*most, kMostStored);
+  if (count > room) {
+    return fail(std::to_string(count) +
+                " descriptors do not fit into the service manager's store of " +
+                std::to_string(room));
+  }
+  if (!files_can_be_told_apart(state.fd())) return fail_errno("this kernel has no kcmp(2)");
+  return {};
+}
+
+std::unique_ptr<DescriptorStore> DescriptorStore::make(State& state) {
+  const auto room = room_told();
+  if (!room || *room == 0 || !files_can_be_told_apart(state.fd())) return nullptr;
+  return std::unique_ptr<DescriptorStore>(
+      new DescriptorStore(state, std::min<std::size_t>(*room, kMostStored) - 1));
+}
+
+// What is not known to have been sent is sent again: the manager keeps no file twice.
+DescriptorStore::DescriptorStore(State& state, std::size_t room)
+    : state_(state), manager_(manager_socket()), room_(room) {
+  const RankedLock lock(mutex_);
+  for (std::uint32_t i = kMostStored; i-- > 0;) {
+    StoredNote& note = state_.header().stored[i];
+    const int number = note.plus_one.load() - 1;
+    if (number < 0) {
+      free_.push_back(i);
+      continue;
+    }
+    note.flags.fetch_and(~StoredNote::kForking);
+    slots_.emplace(Key{number, note.stamp.load()}, Slot{i, 0});
+  }
+  take_up_inboxes();
+}
+
+// When no other thread is there.
+void DescriptorStore::take_up_inboxes() {
+  for (ClientRecord* const record : state_.records()) {
+    if (is_nobodys(*record)) continue;
+    for (uffd_msg& message : whole_inbox(*record)) {
+      if (!forks(message)) continue;
+      if (message.arg.reserved.reserved3 == 0)
+        message.arg.reserved.reserved3 = NotedFd::new_stamp();
+      (void)slot_of({static_cast<int>(message.arg.fork.ufd), message.arg.reserved.reserved3},
+                    StoredNote::kForking);
+    }
+  }
+}
+
+// The number last: from there it counts. nullptr: there is no room.
+DescriptorStore::Slot* DescriptorStore::slot_of(Key key, std::uint32_t flags) {
+  const auto found = slots_.find(key);
+  if (found != slots_.end()) {
+    if (flags != 0) state_.header().stored[found->second.index].flags.fetch_or(flags);
+    found->second.settled_round = round_;
+    return &found->second;
+  }
+  if (free_.empty() || slots_.size() >= room_) {
+    if (!std::exchange(full_said_, true)) {
+      spdlog::warn(
+          "the service manager's store is full: some clients will not outlive daemon and keeper "
+          "together");
+    }
+    return nullptr;
+  }
+  const std::uint32_t index = free_.back();
+  free_.pop_back();
+  StoredNote& note = state_.header().stored[index];
+  note.stamp = key.stamp;
+  note.flags = flags;
+  note.plus_one = key.number + 1;
+  return &slots_.emplace(key, Slot{index, round_}).first->second;
+}
+
+void DescriptorStore::forget(Key key) {
+  const auto found = slots_.find(key);
+  if (found == slots_.end()) return;
+  state_.header().stored[found->second.index].plus_one = 0;
+  free_.push_back(found->second.index);
+  slots_.erase(found);
+}
+
+// FDPOLL=0: the manager would close what hangs up, and a lifeline may.
+bool DescriptorStore::send(Key key, bool wait) {
+  const std::string message = "FDSTORE=1\nFDPOLL=0\nFDNAME=" + stored_name(key.number, key.stamp);
+  const bool sent = wait ? notify(manager_.get(), message, key.number)
+                         : notify_now(manager_.get(), message, key.number);
+  if (!sent) return false;
+  const RankedLock lock(mutex_);
+  const auto found = slots_.find(key);
+  if (found != slots_.end())
+    state_.header().stored[found->second.index].flags.fetch_or(StoredNote::kSent);
+  return true;
+}
+
+void DescriptorStore::fork_read(uffd_msg& message) {
+  message.arg.reserved.reserved3 = NotedFd::new_stamp();
+  const Key key{static_cast<int>(message.arg.fork.ufd), message.arg.reserved.reserved3};
+  {
+    const RankedLock lock(mutex_);
+    if (slot_of(key, StoredNote::kForking) == nullptr) return;
+  }
+  (void)send(key, false);
+}
+
+void DescriptorStore::settled(int number, std::uint64_t stamp) {
+  const RankedLock lock(mutex_);
+  const auto found = slots_.find({number, stamp});
+  if (found == slots_.end()) return;
+  found->second.settled_round = round_;
+  state_.header().stored[found->second.index].flags.fetch_and(~StoredNote::kForking);
+}
+
+void DescriptorStore::push(const ClientRecord& record, bool wait) {
+  for_noted(record, [&](const NotedFd& note) {
+    const Key key{note.get(), note.stamp()};
+    {
+      const RankedLock lock(mutex_);
+      if (slot_of(key, 0) == nullptr) return;
+    }
+    (void)send(key, wait);
+  });
+}
+
+bool DescriptorStore::sync(std::uint64_t now_us) {
+  if (now_us - synced_us_ < kSyncUs) return !behind_;
+  synced_us_ = now_us;
+  const std::uint64_t changes = NotedFd::changes();
+  if (!behind_ && changes == seen_changes_) return true;
+  seen_changes_ = changes;
+  behind_ = !sync_round(kMostAtOnce, false);
+  return !behind_;
+}
+
+// What is noted is found without the mutex, while readers note. What they settle meanwhile outlives
+// the round, and whatever is noted meanwhile is found by the next.
+bool DescriptorStore::sync_round(std::size_t most, bool wait) {
+  {
+    const RankedLock lock(mutex_);
+    ++round_;
+  }
+  std::unordered_map<Key, bool, Hash> noted;
+  std::vector<Key> in_order;
+  for_noted(state_, [&](const NotedFd& note) {
+    const Key key{note.get(), note.stamp()};
+    if (key.number >= 0 && key.number == note.get() && noted.emplace(key, true).second)
+      in_order.push_back(key);
+  });
+  std::vector<Key> gone, fresh;
+  bool all = true;
+  {
+    const RankedLock lock(mutex_);
+    for (const auto& [key, slot] : slots_) {
+      const std::uint32_t flags = state_.header().stored[slot.index].flags;
+      if ((flags & StoredNote::kForking) != 0) {
+        if ((flags & StoredNote::kSent) == 0) fresh.push_back(key);
+      } else if (!noted.contains(key) && slot.settled_round < round_) {
+        gone.push_back(key);
+      }
+    }
+  }
+  for (const Key& key : gone) {
+    if (most == 0) return false;
+    --most;
+    const std::string message = "FDSTOREREMOVE=1\nFDNAME=" + stored_name(key.number, key.stamp);
+    if (!(wait ? notify(manager_.get(), message) : notify_now(manager_.get(), message)))
+      return false;
+    const RankedLock lock(mutex_);
+    forget(key);
+  }
+  {
+    const RankedLock lock(mutex_);
+    for (const Key& key : in_order) {
+      const Slot* const slot = slot_of(key, 0);
+      all = all && slot != nullptr;
+      if (slot != nullptr && (state_.header().stored[slot->index].flags & StoredNote::kSent) == 0)
+        fresh.push_back(key);
+    }
+  }
+  if (!fresh.empty()) {  // whatever else is there, it is nothing without this
+    const std::string message = "FDSTORE=1\nFDPOLL=0\nFDNAME=" + std::string(kStateName);
+    if (!(wait ? notify(manager_.get(), message, state_.fd())
+               : notify_now(manager_.get(), message, state_.fd())))
+      return false;
+  }
+  for (const Key& key : fresh) {
+    if (most == 0) return false;
+    --most;
+    if (!send(key, wait)) return false;
+  }
+  return all || !wait;
+}
+
+Status DescriptorStore::complete() {
+  if (auto ok = can_store(state_); !ok) return ok;
+  {
+    const RankedLock lock(mutex_);
+    take_up_inboxes();
+  }
+  if (!sync_round(2 * kMostStored, true))
+    return fail("the service manager does not take the descriptors");
+  if (!notify_barrier(manager_.get(), kBarrierMs))
+    return fail("the service manager does not answer");
+  return {};
+}
+
+}  // namespace foldswap

@@ -1,0 +1,96 @@
+// DescriptorStore: the service manager's store (FDSTORE=1, sd_notify(3)) follows what the state
+// notes, so that keeper and daemon may end in one moment and still nothing is lost (DESIGN §10). A
+// descriptor is stored under a name that says its number and its stamp (NotedFd in state.h); the
+// state file as "state". Whoever is given the store takes what the state notes under the same
+// number *and* stamp: what the manager had not yet let go of is nobody's. See hand_over.h.
+//
+// The manager does not answer: what it has been told is in StateHeader::stored, and is sent again
+// only where a daemon died before it could say that it had sent it.
+//
+// Thread safety: fork_read(), settled() and push() any thread; the rest the control thread's.
+// Nothing waits for the manager but complete(), and push() where it is told to.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "base/mutex.h"
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "daemon/state.h"
+
+namespace foldswap {
+
+// Numbers below are the keeper's own: what is noted lies above, in every version.
+inline constexpr int kFirstNoted = 16;
+
+struct StoredName {
+  bool state = false;
+  int number = -1;
+  std::uint64_t stamp = 0;
+};
+// Nothing: it is none of ours.
+[[nodiscard]] std::optional<StoredName> parse_stored_name(std::string_view name);
+[[nodiscard]] std::string stored_name(int number, std::uint64_t stamp);
+
+// Whether the manager has a store, and all of the state's would fit. Somebody must have told us:
+// systemd from 254 on ($FDSTORE), or the unit ($FOLDSWAP_FDSTORE). Error: why not.
+[[nodiscard]] Status can_store(const State& state);
+
+class DescriptorStore {
+ public:
+  // nullptr: there is no such manager.
+  [[nodiscard]] static std::unique_ptr<DescriptorStore> make(State& state);
+
+  // A FORK event that was just read: its descriptor is nowhere else. Stamped, and offered at once.
+  void fork_read(uffd_msg& message);
+  // A note of the state has that descriptor now, or whatever came of it.
+  void settled(int number, std::uint64_t stamp);
+
+  // All of a client's, before it is told that it is one. What cannot be sent now is left to sync().
+  void push(const ClientRecord& record, bool wait);
+  // Some of what has changed since. False: there is more.
+  bool sync(std::uint64_t now_us);
+  // Everything, when nobody works on the state any more. Error: not all of it is there for sure.
+  [[nodiscard]] Status complete();
+
+ private:
+  struct Key {
+    int number = -1;
+    std::uint64_t stamp = 0;
+    bool operator==(const Key&) const = default;
+  };
+  struct Hash {
+    std::size_t operator()(const Key& key) const {
+      return std::hash<std::uint64_t>()(key.stamp ^ static_cast<std::uint64_t>(key.number) << 40);
+    }
+  };
+  struct Slot {
+    std::uint32_t index;          // in StateHeader::stored
+    std::uint64_t settled_round;  // must outlive the round of sync() that began before it was noted
+  };
+  DescriptorStore(State& state, std::size_t room);
+  void take_up_inboxes() FS_REQUIRES(mutex_);
+  Slot* slot_of(Key key, std::uint32_t flags) FS_REQUIRES(mutex_);
+  void forget(Key key) FS_REQUIRES(mutex_);
+  bool send(Key key, bool wait);
+  bool sync_round(std::size_t most, bool wait);
+
+  State& state_;
+  UniqueFd manager_;
+  std::size_t room_;
+  bool full_said_ = false, behind_ = true;
+  std::uint64_t seen_changes_ = 0, synced_us_ = 0;
+  RankedMutex<LockRank::leaf> mutex_;
+  std::uint64_t round_ FS_GUARDED_BY(mutex_) = 1;
+  std::unordered_map<Key, Slot, Hash> slots_ FS_GUARDED_BY(mutex_);
+  std::vector<std::uint32_t> free_ FS_GUARDED_BY(mutex_);
+};
+
+}  // namespace foldswap
