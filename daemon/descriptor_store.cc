@@ -23,6 +23,8 @@ constexpr std::string_view kStateName = "state";
 constexpr std::string_view kDigits =
     "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz+-";
 constexpr int kBarrierMs = 60'000;
+constexpr int kBriefMs = 20;
+constexpr std::uint64_t kNotAgainNs = 1'000'000'000;
 constexpr std::uint64_t kSyncUs = 50'000;
 constexpr std::size_t kMostAtOnce = 256;
 
@@ -121,7 +123,10 @@ std::unique_ptr<DescriptorStore> DescriptorStore::make(State& state) {
 
 // What is not known to have been sent is sent again: the manager keeps no file twice.
 DescriptorStore::DescriptorStore(State& state, std::size_t room)
-    : state_(state), manager_(manager_socket()), room_(room) {
+    : state_(state),
+      manager_(manager_socket()),
+      manager_in_brief_(manager_socket(kBriefMs)),
+      room_(room) {
   const RankedLock lock(mutex_);
   for (std::uint32_t i = kMostStored; i-- > 0;) {
     StoredNote& note = state_.header().stored[i];
@@ -183,12 +188,20 @@ void DescriptorStore::forget(Key key) {
   slots_.erase(found);
 }
 
+bool DescriptorStore::tell(const std::string& message, Patience patience, int fd) {
+  if (patience == Patience::full) return notify(manager_.get(), message, fd);
+  if (notify_now(manager_.get(), message, fd)) return true;
+  const std::uint64_t now = NotedFd::new_stamp();
+  if (patience == Patience::none || now - in_vain_ns_ < kNotAgainNs) return false;
+  if (notify(manager_in_brief_.get(), message, fd)) return true;
+  in_vain_ns_ = now;
+  return false;
+}
+
 // FDPOLL=0: the manager would close what hangs up, and a lifeline may.
-bool DescriptorStore::send(Key key, bool wait) {
-  const std::string message = "FDSTORE=1\nFDPOLL=0\nFDNAME=" + stored_name(key.number, key.stamp);
-  const bool sent = wait ? notify(manager_.get(), message, key.number)
-                         : notify_now(manager_.get(), message, key.number);
-  if (!sent) return false;
+bool DescriptorStore::send(Key key, Patience patience) {
+  const std::string name = stored_name(key.number, key.stamp);
+  if (!tell("FDSTORE=1\nFDPOLL=0\nFDNAME=" + name, patience, key.number)) return false;
   const RankedLock lock(mutex_);
   const auto found = slots_.find(key);
   if (found != slots_.end())
@@ -203,7 +216,7 @@ void DescriptorStore::fork_read(uffd_msg& message) {
     const RankedLock lock(mutex_);
     if (slot_of(key, StoredNote::kForking) == nullptr) return;
   }
-  (void)send(key, false);
+  (void)send(key, Patience::brief);
 }
 
 void DescriptorStore::settled(int number, std::uint64_t stamp) {
@@ -214,14 +227,14 @@ void DescriptorStore::settled(int number, std::uint64_t stamp) {
   state_.header().stored[found->second.index].flags.fetch_and(~StoredNote::kForking);
 }
 
-void DescriptorStore::push(const ClientRecord& record, bool wait) {
+void DescriptorStore::push(const ClientRecord& record) {
   for_noted(record, [&](const NotedFd& note) {
     const Key key{note.get(), note.stamp()};
     {
       const RankedLock lock(mutex_);
       if (slot_of(key, 0) == nullptr) return;
     }
-    (void)send(key, wait);
+    (void)send(key, Patience::brief);
   });
 }
 
@@ -231,13 +244,13 @@ bool DescriptorStore::sync(std::uint64_t now_us) {
   const std::uint64_t changes = NotedFd::changes();
   if (!behind_ && changes == seen_changes_) return true;
   seen_changes_ = changes;
-  behind_ = !sync_round(kMostAtOnce, false);
+  behind_ = !sync_round(kMostAtOnce, Patience::none);
   return !behind_;
 }
 
 // What is noted is found without the mutex, while readers note. What they settle meanwhile outlives
 // the round, and whatever is noted meanwhile is found by the next.
-bool DescriptorStore::sync_round(std::size_t most, bool wait) {
+bool DescriptorStore::sync_round(std::size_t most, Patience patience) {
   {
     const RankedLock lock(mutex_);
     ++round_;
@@ -265,8 +278,7 @@ bool DescriptorStore::sync_round(std::size_t most, bool wait) {
   for (const Key& key : gone) {
     if (most == 0) return false;
     --most;
-    const std::string message = "FDSTOREREMOVE=1\nFDNAME=" + stored_name(key.number, key.stamp);
-    if (!(wait ? notify(manager_.get(), message) : notify_now(manager_.get(), message)))
+    if (!tell("FDSTOREREMOVE=1\nFDNAME=" + stored_name(key.number, key.stamp), patience))
       return false;
     const RankedLock lock(mutex_);
     forget(key);
@@ -282,16 +294,14 @@ bool DescriptorStore::sync_round(std::size_t most, bool wait) {
   }
   if (!fresh.empty()) {  // whatever else is there, it is nothing without this
     const std::string message = "FDSTORE=1\nFDPOLL=0\nFDNAME=" + std::string(kStateName);
-    if (!(wait ? notify(manager_.get(), message, state_.fd())
-               : notify_now(manager_.get(), message, state_.fd())))
-      return false;
+    if (!tell(message, patience, state_.fd())) return false;
   }
   for (const Key& key : fresh) {
     if (most == 0) return false;
     --most;
-    if (!send(key, wait)) return false;
+    if (!send(key, patience)) return false;
   }
-  return all || !wait;
+  return all || patience != Patience::full;
 }
 
 Status DescriptorStore::complete() {
@@ -300,7 +310,7 @@ Status DescriptorStore::complete() {
     const RankedLock lock(mutex_);
     take_up_inboxes();
   }
-  if (!sync_round(2 * kMostStored, true))
+  if (!sync_round(2 * kMostStored, Patience::full))
     return fail("the service manager does not take the descriptors");
   if (!notify_barrier(manager_.get(), kBarrierMs))
     return fail("the service manager does not answer");

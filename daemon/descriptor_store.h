@@ -7,10 +7,12 @@
 // The manager does not answer: what it has been told is in StateHeader::stored, and is sent again
 // only where a daemon died before it could say that it had sent it.
 //
-// Thread safety: fork_read(), settled() and push() any thread; the rest the control thread's.
-// Nothing waits for the manager but complete(), and push() where it is told to.
+// Thread safety: fork_read(), settled() and push() any thread; the rest the control thread's. While
+// the manager's queue is full fork_read() and push() wait some milliseconds, and not again soon
+// when that was in vain; sync() never; complete() long.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -54,7 +56,7 @@ class DescriptorStore {
   void settled(int number, std::uint64_t stamp);
 
   // All of a client's, before it is told that it is one. What cannot be sent now is left to sync().
-  void push(const ClientRecord& record, bool wait);
+  void push(const ClientRecord& record);
   // Some of what has changed since. False: there is more.
   bool sync(std::uint64_t now_us);
   // Everything, when nobody works on the state any more. Error: not all of it is there for sure.
@@ -79,11 +81,14 @@ class DescriptorStore {
   void take_up_inboxes() FS_REQUIRES(mutex_);
   Slot* slot_of(Key key, std::uint32_t flags) FS_REQUIRES(mutex_);
   void forget(Key key) FS_REQUIRES(mutex_);
-  bool send(Key key, bool wait);
-  bool sync_round(std::size_t most, bool wait);
+  enum class Patience : std::uint8_t { none, brief, full };
+  bool send(Key key, Patience patience);
+  bool tell(const std::string& message, Patience patience, int fd = -1);
+  bool sync_round(std::size_t most, Patience patience);
 
   State& state_;
-  UniqueFd manager_;
+  UniqueFd manager_, manager_in_brief_;
+  std::atomic<std::uint64_t> in_vain_ns_{0};  // when a brief wait was that, last
   std::size_t room_;
   bool full_said_ = false, behind_ = true;
   std::uint64_t seen_changes_ = 0, synced_us_ = 0;

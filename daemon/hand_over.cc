@@ -118,14 +118,18 @@ class Reconciler {
         forget_fork(message);
     }
     const bool space = kept(f.uffd) && kept(f.map);
-    const bool agent =
-        kept(f.mailbox) && kept(f.transfer) && kept(f.lifeline) && kept(f.pidfd) && kept(f.pagemap);
+    // A lifeline that is noted no more was let go of: the client has ended.
+    const bool agent = kept(f.mailbox) && kept(f.transfer) && kept(f.pidfd) && kept(f.pagemap) &&
+                       (kept(f.lifeline) || f.lifeline.get() < 0);
     if (record.attached == 0 && record.parent_id == 0 && !(space && agent)) {
       record.life = Life::ending;  // nothing of it has left it: it goes on without us
       return;
     }
     if (!kept(f.uffd)) lose_client(record);
-    if (!space || (record.attached != 0 && !agent)) record.incomplete = 1;
+    if (!space || (record.attached != 0 && !agent)) {
+      record.incomplete = 1;
+      say(record, "not kept: " + missing(f));
+    }
     if (record.attached == 0 && !agent) {  // its agent is told nothing any more, and ends
       for (NotedFd* const note : {&f.mailbox, &f.transfer, &f.lifeline}) note->note(-1);
       if (!kept(f.pidfd)) record.pid = 0;  // it is learned again
@@ -134,6 +138,20 @@ class Reconciler {
          {&f.map, &f.pidfd, &f.pagemap, &f.lifeline, &f.mailbox, &f.transfer, &f.uffd}) {
       if (!kept(*note)) note->note(-1);
     }
+  }
+  [[nodiscard]] std::string missing(const ClientFds& f) const {
+    std::string names;
+    for (const auto& [note, name] : std::initializer_list<std::pair<const NotedFd*, const char*>>{
+             {&f.uffd, "userfaultfd"},
+             {&f.map, "page map"},
+             {&f.pidfd, "pidfd"},
+             {&f.pagemap, "pagemap"},
+             {&f.lifeline, "lifeline"},
+             {&f.mailbox, "mailbox"},
+             {&f.transfer, "transfer area"}}) {
+      if (!kept(*note)) names += (names.empty() ? "" : ", ") + std::string(name);
+    }
+    return names;
   }
   // Its agent holds the userfaultfd still, so whoever misses a page waits, until he is killed.
   void lose_client(const ClientRecord& record) {

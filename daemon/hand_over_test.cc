@@ -379,8 +379,13 @@ TEST_F(HandOverTest, AClientThatIsNotWholeIsKnownToBe) {
     record.incomplete = 0;
     fd->note(number, stamp);
   }
+  f.lifeline.note(-1);  // let go of, when it ended
+  auto rest = all;
+  rest.erase(52);
+  EXPECT_EQ(taken(kept, rest), 0);
+  EXPECT_EQ(record.incomplete, 0U);
   // Without its userfaultfd it is nobody's: killed there and then.
-  EXPECT_EQ(taken(without(kept, name_of(f.uffd)), {50, 51, 52, 53, 54, 55}), 0);
+  EXPECT_EQ(taken(without(kept, name_of(f.uffd)), {50, 51, 53, 54, 55}), 0);
   EXPECT_EQ(f.uffd.get(), -1);
 }
 

@@ -345,7 +345,7 @@ Status Handshake::offer_agent(Pending& pending, const std::shared_ptr<Client>& c
 
 // Before anything of it may be in our hands alone.
 void Handshake::attach(Client& client) {
-  if (descriptors_ != nullptr) descriptors_->push(client.record, true);
+  if (descriptors_ != nullptr) descriptors_->push(client.record);
   client.record.attached = 1;
 }
 

@@ -10,11 +10,11 @@ namespace foldswap {
 
 // Somebody listens.
 [[nodiscard]] bool manager_listens();
-// For all of the below. Not valid: nobody listens.
-[[nodiscard]] UniqueFd manager_socket();
+// For all of the below; notify() waits so long at most. Not valid: nobody listens.
+[[nodiscard]] UniqueFd manager_socket(int patience_ms = 10'000);
 
-// Lines of KEY=VALUE, with a descriptor if `fd` is one. Waits while the manager's queue is full,
-// for ten seconds at most. False: it was not sent.
+// Lines of KEY=VALUE, with a descriptor if `fd` is one. Waits while the manager's queue is full.
+// False: it was not sent.
 bool notify(int socket, std::string_view message, int fd = -1);
 // Likewise, and never waits: what does not fit is dropped.
 bool notify_now(int socket, std::string_view message, int fd = -1);

@@ -148,7 +148,7 @@ std::shared_ptr<Client> Registry::adopt_child(Client& parent, ForkedUffd uffd,
   auto child = make_client(std::move(parts));
   child->may_share = true;
   if (descriptors_ != nullptr) {
-    descriptors_->push(*record, false);
+    descriptors_->push(*record);
     descriptors_->settled(number, uffd.stamp);
   }
   return child;

@@ -213,7 +213,7 @@ TEST_F(MoverTest, Hazard4ForksDuringEvictionLoseNothing) {
     }
   });
   while (moved == 0) std::this_thread::yield();  // registered: every child says hello
-  for (int i = 0; i < 20; ++i) {
+  for (int i = 0; i < 6; ++i) {  // each waits two seconds for a daemon that takes no children
     probe->send(args("fork", address, kPages * kPage, 0, 3));
     EXPECT_EQ(probe->answer(), "0");
     EXPECT_EQ(probe->number(args("fill", address, kPages * kPage, 3)), 0);

@@ -576,6 +576,9 @@ void Machine::count_event(Happens event, const Space& space, std::uint64_t start
     const bool on_its_way = state == PageIs::out || state == PageIs::wanted;
     if (event == Happens::unregister && on_its_way && Kernel::present(space, page))
       state = PageIs::present;
+    // Another page is there by now, and the event of that change is unread.
+    if (event == Happens::marked && state == PageIs::bad && Kernel::present(space, page))
+      state = PageIs::present;
     ++world_.counts.table[static_cast<std::size_t>(state)][static_cast<std::size_t>(event)];
   }
 }

@@ -151,7 +151,7 @@ class HandOver(E2E):
         pick = random.Random(self.seed)
         self.start()
         count = 15
-        client = self.client([Place.program("torture"), f"--seed={self.seed}", "--seconds=30",
+        client = self.client([Place.program("torture"), f"--seed={self.seed}", "--seconds=3600", "--until_eof=1",
                               "--threads=4", "--fork=1", "--mb=32",
                               f"--hang={harness.slower(120)}"], "12M")
         client.expect("ready", 60)
@@ -166,6 +166,7 @@ class HandOver(E2E):
                     os.kill(pid, signal.SIGKILL)
             pid = self.next_after(pid)
             self.assertIsNone(client.poll(), client.stderr().decode(errors="replace"))
+        client.close_input()
         self.assertRegex(client.line(120), r"^done \d+ operations")
         self.assertEqual(client.wait(), 0, client.stderr().decode(errors="replace"))
         self.assertNotIn(": killed: ", self.daemon.log())

@@ -288,7 +288,7 @@ class Systemd(Service):
         to the store is killed, and reads nothing wrong: here none is."""
         pick = random.Random(self.seed)
         client = self.client_of(["--resident-max", "12M", "--name", "tortured"], "torture",
-                                "--seconds=25", "--threads=4", "--fork=1", "--mb=32",
+                                "--seconds=3600", "--until_eof=1", "--threads=4", "--fork=1", "--mb=32",
                                 f"--hang={harness.slower(120)}")
         client.expect("ready")
         for _ in range(10):
@@ -296,6 +296,7 @@ class Systemd(Service):
             self.machine.run("/usr/local/bin/foldswap", "reclaim", "--all", "--bytes", "8M")
             self.kill_everything()
             self.assertIsNone(client.poll(), client.stderr().decode(errors="replace"))
+        client.close_input()
         self.assertRegex(client.line(120), r"^done \d+ operations")
         self.assertEqual(client.wait(), 0, client.stderr().decode(errors="replace"))
         self.assertNotIn(": killed: ", self.log())
@@ -376,7 +377,7 @@ class Systemd(Service):
         """Forks, moves and discards are under way each time."""
         pick = random.Random(self.seed)
         client = self.client_of(["--resident-max", "12M", "--name", "tortured"], "torture",
-                                "--seconds=25", "--threads=4", "--fork=1", "--mb=32",
+                                "--seconds=3600", "--until_eof=1", "--threads=4", "--fork=1", "--mb=32",
                                 f"--hang={harness.slower(120)}")
         client.expect("ready")
         for n in range(12):
@@ -389,6 +390,7 @@ class Systemd(Service):
                 self.machine.kill(main)
             wait_until("the next keeper", lambda: self.next_serves(main), 30)
             self.assertIsNone(client.poll(), client.stderr().decode(errors="replace"))
+        client.close_input()
         self.assertRegex(client.line(120), r"^done \d+ operations")
         self.assertEqual(client.wait(), 0, client.stderr().decode(errors="replace"))
         self.assertNotIn(": killed: ", self.log())
