@@ -18,6 +18,7 @@
 #include "daemon/control.h"
 #include "daemon/notify.h"
 #include "daemon/pressure.h"
+#include "daemon/runtime_dir.h"
 #include "daemon/take_over.h"
 
 namespace foldswap {
@@ -68,11 +69,17 @@ Result<std::unique_ptr<Daemon>> Daemon::create(Os& os, Config config, std::strin
 }
 
 Status Daemon::prepare() {
-  if (auto s = lock_runtime_dir(); !s) return s;
+  auto lock = lock_runtime_dir(runtime_dir_);
+  if (!lock) return std::unexpected(lock.error());
+  lock_ = std::move(*lock);
   if (auto s = make_pool(); !s) return s;
   descriptor_store_ = DescriptorStore::make(*state_);
   registry_->keep_in(descriptor_store_.get());
   handshake_->keep_in(descriptor_store_.get());
+  // Whoever takes over has these there already, and clients who wait.
+  if (descriptor_store_ != nullptr && state_->header().incarnation == 1) {
+    if (auto done = descriptor_store_->begin(); !done) spdlog::warn("{}", done.error().text());
+  }
   if (auto s = start_threads(); !s) return s;
   return open_sockets();
 }
@@ -104,19 +111,6 @@ bool Daemon::threads_turned() {
   if (!std::ranges::equal(turns, turns_seen_, std::ranges::not_equal_to())) return false;
   turns_seen_ = std::move(turns);
   return true;
-}
-
-Status Daemon::lock_runtime_dir() {
-  if (::mkdir(runtime_dir_.c_str(), 0755) != 0 && errno != EEXIST) {
-    return fail_errno("cannot make the runtime directory " + runtime_dir_);
-  }
-  const std::string path = runtime_dir_ + "/daemon.lock";
-  lock_.reset(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
-  if (!lock_.valid()) return fail_errno("cannot open " + path);
-  if (::flock(lock_.get(), LOCK_EX | LOCK_NB) != 0) {
-    return fail("another foldswapd runs on " + runtime_dir_);
-  }
-  return {};
 }
 
 Status Daemon::make_pool() {

@@ -77,7 +77,6 @@ class Daemon {
   Daemon(Os& os, Config config, std::string runtime_dir, Vetting vetting,
          std::unique_ptr<State> state);
   [[nodiscard]] Status prepare();
-  [[nodiscard]] Status lock_runtime_dir();
   [[nodiscard]] Status make_pool();
   [[nodiscard]] Status make_store(const PoolConfig& config);
   [[nodiscard]] Status take_over_store(const PoolConfig& config);

@@ -1,6 +1,8 @@
 #include "daemon/descriptor_store.h"
 
+#include <fcntl.h>
 #include <linux/kcmp.h>
+#include <poll.h>
 #include <spdlog/spdlog.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -14,6 +16,7 @@
 
 #include "daemon/address_space.h"
 #include "daemon/notify.h"
+#include "daemon/proc_reader.h"
 #include "daemon/take_over.h"
 
 namespace foldswap {
@@ -22,7 +25,7 @@ namespace {
 constexpr std::string_view kStateName = "state";
 constexpr std::string_view kDigits =
     "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz+-";
-constexpr int kBarrierMs = 60'000;
+constexpr int kBarrierMs = 30'000;
 constexpr int kBriefMs = 20;
 constexpr std::uint64_t kNotAgainNs = 1'000'000'000;
 constexpr std::uint64_t kSyncUs = 50'000;
@@ -121,7 +124,7 @@ std::unique_ptr<DescriptorStore> DescriptorStore::make(State& state) {
       new DescriptorStore(state, std::min<std::size_t>(*room, kMostStored) - 1));
 }
 
-// What is not known to have been sent is sent again: the manager keeps no file twice.
+// What is not known to be kept is sent again: the manager keeps no file twice.
 DescriptorStore::DescriptorStore(State& state, std::size_t room)
     : state_(state),
       manager_(manager_socket()),
@@ -135,8 +138,10 @@ DescriptorStore::DescriptorStore(State& state, std::size_t room)
       free_.push_back(i);
       continue;
     }
-    note.flags.fetch_and(~StoredNote::kForking);
-    slots_.emplace(Key{number, note.stamp.load()}, Slot{i, 0});
+    const std::uint32_t flags = note.flags.fetch_and(~StoredNote::kForking);
+    Slot slot{.index = i, .settled_round = 0};
+    slot.sent = (flags & StoredNote::kKept) != 0;
+    slots_.emplace(Key{number, note.stamp.load()}, slot);
   }
   take_up_inboxes();
 }
@@ -177,36 +182,40 @@ DescriptorStore::Slot* DescriptorStore::slot_of(Key key, std::uint32_t flags) {
   note.stamp = key.stamp;
   note.flags = flags;
   note.plus_one = key.number + 1;
-  return &slots_.emplace(key, Slot{index, round_}).first->second;
-}
-
-void DescriptorStore::forget(Key key) {
-  const auto found = slots_.find(key);
-  if (found == slots_.end()) return;
-  state_.header().stored[found->second.index].plus_one = 0;
-  free_.push_back(found->second.index);
-  slots_.erase(found);
+  return &slots_.emplace(key, Slot{.index = index, .settled_round = round_}).first->second;
 }
 
 bool DescriptorStore::tell(const std::string& message, Patience patience, int fd) {
+  state_.header().told_ns = boot_ns();
   if (patience == Patience::full) return notify(manager_.get(), message, fd);
   if (notify_now(manager_.get(), message, fd)) return true;
-  const std::uint64_t now = NotedFd::new_stamp();
+  const std::uint64_t now = boot_ns();
   if (patience == Patience::none || now - in_vain_ns_ < kNotAgainNs) return false;
   if (notify(manager_in_brief_.get(), message, fd)) return true;
   in_vain_ns_ = now;
   return false;
 }
 
-// FDPOLL=0: the manager would close what hangs up, and a lifeline may.
-bool DescriptorStore::send(Key key, Patience patience) {
+// FDPOLL=0: the manager would close what hangs up, and a lifeline may. The number may be closed
+// meanwhile, and be another file's: so a copy is sent, that was made while the number was ours.
+DescriptorStore::Sent DescriptorStore::send(Key key, Patience patience, const Still& still_that) {
+  const UniqueFd copy(::fcntl(key.number, F_DUPFD_CLOEXEC, kFirstNoted));
+  if (!copy.valid() || !still_that()) return Sent::gone;
   const std::string name = stored_name(key.number, key.stamp);
-  if (!tell("FDSTORE=1\nFDPOLL=0\nFDNAME=" + name, patience, key.number)) return false;
+  if (!tell("FDSTORE=1\nFDPOLL=0\nFDNAME=" + name, patience, copy.get())) return Sent::no_room;
   const RankedLock lock(mutex_);
   const auto found = slots_.find(key);
-  if (found != slots_.end())
-    state_.header().stored[found->second.index].flags.fetch_or(StoredNote::kSent);
-  return true;
+  if (found != slots_.end()) found->second.sent = true;
+  unconfirmed_.push_back(key);
+  return Sent::done;
+}
+
+// Whatever else is there, it is nothing without this.
+bool DescriptorStore::send_state(Patience patience) {
+  if (state_sent_) return true;
+  const std::string message = "FDSTORE=1\nFDPOLL=0\nFDNAME=" + std::string(kStateName);
+  if (tell(message, patience, state_.fd())) state_sent_ = true;
+  return state_sent_;
 }
 
 void DescriptorStore::fork_read(uffd_msg& message) {
@@ -216,7 +225,7 @@ void DescriptorStore::fork_read(uffd_msg& message) {
     const RankedLock lock(mutex_);
     if (slot_of(key, StoredNote::kForking) == nullptr) return;
   }
-  (void)send(key, Patience::brief);
+  if (state_sent_) (void)send(key, Patience::brief, [] { return true; });
 }
 
 void DescriptorStore::settled(int number, std::uint64_t stamp) {
@@ -228,13 +237,16 @@ void DescriptorStore::settled(int number, std::uint64_t stamp) {
 }
 
 void DescriptorStore::push(const ClientRecord& record) {
+  if (!state_sent_) return;
+  bool room = true;
   for_noted(record, [&](const NotedFd& note) {
     const Key key{note.get(), note.stamp()};
     {
       const RankedLock lock(mutex_);
-      if (slot_of(key, 0) == nullptr) return;
+      const Slot* const slot = slot_of(key, 0);
+      if (slot == nullptr || slot->sent) return;
     }
-    (void)send(key, Patience::brief);
+    room = room && send(key, Patience::brief, [] { return true; }) != Sent::no_room;
   });
 }
 
@@ -242,10 +254,25 @@ bool DescriptorStore::sync(std::uint64_t now_us) {
   if (now_us - synced_us_ < kSyncUs) return !behind_;
   synced_us_ = now_us;
   const std::uint64_t changes = NotedFd::changes();
-  if (!behind_ && changes == seen_changes_) return true;
-  seen_changes_ = changes;
-  behind_ = !sync_round(kMostAtOnce, Patience::none);
+  if (behind_ || changes != seen_changes_) {
+    seen_changes_ = changes;
+    behind_ = !sync_round(kMostAtOnce, Patience::none);
+  }
+  look_at_barrier();
+  behind_ = behind_ || barrier_.valid();
   return !behind_;
+}
+
+// Read while others note, and while a client ends, whose notes stay until its record is wiped.
+bool DescriptorStore::is_still(Key key, const Wanted& wanted) {
+  if (wanted.note == nullptr) {
+    const RankedLock lock(mutex_);
+    const auto found = slots_.find(key);
+    return found != slots_.end() &&
+           (state_.header().stored[found->second.index].flags & StoredNote::kForking) != 0;
+  }
+  return (wanted.record == nullptr || wanted.record->life != Life::ending) &&
+         wanted.note->get() == key.number && wanted.note->stamp() == key.stamp;
 }
 
 // What is noted is found without the mutex, while readers note. What they settle meanwhile outlives
@@ -255,53 +282,121 @@ bool DescriptorStore::sync_round(std::size_t most, Patience patience) {
     const RankedLock lock(mutex_);
     ++round_;
   }
-  std::unordered_map<Key, bool, Hash> noted;
-  std::vector<Key> in_order;
-  for_noted(state_, [&](const NotedFd& note) {
+  std::unordered_map<Key, Wanted, Hash> wanted;
+  std::vector<Key> in_order, gone, fresh;
+  for_noted(state_, [&](const NotedFd& note, const ClientRecord* record) {
     const Key key{note.get(), note.stamp()};
-    if (key.number >= 0 && key.number == note.get() && noted.emplace(key, true).second)
+    if (key.number >= 0 && key.number == note.get() &&
+        wanted.emplace(key, Wanted{&note, record}).second)
       in_order.push_back(key);
   });
-  std::vector<Key> gone, fresh;
-  bool all = true;
+  bool all = true, room = true;
   {
     const RankedLock lock(mutex_);
     for (const auto& [key, slot] : slots_) {
       const std::uint32_t flags = state_.header().stored[slot.index].flags;
       if ((flags & StoredNote::kForking) != 0) {
-        if ((flags & StoredNote::kSent) == 0) fresh.push_back(key);
-      } else if (!noted.contains(key) && slot.settled_round < round_) {
+        if (!slot.sent) fresh.push_back(key);
+      } else if (!wanted.contains(key) && slot.settled_round < round_ && !slot.going) {
         gone.push_back(key);
       }
     }
+    for (const Key& key : in_order) {
+      const Slot* const slot = slot_of(key, 0);
+      room = room && slot != nullptr;
+      if (slot != nullptr && !slot->sent) fresh.push_back(key);
+    }
   }
+  if (!room && !remove_gone(gone, most, patience)) return false;
+  if (!fresh.empty() && !send_state(patience)) return false;
+  for (const Key& key : fresh) {
+    if (most == 0) return false;
+    --most;
+    const auto found = wanted.find(key);
+    const Wanted it = found != wanted.end() ? found->second : Wanted{};
+    const Sent sent = send(key, patience, [&] { return is_still(key, it); });
+    if (sent == Sent::no_room) return false;
+    all = all && sent == Sent::done;
+  }
+  if (room && !remove_gone(gone, most, patience)) return false;
+  return patience != Patience::full || (all && room);
+}
+
+bool DescriptorStore::remove_gone(const std::vector<Key>& gone, std::size_t& most,
+                                  Patience patience) {
   for (const Key& key : gone) {
     if (most == 0) return false;
     --most;
     if (!tell("FDSTOREREMOVE=1\nFDNAME=" + stored_name(key.number, key.stamp), patience))
       return false;
     const RankedLock lock(mutex_);
-    forget(key);
+    const auto found = slots_.find(key);
+    if (found != slots_.end()) found->second.going = true;
+    unconfirmed_.push_back(key);
+  }
+  return true;
+}
+
+// The manager has read all that was said before, while we lived.
+void DescriptorStore::confirm(const std::vector<Key>& keys) {
+  const RankedLock lock(mutex_);
+  for (const Key& key : keys) {
+    const auto found = slots_.find(key);
+    if (found == slots_.end()) continue;
+    StoredNote& note = state_.header().stored[found->second.index];
+    if (!found->second.going) {
+      note.flags.fetch_or(StoredNote::kKept);
+      continue;
+    }
+    note.plus_one = 0;
+    free_.push_back(found->second.index);
+    slots_.erase(found);
+  }
+}
+
+// One barrier at a time is on its way.
+void DescriptorStore::look_at_barrier() {
+  if (barrier_.valid()) {
+    pollfd closed{barrier_.get(), 0, 0};
+    if (::poll(&closed, 1, 0) != 1 || (closed.revents & POLLHUP) == 0) return;
+    barrier_.reset();
+    confirm(std::exchange(behind_barrier_, {}));
   }
   {
     const RankedLock lock(mutex_);
-    for (const Key& key : in_order) {
-      const Slot* const slot = slot_of(key, 0);
-      all = all && slot != nullptr;
-      if (slot != nullptr && (state_.header().stored[slot->index].flags & StoredNote::kSent) == 0)
-        fresh.push_back(key);
-    }
+    if (unconfirmed_.empty()) return;
+    behind_barrier_.swap(unconfirmed_);
   }
-  if (!fresh.empty()) {  // whatever else is there, it is nothing without this
-    const std::string message = "FDSTORE=1\nFDPOLL=0\nFDNAME=" + std::string(kStateName);
-    if (!tell(message, patience, state_.fd())) return false;
+  std::array<int, 2> ends{};
+  const bool made = ::pipe2(ends.data(), O_CLOEXEC) == 0;
+  barrier_.reset(made ? ends[0] : -1);
+  const UniqueFd write_end(made ? ends[1] : -1);
+  if (made && tell("BARRIER=1", Patience::none, write_end.get())) return;
+  barrier_.reset();
+  const RankedLock lock(mutex_);
+  unconfirmed_.insert(unconfirmed_.end(), behind_barrier_.begin(), behind_barrier_.end());
+  behind_barrier_.clear();
+}
+
+Status DescriptorStore::wait_for_manager() {
+  std::vector<Key> keys = std::exchange(behind_barrier_, {});
+  {
+    const RankedLock lock(mutex_);
+    keys.insert(keys.end(), unconfirmed_.begin(), unconfirmed_.end());
+    unconfirmed_.clear();
   }
-  for (const Key& key : fresh) {
-    if (most == 0) return false;
-    --most;
-    if (!send(key, patience)) return false;
-  }
-  return all || patience != Patience::full;
+  barrier_.reset();
+  if (!notify_barrier(manager_.get(), kBarrierMs))
+    return fail("the service manager does not answer");
+  confirm(keys);
+  return {};
+}
+
+Status DescriptorStore::begin() {
+  const bool all = sync_round(2 * kMostStored, Patience::full);
+  if (auto answered = wait_for_manager(); !answered) return answered;
+  if (!all) return fail("the service manager does not take every descriptor");
+  return {};
 }
 
 Status DescriptorStore::complete() {
@@ -310,11 +405,7 @@ Status DescriptorStore::complete() {
     const RankedLock lock(mutex_);
     take_up_inboxes();
   }
-  if (!sync_round(2 * kMostStored, Patience::full))
-    return fail("the service manager does not take the descriptors");
-  if (!notify_barrier(manager_.get(), kBarrierMs))
-    return fail("the service manager does not answer");
-  return {};
+  return begin();
 }
 
 }  // namespace foldswap

@@ -1,26 +1,33 @@
 #include "daemon/hand_over.h"
 
 #include <fcntl.h>
+#include <poll.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
 #include <csignal>
 #include <cstdlib>
-#include <iostream>
+#include <cstring>
 #include <map>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
 
 #include "daemon/address_space.h"
 #include "daemon/event_journal.h"
+#include "daemon/notify.h"
+#include "daemon/proc_reader.h"
+#include "daemon/runtime_dir.h"
 #include "daemon/take_over.h"
 
 namespace foldswap {
 namespace {
 
 constexpr int kFirstGiven = 3;  // SD_LISTEN_FDS_START
+constexpr int kKilledMs = 5'000;
 
 std::optional<int> number_in_environment(const char* name) {
   const char* const text = std::getenv(name);
@@ -42,6 +49,8 @@ Result<Given> given_descriptors(int count) {
     const std::string_view name = names.substr(0, names.find(':'));
     names.remove_prefix(std::min(names.size(), name.size() + 1));
     const auto parsed = parse_stored_name(name);
+    if (!parsed && name.find_first_not_of("0123456789") == std::string_view::npos)
+      return fail("what was kept for us is of another version: drain before changing versions");
     if (!parsed) return fail("a descriptor named '" + std::string(name) + "' was given to us");
     top = std::max(top, parsed->number + 1);
     if (parsed->state && given.state_fd >= 0) return fail("two state files were given to us");
@@ -72,27 +81,41 @@ Key key_of(const uffd_msg& fork) {
   return {static_cast<int>(fork.arg.fork.ufd), stamp};
 }
 
-void say(const ClientRecord& record, const std::string& what) {
-  std::cerr << "foldswapd: client " << record.id << " ("
-            << std::string(record.name, ::strnlen(record.name, sizeof(record.name))) << ", pid "
-            << record.pid << "): " << what << "\n";
+std::span<uffd_msg> whole_inbox(ClientRecord& record) {
+  return {record.inbox, std::min(record.inbox_count + kInboxReserve, kInboxMessages)};
 }
 
-// What the state notes, against what there is.
+bool forks(const uffd_msg& message) {
+  return message.event == UFFD_EVENT_FORK && message.arg.fork.ufd != kForkTaken;
+}
+
+void say(const ClientRecord& record, const std::string& what) {
+  say_now("foldswapd: client " + std::to_string(record.id) + " (" +
+          std::string(record.name, ::strnlen(record.name, sizeof(record.name))) + ", pid " +
+          std::to_string(record.pid) + "): " + what);
+}
+
+// What the state notes, against what there is. Any step may be the last, and is made again then.
 class Reconciler {
  public:
   Reconciler(Os& os, State& state, const std::map<Key, int>& there)
       : os_(os), state_(state), there_(there) {}
   void run() {
+    StateHeader& header = state_.header();
+    const auto lost = [&](const NotedFd& note) { return note.get() >= 0 && !kept(note); };
+    const bool pool = std::ranges::none_of(header.files, lost);
     for (ClientRecord* const record : state_.records()) {
-      if (!is_nobodys(*record)) client(*record);
+      if (!is_nobodys(*record)) client(*record, pool);
     }
-    lose(state_.header().doomed);
-    for (uffd_msg& message : state_.header().doomed_messages) {
-      if (message.event == UFFD_EVENT_FORK) forget_fork(message);
+    for (NotedFd& note : header.doomed) {
+      if (lost(note)) lose_fork("a forked child that had no room");
+      if (lost(note)) note.note(-1);
     }
-    lose(state_.header().files);  // the next daemon says which it cannot do without
-    if (forks_lost_) state_.header().forks_lost_before = state_.header().next_client_id.load();
+    for (uffd_msg& message : header.doomed_messages) look_at_fork(message);
+    for (NotedFd& note : header.files) {
+      if (!pool) note.note(-1);
+    }
+    if (header.unnoted.exchange(0) != 0) lose_fork("forked children that had no room");
     stored();
   }
 
@@ -100,32 +123,29 @@ class Reconciler {
   [[nodiscard]] bool kept(const NotedFd& note) const {
     return there_.contains({note.get(), note.stamp()});
   }
-  void lose(auto& notes) {
-    for (NotedFd& note : notes) {
-      if (note.get() >= 0 && !kept(note)) note.note(-1);
-    }
-  }
-  void forget_fork(uffd_msg& message) {
-    if (there_.contains(key_of(message))) return;
-    forks_lost_ = true;
+  void look_at_fork(uffd_msg& message) {
+    if (!forks(message) || there_.contains(key_of(message))) return;
+    lose_fork("a child that was being forked");
     clear_message(message);
   }
-  void client(ClientRecord& record) {
+  // Noted first: whoever it is says so at his handshake, if he lives so long.
+  void lose_fork(const char* whose) {
+    state_.header().forks_lost_ns = boot_ns();
+    say_now(std::string("foldswapd: the userfaultfd of ") + whose + " was not kept");
+  }
+  void client(ClientRecord& record, bool pool) {
     ClientFds& f = record.fds;
-    for (uffd_msg& message :
-         std::span(record.inbox, std::min(record.inbox_count + kInboxReserve, kInboxMessages))) {
-      if (message.event == UFFD_EVENT_FORK && message.arg.fork.ufd != kForkTaken)
-        forget_fork(message);
-    }
+    for (uffd_msg& message : whole_inbox(record)) look_at_fork(message);
+    const auto kept_or_none = [&](const NotedFd& note) { return kept(note) || note.get() < 0; };
     const bool space = kept(f.uffd) && kept(f.map);
-    // A lifeline that is noted no more was let go of: the client has ended.
-    const bool agent = kept(f.mailbox) && kept(f.transfer) && kept(f.pidfd) && kept(f.pagemap) &&
-                       (kept(f.lifeline) || f.lifeline.get() < 0);
-    if (record.attached == 0 && record.parent_id == 0 && !(space && agent)) {
+    // A lifeline that is noted no more was let go of, when the client ended.
+    const bool agent = kept(f.mailbox) && kept(f.transfer) && kept(f.pidfd) &&
+                       kept_or_none(f.pagemap) && kept_or_none(f.lifeline);
+    if (record.attached == 0 && record.forked == 0 && !(space && agent && pool)) {
       record.life = Life::ending;  // nothing of it has left it: it goes on without us
       return;
     }
-    if (!kept(f.uffd)) lose_client(record);
+    if (!pool || !kept(f.uffd)) return lose_client(record, pool);
     if (!space || (record.attached != 0 && !agent)) {
       record.incomplete = 1;
       say(record, "not kept: " + missing(f));
@@ -135,7 +155,7 @@ class Reconciler {
       if (!kept(f.pidfd)) record.pid = 0;  // it is learned again
     }
     for (NotedFd* const note :
-         {&f.map, &f.pidfd, &f.pagemap, &f.lifeline, &f.mailbox, &f.transfer, &f.uffd}) {
+         {&f.map, &f.pidfd, &f.pagemap, &f.lifeline, &f.mailbox, &f.transfer}) {
       if (!kept(*note)) note->note(-1);
     }
   }
@@ -149,25 +169,39 @@ class Reconciler {
              {&f.lifeline, "lifeline"},
              {&f.mailbox, "mailbox"},
              {&f.transfer, "transfer area"}}) {
-      if (!kept(*note)) names += (names.empty() ? "" : ", ") + std::string(name);
+      if (note->get() >= 0 && !kept(*note))
+        names += (names.empty() ? "" : ", ") + std::string(name);
     }
     return names;
   }
   // Its agent holds the userfaultfd still, so whoever misses a page waits, until he is killed.
-  void lose_client(const ClientRecord& record) {
-    forks_lost_ = forks_lost_ || record.parent_id != 0;
-    const bool known = kept(record.fds.pidfd);
-    if (known) (void)os_.pidfd_signal(record.fds.pidfd.get(), SIGKILL);
-    say(record, std::string(known ? "killed" : "lost") + ": its userfaultfd was not kept");
+  void lose_client(ClientRecord& record, bool pool) {
+    if (record.forked != 0) lose_fork("a forked child");
+    const UniqueFd found = kept(record.fds.pidfd)
+                               ? UniqueFd(::fcntl(record.fds.pidfd.get(), F_DUPFD_CLOEXEC, 0))
+                               : pidfd_of_client(record.pid);
+    const bool killed = found.valid() && os_.pidfd_signal(found.get(), SIGKILL) == 0;
+    say(record, std::string(killed ? "killed" : "lost") + ": " +
+                    (pool ? "its userfaultfd was" : "the pool's files were") + " not kept");
+    pollfd ended{found.get(), POLLIN, 0};
+    if (killed) (void)::poll(&ended, 1, kKilledMs);  // before anything that it waits for is closed
+    record.life = Life::ending;
   }
-  // What the manager has and what it has been told to have, in the table of descriptor_store.h.
+  // Its number may be another's by now; hardly that of another client.
+  [[nodiscard]] UniqueFd pidfd_of_client(pid_t pid) const {
+    UniqueFd pidfd(pid > 0 ? static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)) : -1);
+    const auto maps = os_.read_file("/proc/" + std::to_string(pid) + "/maps");
+    const bool client = maps && maps->find("foldswap-mailbox") != std::string::npos;
+    return client ? std::move(pidfd) : UniqueFd();
+  }
+  // What the manager has, in the table of descriptor_store.h.
   void stored() {
     std::map<Key, int> rest = there_;
     std::vector<StoredNote*> free;
     for (StoredNote& note : state_.header().stored) {
       const int number = note.plus_one - 1;
       if (number >= 0 && rest.erase({number, note.stamp}) != 0) {
-        note.flags = StoredNote::kSent;
+        note.flags = StoredNote::kKept;
       } else {
         note.plus_one = 0;
         free.push_back(&note);
@@ -178,7 +212,7 @@ class Reconciler {
       StoredNote& note = *free.back();
       free.pop_back();
       note.stamp = key.second;
-      note.flags = StoredNote::kSent;
+      note.flags = StoredNote::kKept;
       note.plus_one = key.first + 1;
     }
   }
@@ -186,23 +220,20 @@ class Reconciler {
   Os& os_;
   State& state_;
   const std::map<Key, int>& there_;
-  bool forks_lost_ = false;
 };
 
 // Everything that the state wants: number and stamp.
 std::vector<Key> wanted(State& state) {
   std::vector<Key> keys;
-  for_noted(state, [&](const NotedFd& note) { keys.emplace_back(note.get(), note.stamp()); });
+  for_noted(state, [&](const NotedFd& note, const ClientRecord*) {
+    keys.emplace_back(note.get(), note.stamp());
+  });
   const auto fork = [&](const uffd_msg& message) {
-    if (message.event == UFFD_EVENT_FORK && message.arg.fork.ufd != kForkTaken)
-      keys.push_back(key_of(message));
+    if (forks(message)) keys.push_back(key_of(message));
   };
   for (const uffd_msg& message : state.header().doomed_messages) fork(message);
-  for (const ClientRecord* const record : state.records()) {
-    if (is_nobodys(*record)) continue;
-    for (const uffd_msg& message :
-         std::span(record->inbox, std::min(record->inbox_count + kInboxReserve, kInboxMessages)))
-      fork(message);
+  for (ClientRecord* const record : state.records()) {
+    if (!is_nobodys(*record)) std::ranges::for_each(whole_inbox(*record), fork);
   }
   return keys;
 }
@@ -210,23 +241,29 @@ std::vector<Key> wanted(State& state) {
 }  // namespace
 
 Result<Given> take_from_store() {
+  const std::uint64_t taken_ns = boot_ns();
   const int count = number_in_environment("LISTEN_FDS").value_or(0);
   const bool ours = number_in_environment("LISTEN_PID") == ::getpid();
   Result<Given> given = Given{};
   if (ours && count > 0) given = given_descriptors(count);
   for (const char* name : {"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"}) ::unsetenv(name);
+  if (given) given->taken_ns = taken_ns;
   return given;
 }
 
-Status place_given(Os& os, const Given& given) {
+Status place_given(Os& os, const Given& given, const std::string& runtime_dir) {
   if (State::begun(os, given.state_fd)) {
     int top = kFirstNoted;  // nothing belongs there
     for (const Given::One& one : given.others)
       top = std::max({top, one.fd + 1, one.name.number + 1});
+    const auto lock = lock_runtime_dir(runtime_dir, top);
+    if (!lock) return std::unexpected(lock.error());
     UniqueFd fd(::fcntl(given.state_fd, F_DUPFD_CLOEXEC, top));
     if (!fd.valid()) return fail_errno("no descriptor for the state file");
     auto state = State::open(os, std::move(fd));
     if (!state) return std::unexpected(state.error());
+    if ((*state)->header().told_ns >= given.taken_ns)
+      return fail("the service manager gave us what it had while it was told of more");
     std::map<Key, int> there;
     for (const Given::One& one : given.others) there[{one.name.number, one.name.stamp}] = one.fd;
     for (const Key& key : wanted(**state)) {

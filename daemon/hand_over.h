@@ -25,13 +25,15 @@ struct Given {
     int fd = -1;
   };
   std::vector<One> others;
+  std::uint64_t taken_ns = 0;  // CLOCK_BOOTTIME
 };
 // Error: something is missing, or none of ours; the store has it all still.
 [[nodiscard]] Result<Given> take_from_store();
 
 // Puts what was given under its number; what is not noted, and all that was given but the state
-// file, is closed. What is noted and was not given is lost: its client is killed, or doomed, with a
-// line on stderr. Error: nothing was changed.
-[[nodiscard]] Status place_given(Os& os, const Given& given);
+// file, is closed. What is noted and was not given is lost: its client is killed, with a line on
+// stderr. Error: nothing was changed; a daemon may be at work on the state still (it has the lock
+// in `runtime_dir`), or have been when the manager gave us what it had. The manager tries again.
+[[nodiscard]] Status place_given(Os& os, const Given& given, const std::string& runtime_dir);
 
 }  // namespace foldswap

@@ -14,6 +14,9 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <filesystem>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -22,6 +25,8 @@
 
 #include "base/fd_message.h"
 #include "daemon/notify.h"
+#include "daemon/proc_reader.h"
+#include "daemon/runtime_dir.h"
 
 namespace foldswap {
 namespace {
@@ -61,6 +66,8 @@ class Manager {
     return kept;
   }
 
+  std::atomic<bool> deaf{false};  // to all but barriers, as systemd to the dead
+
  private:
   void run() {
     for (;;) {
@@ -73,6 +80,7 @@ class Manager {
       if (message == "BARRIER=1") continue;
       const std::size_t at = message.find("FDNAME=");
       const std::string name = at == std::string::npos ? "" : message.substr(at + 7);
+      if (deaf) continue;
       if (message.starts_with("FDSTOREREMOVE=1\n"))
         std::erase_if(kept_, [&](const auto& one) { return one.first == name; });
       if (!message.starts_with("FDSTORE=1\n")) continue;
@@ -103,9 +111,12 @@ class HandOverTest : public testing::Test {
   std::vector<int> open;
   NotedFd* const files = state->header().files;
   std::uint64_t now_us = kLater;
+  const std::string directory =
+      std::filesystem::temp_directory_path() / ("foldswap-hand-over-" + std::to_string(::getpid()));
 
   ~HandOverTest() override {
     for (const int number : open) ::close(number);
+    std::filesystem::remove_all(directory);
   }
   void note(NotedFd& where, int number) {
     open_at(number);
@@ -130,6 +141,7 @@ class HandOverTest : public testing::Test {
     for (int i = 0; i < 1'000; ++i) {
       now_us += 1'000'000;
       if (store->sync(now_us)) return;
+      (void)manager.kept();  // barriers are answered
     }
     FAIL() << "sync() does not come to an end";
   }
@@ -166,7 +178,7 @@ class HandOverTest : public testing::Test {
       const int got = given->state_fd;
       if (got < 3 || got >= kFirstNoted || !same_file(got, state_copy)) ::_exit(2);
       if (std::getenv("LISTEN_FDS") != nullptr) ::_exit(3);
-      if (!place_given(real_os(), *given)) ::_exit(4);
+      if (!place_given(real_os(), *given, directory)) ::_exit(4);
       ::close(state_copy);
       for (const int number : expected) {
         std::uint64_t value = 0;
@@ -243,7 +255,7 @@ TEST_F(HandOverTest, EverythingComesBackUnderItsNumber) {
   EXPECT_EQ(taken(kept, all), 0);
   std::swap(kept[0], kept[2]);
   EXPECT_EQ(taken(kept, all), 0);
-  EXPECT_EQ(state->header().forks_lost_before, 0U);
+  EXPECT_EQ(state->header().forks_lost_ns, 0U);
 }
 
 // A number that was another file's, and one that is no more: the store had not followed yet.
@@ -356,7 +368,7 @@ TEST_F(HandOverTest, AForkThatWasLostIsKnownToBe) {
       without(manager.kept(), stored_name(70, parent.inbox[0].arg.reserved.reserved3));
   EXPECT_EQ(taken(kept, {50, 51, 52, 53, 54, 55, 56}), 0);
   EXPECT_EQ(parent.inbox[0].event, 0);
-  EXPECT_EQ(state->header().forks_lost_before, state->header().next_client_id);
+  EXPECT_NE(state->header().forks_lost_ns, 0U);
   EXPECT_EQ(parent.incomplete, 0U);
 }
 
@@ -386,7 +398,7 @@ TEST_F(HandOverTest, AClientThatIsNotWholeIsKnownToBe) {
   EXPECT_EQ(record.incomplete, 0U);
   // Without its userfaultfd it is nobody's: killed there and then.
   EXPECT_EQ(taken(without(kept, name_of(f.uffd)), {50, 51, 53, 54, 55}), 0);
-  EXPECT_EQ(f.uffd.get(), -1);
+  EXPECT_EQ(record.life, Life::ending);
 }
 
 TEST_F(HandOverTest, WhoWasNotToldYetGoesOnWithoutUs) {
@@ -402,7 +414,7 @@ TEST_F(HandOverTest, WhoWasNotToldYetGoesOnWithoutUs) {
 TEST_F(HandOverTest, AForkedChildWhoseAgentWasNotToldYetHasNone) {
   ClientRecord& child = make_client(50, true);
   child.attached = 0;
-  child.parent_id = 1;
+  child.forked = 1;
   sync();
   const auto kept = manager.kept();
   EXPECT_EQ(taken(without(kept, name_of(child.fds.pidfd)), {51, 52, 53, 54, 55, 56}), 0);
@@ -411,7 +423,122 @@ TEST_F(HandOverTest, AForkedChildWhoseAgentWasNotToldYetHasNone) {
   EXPECT_EQ(child.pid, 0);
   EXPECT_EQ(child.fds.uffd.get(), 56);
   EXPECT_EQ(taken(without(kept, name_of(child.fds.uffd)), {51, 55}), 0);
-  EXPECT_EQ(state->header().forks_lost_before, state->header().next_client_id);
+  EXPECT_NE(state->header().forks_lost_ns, 0U);
+}
+
+// systemd drops what comes from a process that has died before it read it.
+TEST_F(HandOverTest, WhatADeadDaemonSaidIsSaidAgain) {
+  note(files[0], 40);
+  sync();
+  manager.deaf = true;
+  ClientRecord& record = make_client(50, true);
+  store->push(record);
+  EXPECT_EQ(names().size(), 2U);
+  manager.deaf = false;
+  store = DescriptorStore::make(*state);
+  sync();
+  EXPECT_EQ(names().size(), 9U);
+  // And what it let go of.
+  manager.deaf = true;
+  files[0].note(-1);
+  now_us += 1'000'000;
+  (void)store->sync(now_us);
+  EXPECT_EQ(names().size(), 9U);
+  manager.deaf = false;
+  store = DescriptorStore::make(*state);
+  sync();
+  EXPECT_EQ(names().size(), 8U);
+  ASSERT_TRUE(store->complete());
+  EXPECT_EQ(taken(manager.kept(), {50, 51, 52, 53, 54, 55, 56}), 0);
+}
+
+// A child's descriptor gets the number that another's just had, while that is being sent.
+TEST_F(HandOverTest, ReadersAndTheControlThreadGoOnTogether) {
+  constexpr int kTurns = 60'000, kEach = 30;
+  ::setenv("FOLDSWAP_FDSTORE", "4000", 1);
+  store = DescriptorStore::make(*state);
+  std::atomic<bool> end{false};
+  NotedFd* const doomed = state->header().doomed;
+  std::thread reader([&] {
+    for (int i = 0; i < kTurns; ++i) {
+      const int brief = ::eventfd(0, EFD_CLOEXEC);
+      doomed[9000].note(brief);
+      for (volatile int k = 0; k < i % 50 * 100;) k = k + 1;
+      doomed[9000].note(-1);
+      ::close(brief);
+      if (i % kEach != 0) continue;
+      const int child = ::eventfd(0, EFD_CLOEXEC);
+      uffd_msg message{};
+      message.event = UFFD_EVENT_FORK;
+      message.arg.fork.ufd = static_cast<std::uint32_t>(child);
+      store->fork_read(message);
+      doomed[i / kEach].note(child, message.arg.reserved.reserved3);
+      store->settled(child, message.arg.reserved.reserved3);
+    }
+    end = true;
+  });
+  while (!end) {
+    now_us += 100'000;
+    (void)store->sync(now_us);
+  }
+  reader.join();
+  NotedFd::changed();
+  sync();
+  EXPECT_TRUE(store->complete());
+  std::map<std::string, int> there;
+  for (const auto& [name, fd] : manager.kept()) there[name] = fd;
+  EXPECT_EQ(there.size(), 1U + kTurns / kEach);
+  for (int i = 0; i < kTurns / kEach; ++i) {
+    const auto found = there.find(name_of(doomed[i]));
+    ASSERT_NE(found, there.end()) << i;
+    EXPECT_TRUE(same_file(found->second, doomed[i].get())) << i;
+    ::close(doomed[i].get());
+  }
+}
+
+// The keeper alone was killed, and its daemon has not gone yet.
+TEST_F(HandOverTest, NobodyWorksOnTheStateOfADaemonThatLives) {
+  note(files[0], 40);
+  sync();
+  const auto kept = without(manager.kept(), name_of(files[0]));
+  {
+    const auto lock = lock_runtime_dir(directory);
+    ASSERT_TRUE(lock);
+    EXPECT_EQ(taken(kept, {}), 4);
+  }
+  EXPECT_EQ(files[0].get(), 40);
+  // It has gone, and had told of something since we were given what there was.
+  const std::uint64_t told = state->header().told_ns;
+  state->header().told_ns = boot_ns() + 60'000'000'000;
+  EXPECT_EQ(taken(kept, {}), 4);
+  EXPECT_EQ(files[0].get(), 40);
+  state->header().told_ns = told;
+  EXPECT_EQ(taken(kept, {}), 0);
+  EXPECT_EQ(files[0].get(), -1);
+}
+
+TEST_F(HandOverTest, WithoutItsPoolNobodyIsServed) {
+  note(files[0], 40);
+  note(files[1], 41);
+  ClientRecord& record = make_client(50, true);
+  ClientRecord& child = make_client(60, false);
+  child.forked = 1;
+  sync();
+  EXPECT_EQ(
+      taken(without(manager.kept(), name_of(files[1])), {40, 50, 51, 52, 53, 54, 55, 56, 60, 61}),
+      0);
+  EXPECT_EQ(record.life, Life::ending);
+  EXPECT_EQ(child.life, Life::ending);
+  EXPECT_NE(state->header().forks_lost_ns, 0U);
+  EXPECT_EQ(files[0].get(), -1);
+}
+
+TEST_F(HandOverTest, LostDoomedChildrenAreKnownToBe) {
+  note(state->header().doomed[7], 40);
+  sync();
+  EXPECT_EQ(taken(without(manager.kept(), name_of(state->header().doomed[7])), {}), 0);
+  EXPECT_EQ(state->header().doomed[7].get(), -1);
+  EXPECT_NE(state->header().forks_lost_ns, 0U);
 }
 
 TEST_F(HandOverTest, WhatIsNoneOfOursIsNotTaken) {

@@ -13,6 +13,7 @@
 
 #include "base/fd_message.h"
 #include "base/mutation.h"
+#include "daemon/proc_reader.h"
 #include "daemon/proof.h"
 
 namespace foldswap {
@@ -294,7 +295,7 @@ Status Handshake::settle_child(std::uint64_t token, Pending& pending, bool& wait
     }
   }
   if (!pending.not_these.empty()) return fail("the descriptor of that fork is not this process's");
-  if (hello.parent_id != 0 && hello.parent_id < state_.header().forks_lost_before) {
+  if (lost_with_its_fork(pending)) {
     const UniqueFd pidfd = pidfd_of(pending.socket.get(), pending.peer.pid);
     if (pidfd.valid()) (void)os_.pidfd_signal(pidfd.get(), SIGKILL);
     return fail(
@@ -314,6 +315,14 @@ Status Handshake::settle_child(std::uint64_t token, Pending& pending, bool& wait
   if (::epoll_ctl(epoll_, EPOLL_CTL_ADD, pending.socket.get(), &event) != 0)
     return fail_errno("epoll_ctl failed");
   return {};
+}
+
+// There may have been an event, of which nobody knows any more.
+bool Handshake::lost_with_its_fork(const Pending& pending) const {
+  const std::uint64_t lost_ns = state_.header().forks_lost_ns;
+  if (lost_ns == 0) return false;
+  const auto began_ns = read_start_ns(os_, pending.peer.pid);
+  return !began_ns || *began_ns <= lost_ns;
 }
 
 Status Handshake::map_agent(Pending& pending, AgentParts& parts) {

@@ -71,6 +71,7 @@ class Handshake {
   Status offer_agent(Pending& pending, const std::shared_ptr<Client>& child);
   void bury_retired();
   Status settle_child(std::uint64_t token, Pending& pending, bool& waits);
+  [[nodiscard]] bool lost_with_its_fork(const Pending& pending) const;
   void watch_lifeline(const Client& client);
   void attach(Client& client);
   static void send_ready(const Client& client, bool with_userfaultfd);

@@ -21,7 +21,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
-#include <iostream>
 #include <optional>
 #include <string>
 #include <utility>
@@ -53,12 +52,8 @@ pid_t clone_sharing_files() {
   return static_cast<pid_t>(::syscall(SYS_clone, flags, 0UL, 0UL, tid_word, 0UL));
 }
 
-// Never waits: who reads it may be a client that waits for the next daemon.
 void say(const std::string& text) {
-  const std::string line = "foldswapd (keeper): " + text + "\n";
-  pollfd room{STDERR_FILENO, POLLOUT, 0};
-  if (::poll(&room, 1, 0) == 1 && (room.revents & POLLOUT) != 0)
-    (void)!::write(STDERR_FILENO, line.data(), line.size());
+  say_now("foldswapd (keeper): " + text);
 }
 
 // One past the highest descriptor that is open.
@@ -176,8 +171,8 @@ int Keeper::place(const Given& given) {
   const pid_t pid = clone_sharing_files();
   if (pid < 0) return 1;
   if (pid == 0) {
-    const auto done = place_given(real_os(), given);
-    if (!done) std::cerr << "foldswapd: " << done.error().text() << "\n";
+    const auto done = place_given(real_os(), given, setup_.runtime_dir);
+    if (!done) say_now("foldswapd: " + done.error().text());
     ::_exit(done ? 0 : kRefused);
   }
   int status = 0;
@@ -200,7 +195,7 @@ int Keeper::find_descriptors() {
     auto taken = take_from_store();
     if (!taken) {
       say(taken.error().text());
-      return 1;
+      return kRefused;
     }
     given = std::move(*taken);
     inherited_.state_fd = given.state_fd;

@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -75,6 +76,13 @@ bool notify(int socket, std::string_view message, int fd) {
 
 bool notify_now(int socket, std::string_view message, int fd) {
   return send(socket, message, fd, MSG_DONTWAIT);
+}
+
+void say_now(const std::string& line) {
+  const std::string text = line + "\n";
+  pollfd room{STDERR_FILENO, POLLOUT, 0};
+  if (::poll(&room, 1, 0) == 1 && (room.revents & POLLOUT) != 0)
+    (void)!::write(STDERR_FILENO, text.data(), text.size());
 }
 
 // The manager closes the descriptor when it comes to it.

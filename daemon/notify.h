@@ -2,6 +2,7 @@
 // is needed: datagrams to $NOTIFY_SOCKET. Thread safety: free functions without state.
 #pragma once
 
+#include <string>
 #include <string_view>
 
 #include "base/unique_fd.h"
@@ -18,6 +19,10 @@ namespace foldswap {
 bool notify(int socket, std::string_view message, int fd = -1);
 // Likewise, and never waits: what does not fit is dropped.
 bool notify_now(int socket, std::string_view message, int fd = -1);
+
+// A line on stderr, if there is room: never waits, because who reads it may be a client that waits
+// for us.
+void say_now(const std::string& line);
 
 // Returns when the manager has read everything that was sent before. False: not within
 // `timeout_ms`.

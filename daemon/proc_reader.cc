@@ -134,6 +134,8 @@ bool parse_stat(std::string_view text, ThreadInfo& thread) {
     const std::string_view value = text.substr(0, at);
     if (field == 14)
       (void)std::from_chars(value.data(), value.data() + value.size(), thread.user_ticks);
+    if (field == 22)
+      (void)std::from_chars(value.data(), value.data() + value.size(), thread.start_ticks);
     if (field == 39) (void)std::from_chars(value.data(), value.data() + value.size(), thread.cpu);
     if (at == std::string_view::npos) return field == 39;
     text.remove_prefix(at + 1);
@@ -177,6 +179,22 @@ std::vector<ThreadInfo> read_threads(Os& os, pid_t pid, bool syscalls) {
     threads.push_back(thread);
   }
   return threads;
+}
+
+Result<std::uint64_t> read_start_ns(Os& os, pid_t pid) {
+  constexpr std::uint64_t kTickNs = 10'000'000;  // USER_HZ is 100 on every Linux of ours
+  const auto text = os.read_file("/proc/" + std::to_string(pid) + "/stat");
+  if (!text) return std::unexpected(text.error());
+  ThreadInfo thread;
+  if (!parse_stat(*text, thread)) return fail("/proc/" + std::to_string(pid) + "/stat is short");
+  return thread.start_ticks * kTickNs;
+}
+
+std::uint64_t boot_ns() {
+  timespec now{};
+  ::clock_gettime(CLOCK_BOOTTIME, &now);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 +
+         static_cast<std::uint64_t>(now.tv_nsec);
 }
 
 pid_t read_tgid(Os& os, pid_t tid) {

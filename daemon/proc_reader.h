@@ -32,7 +32,7 @@ struct VmaInfo {
 struct ThreadInfo {
   pid_t tid = 0;
   char state = '?';
-  std::uint64_t user_ticks = 0;
+  std::uint64_t user_ticks = 0, start_ticks = 0;
   int cpu = -1;
   // Asleep in a system call that discards nothing (DESIGN §5): proof that it is not inside a
   // madvise.
@@ -47,5 +47,10 @@ struct ThreadInfo {
 [[nodiscard]] bool parse_asleep_elsewhere(std::string_view text);
 // Thread group of a thread; 0 when it is gone.
 [[nodiscard]] pid_t read_tgid(Os& os, pid_t tid);
+
+// When the process began, rounded down to a tick of 10 ms, and now: both since boot, suspends
+// counted.
+[[nodiscard]] Result<std::uint64_t> read_start_ns(Os& os, pid_t pid);
+[[nodiscard]] std::uint64_t boot_ns();
 
 }  // namespace foldswap

@@ -133,6 +133,7 @@ std::shared_ptr<Client> Registry::adopt_child(Client& parent, ForkedUffd uffd,
   }
   record->parent_id = parent.id;
   record->fork_seq = fork_seq;
+  record->forked = 1;
   record->uid = parent.uid;
   std::memcpy(record->name, parent.record.name, sizeof(record->name));
   std::memcpy(record->group, parent.record.group, sizeof(record->group));
@@ -202,6 +203,7 @@ void Registry::reap_doomed() {
       uffd_msg& message = messages[static_cast<std::size_t>(i)];
       if (message.event == UFFD_EVENT_FORK) {
         message.arg.reserved.reserved3 = 0;
+        fork_read(message);
         doom(ForkedUffd(message));
         message.event = 0;
       }

@@ -146,12 +146,12 @@ class NotedFd {
   std::atomic<std::uint64_t> stamp_;
 };
 
-// What the service manager has been told to keep (descriptor_store.h). Number and stamp are there
-// before, and until after, the manager may have it.
+// What the service manager may have (descriptor_store.h): number and stamp are there before it is
+// told, and until it has certainly let go.
 struct StoredNote {
   static constexpr std::uint32_t kForking = 1;  // of a FORK in an inbox: no note has it yet
-  static constexpr std::uint32_t kSent = 2;
-  std::atomic<std::int32_t> plus_one;  // 0: free
+  static constexpr std::uint32_t kKept = 2;     // it has it: it has answered, or given it to us
+  std::atomic<std::int32_t> plus_one;           // 0: free
   std::atomic<std::uint32_t> flags;
   std::atomic<std::uint64_t> stamp;
 };
@@ -172,12 +172,13 @@ struct ClientRecord {
   std::atomic<std::int32_t> pid;  // 0: not known yet (a forked child before its hello)
   std::atomic<Life> life;
   ClientFds fds;
-  std::atomic<std::uint32_t> state;             // ClientState
-  std::atomic<std::uint32_t> doomed;            // it has been killed, and may only wait for its end
-  std::atomic<std::uint32_t> incomplete;        // a descriptor of it was lost with its keeper
-  std::atomic<std::uint32_t> attached;          // its agent may have been told that it is one
-  NotedRange unregistering;                     // that may not be registered, and should be
-  std::atomic<std::uint64_t> shifting;          // of the inbox: see close_gaps() in daemon/moves.h
+  std::atomic<std::uint32_t> state;       // ClientState
+  std::atomic<std::uint32_t> doomed;      // it has been killed, and may only wait for its end
+  std::atomic<std::uint32_t> incomplete;  // a descriptor of it was lost with its keeper
+  std::atomic<std::uint32_t> attached;    // its agent may have been told that it is one
+  std::atomic<std::uint32_t> forked;    // made by a FORK: it had its parent's pages from the first
+  NotedRange unregistering;             // that may not be registered, and should be
+  std::atomic<std::uint64_t> shifting;  // of the inbox: see close_gaps() in daemon/moves.h
   std::atomic<std::uint32_t> reading_fork_seq;  // of a FORK that may just be read
   std::uint64_t id, parent_id;
   std::uint32_t uid, fork_seq;
@@ -235,9 +236,10 @@ struct StateHeader {
   uffd_msg doomed_messages[kDoomedMessages];
   NotedFd files[kNotedFiles];
   StoredNote stored[kMostStored];
-  // A FORK's descriptor was lost with daemon and keeper: a forked child of a client with a smaller
-  // id, of which nobody knows, may have had pages out.
-  std::atomic<std::uint64_t> forks_lost_before;
+  // Both of CLOCK_BOOTTIME. When the manager was told something last; and when keeper and daemon
+  // had died, and a FORK's descriptor with them (0: never): a forked child that is as old, and of
+  // which nobody knows, may have had pages out.
+  std::atomic<std::uint64_t> told_ns, forks_lost_ns;
   // Descriptors of doomed children that no note tells of. If a daemon dies meanwhile, nobody may
   // close what he does not know any more.
   std::atomic<std::uint32_t> unnoted;

@@ -69,15 +69,15 @@ void for_noted(const ClientRecord& record, const std::function<void(const NotedF
   }
 }
 
-void for_noted(const State& state, const std::function<void(const NotedFd&)>& visit) {
+void for_noted(const State& state, const VisitNote& visit) {
   const auto each = [&](const auto& notes) {
     for (const NotedFd& note : notes) {
-      if (note.get() >= 0) visit(note);
+      if (note.get() >= 0) visit(note, nullptr);
     }
   };
   each(state.header().files);
   for (const ClientRecord* const record : state.records()) {
-    if (!is_nobodys(*record)) for_noted(*record, visit);
+    if (!is_nobodys(*record)) for_noted(*record, [&](const NotedFd& note) { visit(note, record); });
   }
   each(state.header().doomed);
 }
@@ -87,7 +87,7 @@ std::set<int> noted_fds(const State& state) {
   const auto add = [&](int fd) {
     if (fd >= 0) noted.insert(fd);
   };
-  for_noted(state, [&](const NotedFd& note) { add(note.get()); });
+  for_noted(state, [&](const NotedFd& note, const ClientRecord*) { add(note.get()); });
   for (const uffd_msg& message : state.header().doomed_messages) {
     if (message.event == UFFD_EVENT_FORK) add(static_cast<int>(message.arg.fork.ufd));
   }

@@ -35,7 +35,9 @@ namespace foldswap {
 // Each note of a record, or of the state, that counts; without what is in inboxes. The pidfd comes
 // before the rest of its client: who has it can kill.
 void for_noted(const ClientRecord& record, const std::function<void(const NotedFd&)>& visit);
-void for_noted(const State& state, const std::function<void(const NotedFd&)>& visit);
+using VisitNote =
+    std::function<void(const NotedFd&, const ClientRecord*)>;  // nullptr: of no client
+void for_noted(const State& state, const VisitNote& visit);
 // Every descriptor that the state notes, the userfaultfds in inboxes among them.
 [[nodiscard]] std::set<int> noted_fds(const State& state);
 // Closes all but these, and those below `first`.

@@ -2,9 +2,12 @@
 the descriptor store), stopped (draining), killed in every part, and it hangs. Clients verify their
 memory before and after."""
 
+import contextlib
 import os
 import random
 import re
+import signal
+import struct
 import subprocess
 import time
 import unittest
@@ -89,8 +92,11 @@ class Service(E2E):
                 and self.show("SubState") == "running")
 
     def keeper_outside(self):
-        """Its number in our process id namespace."""
-        inside = self.show("MainPID")
+        return self.outside(self.show("MainPID"))
+
+    def outside(self, inside):
+        """A process' number in our process id namespace."""
+        inside = str(inside)
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
                 with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as f:
@@ -100,7 +106,7 @@ class Service(E2E):
                     return int(pid)
             except OSError:
                 pass
-        raise AssertionError("the keeper is not found")
+        raise AssertionError(f"process {inside} is not found")
 
 
 class Systemd(Service):
@@ -285,7 +291,7 @@ class Systemd(Service):
 
     def test_torture_and_everything_killed(self):
         """Forks, moves and discards are under way each time. A child whose userfaultfd had not come
-        to the store is killed, and reads nothing wrong: here none is."""
+        to the store would be killed: here none is."""
         pick = random.Random(self.seed)
         client = self.client_of(["--resident-max", "12M", "--name", "tortured"], "torture",
                                 "--seconds=3600", "--until_eof=1", "--threads=4", "--fork=1", "--mb=32",
@@ -301,6 +307,93 @@ class Systemd(Service):
         self.assertEqual(client.wait(), 0, client.stderr().decode(errors="replace"))
         self.assertNotIn(": killed: ", self.log())
         self.assertEqual(self.machine.stats()["faults"]["poisoned"], 0)
+        self.stop()
+
+    @contextlib.contextmanager
+    def manager_stopped(self):
+        """It reads nothing meanwhile."""
+        os.kill(self.machine.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.machine.pid, signal.SIGCONT)
+
+    def test_what_the_dead_said(self):
+        """The manager had not read what a daemon told it, and drops it when that has died: the next
+        daemon tells it again."""
+        wait_until("the pool to be there", lambda: self.stored() >= 4)
+        daemon = self.outside(self.machine.stats()["daemon"]["pid"])
+        with self.manager_stopped():
+            client = self.holder(mb=16)
+            os.kill(daemon, signal.SIGKILL)
+            wait_until("the next daemon", lambda: "took over 1 clients" in self.log(), 30)
+        wait_until("it to be stored", lambda: self.stored() >= 11)
+        self.kill_everything()
+        self.finish(client)
+        self.stop()
+
+    def test_manager_that_does_not_read(self):
+        """Clients come and are served, and nobody takes the daemon for dead."""
+        daemon = self.machine.stats()["daemon"]["pid"]
+        with self.manager_stopped():
+            clients = [self.holder(f"held-{n}", mb=8) for n in range(4)]
+            clients[0].ask("fork")
+            self.assertEqual(self.machine.stats()["daemon"]["pid"], daemon)
+        wait_until("all to be stored", lambda: self.stored() >= 4 + 4 * 7)
+        self.kill_everything()
+        for client in clients:
+            self.finish(client)
+        self.stop()
+
+    def test_child_of_a_lost_fork(self):
+        """It says hello, and there was no event: if it is old enough there may have been one, which
+        was lost. Younger ones are served."""
+        self.machine.write("/run/forks.py", """
+import os, sys
+data = bytearray(os.urandom(16 << 20))
+print("ready", flush=True)
+for line in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        import time
+        time.sleep(1)
+        os._exit(0 if data[12345] == data[12345] else 1)
+    print("status", os.waitpid(pid, 0)[1], flush=True)
+""")
+        client = self.machine.start("/usr/local/bin/foldswap", "run", "--require", "--name", "forks",
+                                    "--", "python3", "/run/forks.py")
+        client.expect("ready")
+        self.machine.ok("/usr/local/bin/foldswap", "reclaim", "--client", "forks")
+        self.machine.ok("/usr/local/bin/foldswap", "restore", "--client", "forks")
+        pid = self.outside(self.machine.row("forks")["pid"])
+
+        def registered():
+            with open(f"/proc/{pid}/smaps", encoding="ascii", errors="replace") as f:
+                return sum(" um" in line for line in f if line.startswith("VmFlags"))
+        wait_until("most of its memory to be registered no more", lambda: registered() <= 1, 30)
+
+        def status():
+            client.send("fork")
+            return client.line(60)
+
+        self.assertEqual(status(), "status 0")
+        with open(state_file(self.keeper_outside()), "r+b", buffering=0) as state:
+            # StateHeader::told_ns, some moments ago, and forks_lost_ns behind it, near its end
+            now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            head = state.read(32)
+            head += state.read(struct.unpack_from("<Q", head, 24)[0] - 32)  # up to the client table
+            at = max(i for i in range(0, len(head) - 16, 8)
+                     if now - 300_000_000_000 < struct.unpack_from("<Q", head, i)[0] <= now
+                     and struct.unpack_from("<Q", head, i + 8)[0] == 0)
+            state.seek(at + 8)
+            state.write(struct.pack("<Q", now))
+            self.assertEqual(status(), "status 0")
+            self.assertNotIn("lost with a daemon", self.log())
+            state.seek(at + 8)
+            state.write(struct.pack("<Q", now + 3_600_000_000_000))
+            self.assertEqual(status(), "status 9")
+            self.assertIn("lost with a daemon and its keeper", self.log())
+        self.assertEqual(client.finish(), 0)
         self.stop()
 
     def test_store_follows(self):
@@ -468,6 +561,24 @@ class Disk(Service):
         self.verified(client)
         self.assertGreater(self.machine.stats()["faults"]["disk"], 100)
         self.finish(client)
+        self.stop()
+
+
+class Small(Service):
+    DROP_IN = "FileDescriptorStoreMax=12\nEnvironment=FOLDSWAP_FDSTORE=12"
+
+    def test_keeper_killed(self):
+        """The store has no room for all: the daemon that is left alone brings everything back, and
+        the next keeper leaves the state alone until it has ended."""
+        one = self.holder("one", mb=16)
+        other = self.holder("other", mb=400)
+        main = self.show("MainPID")
+        self.machine.kill(main)
+        wait_until("the next keeper", lambda: self.next_serves(main), 120)
+        for client in (one, other):
+            self.verified(client)
+            self.assertEqual(client.finish(), 0, client.stderr().decode(errors="replace"))
+        self.assertNotIn(": killed: ", self.log())
         self.stop()
 
 

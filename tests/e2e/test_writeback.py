@@ -341,8 +341,10 @@ class Damage(OnDisk):
             client.ask("renew")
         self.out(client)
         replayed = 0
+        there = dict(self.file.segments())
         for at, data in before.items():
-            if self.file.read(at, SEGMENT) != data:
+            # What has been given back to the file system would be ours for good.
+            if at in there and there[at] != data:
                 self.file.write(at, data)
                 replayed += 1
         self.assertGreater(replayed, 3, "no segment was written anew")
