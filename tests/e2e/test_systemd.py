@@ -289,18 +289,19 @@ class Systemd(Service):
         self.finish(client)
         self.stop()
 
-    def test_torture_and_everything_killed(self):
-        """Forks, moves and discards are under way each time. A child whose userfaultfd had not come
-        to the store would be killed: here none is."""
+    def torture(self, times, strike):
+        """Forks, moves and discards are under way at each strike."""
         pick = random.Random(self.seed)
         client = self.client_of(["--resident-max", "12M", "--name", "tortured"], "torture",
                                 "--seconds=3600", "--until_eof=1", "--threads=4", "--fork=1", "--mb=32",
                                 f"--hang={harness.slower(120)}")
         client.expect("ready")
-        for _ in range(10):
+        for n in range(times):
             time.sleep(pick.random() * 0.5)
             self.machine.run("/usr/local/bin/foldswap", "reclaim", "--all", "--bytes", "8M")
-            self.kill_everything()
+            main = self.show("MainPID")
+            strike(n, main)
+            wait_until("the next keeper", lambda: self.next_serves(main), 30)
             self.assertIsNone(client.poll(), client.stderr().decode(errors="replace"))
         client.close_input()
         self.assertRegex(client.line(120), r"^done \d+ operations")
@@ -308,6 +309,18 @@ class Systemd(Service):
         self.assertNotIn(": killed: ", self.log())
         self.assertEqual(self.machine.stats()["faults"]["poisoned"], 0)
         self.stop()
+
+    def test_torture(self):
+        def strike(n, main):
+            if n % 3 != 2:
+                self.systemctl("restart", UNIT)
+            else:
+                self.machine.kill(main)
+        self.torture(12, strike)
+
+    def test_torture_and_everything_killed(self):
+        """A child whose userfaultfd had not come to the store would be killed: here none is."""
+        self.torture(10, lambda n, main: self.systemctl("kill", "--signal=KILL", UNIT))
 
     @contextlib.contextmanager
     def manager_stopped(self):
@@ -464,30 +477,6 @@ for line in sys.stdin:
         wait_until("the next daemon", lambda: self.show("ActiveState") == "active", 30)
         self.assertEqual(self.show("MainPID"), main)
         self.finish(client)
-        self.stop()
-
-    def test_torture(self):
-        """Forks, moves and discards are under way each time."""
-        pick = random.Random(self.seed)
-        client = self.client_of(["--resident-max", "12M", "--name", "tortured"], "torture",
-                                "--seconds=3600", "--until_eof=1", "--threads=4", "--fork=1", "--mb=32",
-                                f"--hang={harness.slower(120)}")
-        client.expect("ready")
-        for n in range(12):
-            time.sleep(pick.random() * 0.5)
-            self.machine.run("/usr/local/bin/foldswap", "reclaim", "--all", "--bytes", "8M")
-            main = self.show("MainPID")
-            if n % 3 != 2:
-                self.systemctl("restart", UNIT)
-            else:
-                self.machine.kill(main)
-            wait_until("the next keeper", lambda: self.next_serves(main), 30)
-            self.assertIsNone(client.poll(), client.stderr().decode(errors="replace"))
-        client.close_input()
-        self.assertRegex(client.line(120), r"^done \d+ operations")
-        self.assertEqual(client.wait(), 0, client.stderr().decode(errors="replace"))
-        self.assertNotIn(": killed: ", self.log())
-        self.assertEqual(self.machine.stats()["faults"]["poisoned"], 0)
         self.stop()
 
     def test_example(self):
