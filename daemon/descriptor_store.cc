@@ -120,8 +120,10 @@ Status can_store(const State& state) {
 std::unique_ptr<DescriptorStore> DescriptorStore::make(State& state) {
   const auto room = room_told();
   if (!room || *room == 0 || !files_can_be_told_apart(state.fd())) return nullptr;
-  return std::unique_ptr<DescriptorStore>(
+  std::unique_ptr<DescriptorStore> store(
       new DescriptorStore(state, std::min<std::size_t>(*room, kMostStored) - 1));
+  (void)store->send_state(Patience::brief);
+  return store;
 }
 
 // What is not known to be kept is sent again: the manager keeps no file twice.
@@ -308,7 +310,7 @@ bool DescriptorStore::sync_round(std::size_t most, Patience patience) {
     }
   }
   if (!room && !remove_gone(gone, most, patience)) return false;
-  if (!fresh.empty() && !send_state(patience)) return false;
+  if (!send_state(patience)) return false;
   for (const Key& key : fresh) {
     if (most == 0) return false;
     --most;
