@@ -178,6 +178,8 @@ def entries(descriptions):
     for description in descriptions:
         names = names_of(description)
         number, name = whose(names)
+        if name == "?":
+            continue  # debug information does not say whose code that is
         inner = names[0] if names[0] != name else "itself"
         found.setdefault((number, name), set()).add(inner)
     return found
