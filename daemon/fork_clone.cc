@@ -13,20 +13,28 @@ constexpr unsigned kMostReads = 16;  // of a child's events, per page
 struct Trail {
   std::uint64_t place;  // where what was there at first is now
   bool unmapped = false;
+  bool moved = false, in_doubt = false;  // whether it was unmapped where it went: who probes knows
+  bool forked = false;                   // before it was unmapped
   bool covered = false;  // something came here, and nothing registered was in its way
 };
 
 Trail follow(std::span<const uffd_msg> events, std::uint64_t page) {
   Trail trail{page};
   for (const uffd_msg& m : events) {
+    trail.forked = trail.forked || m.event == UFFD_EVENT_FORK;
     if (m.event == UFFD_EVENT_UNMAP && trail.place >= m.arg.remove.start &&
         trail.place < m.arg.remove.end) {
+      if (trail.moved) {  // there, or was the place cleared before, by another thread?
+        trail.in_doubt = true;
+        continue;
+      }
       trail.unmapped = true;
       return trail;
     }
     if (m.event != UFFD_EVENT_REMAP) continue;
     if (trail.place - m.arg.remap.from < m.arg.remap.len) {
       trail.place = m.arg.remap.to + (trail.place - m.arg.remap.from);
+      trail.moved = true;
     } else if (trail.place - m.arg.remap.to < m.arg.remap.len) {
       trail.covered = true;
       return trail;
@@ -53,10 +61,12 @@ ForkClone::ForkClone(Os& os, PageStore& store, const ReadMore& read_more, Client
 ForkClone::Then ForkClone::look(std::uint64_t page) {
   for (unsigned reads = 0; !mute_; ++reads) {
     const Trail trail = follow({child_.record.inbox, child_.record.inbox_count}, page);
-    if (trail.unmapped) return Then::gone;
+    if (trail.unmapped) return trail.forked ? Then::left : Then::gone;
     if (trail.covered) return Then::nothing;
     const Probe probe = os_.uffd_probe(child_.uffd.get(), trail.place);
     if (probe == Probe::registered) return Then::there;
+    if (probe == Probe::unregistered && trail.in_doubt)
+      return trail.forked ? Then::left : Then::gone;
     // It has forked and ended. What it had its children have, who are asked in their turn.
     if (probe == Probe::gone && has_forked()) {
       gone_ = mute_ = true;
@@ -128,12 +138,15 @@ ForkClone::Verdict ForkClone::judge(std::uint64_t page, std::uint64_t& target) {
         vacated = true;
         break;
       case Then::gone:
+      case Then::left:
         return Verdict::never;  // from here, or from there? It cannot be told.
       case Then::unknown:
         return Verdict::ask;
     }
   }
   if (here == Then::gone) return touched ? Verdict::never : Verdict::skip;
+  // Its FORK passes the page on, and then its UNMAP takes it away.
+  if (here == Then::left) return touched ? Verdict::never : Verdict::share;
   if (here == Then::there && !vacated) return Verdict::share;
   for (const Move& m : moves_) {
     if (page - m.from >= m.bytes) continue;
@@ -144,6 +157,7 @@ ForkClone::Verdict ForkClone::judge(std::uint64_t page, std::uint64_t& target) {
       case Then::nothing:
         break;
       case Then::gone:
+      case Then::left:
         return Verdict::never;
       case Then::unknown:
         return Verdict::ask;

@@ -47,6 +47,7 @@ class ForkClone {
     there,    // registered, and is still
     nothing,  // nothing registered
     gone,     // what the child has unmapped since, whatever it was
+    left,     // likewise, but it had forked before: a child of its own has it
     unknown,
   };
   enum class Verdict : std::uint8_t { share, skip, ask, never };
