@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <cstdlib>
 #include <memory>
 #include <utility>
@@ -53,16 +52,6 @@ std::optional<std::uint64_t> value_of(std::string_view text) {
   return value;
 }
 
-std::optional<std::size_t> number_in_environment(const char* name) {
-  const char* const text = std::getenv(name);
-  if (text == nullptr) return std::nullopt;
-  const std::string_view view(text);
-  std::size_t number = 0;
-  const auto [end, code] = std::from_chars(view.data(), view.data() + view.size(), number);
-  if (code != std::errc{} || end != view.data() + view.size()) return std::nullopt;
-  return number;
-}
-
 // How many the manager keeps for us.
 std::optional<std::size_t> room_told() {
   if (!manager_listens()) return std::nullopt;
@@ -74,14 +63,6 @@ std::optional<std::size_t> room_told() {
 bool files_can_be_told_apart(int fd) {
   const pid_t pid = ::getpid();
   return ::syscall(SYS_kcmp, pid, pid, KCMP_FILE, fd, fd) == 0;
-}
-
-std::span<uffd_msg> whole_inbox(ClientRecord& record) {
-  return {record.inbox, std::min(record.inbox_count + kInboxReserve, kInboxMessages)};
-}
-
-bool forks(const uffd_msg& message) {
-  return message.event == UFFD_EVENT_FORK && message.arg.fork.ufd != kForkTaken;
 }
 
 }  // namespace
@@ -152,8 +133,8 @@ DescriptorStore::DescriptorStore(State& state, std::size_t room)
 void DescriptorStore::take_up_inboxes() {
   for (ClientRecord* const record : state_.records()) {
     if (is_nobodys(*record)) continue;
-    for (uffd_msg& message : whole_inbox(*record)) {
-      if (!forks(message)) continue;
+    for (uffd_msg& message : all_messages(*record)) {
+      if (!holds_child(message)) continue;
       if (message.arg.reserved.reserved3 == 0)
         message.arg.reserved.reserved3 = NotedFd::new_stamp();
       (void)slot_of({static_cast<int>(message.arg.fork.ufd), message.arg.reserved.reserved3},

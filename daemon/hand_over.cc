@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
@@ -28,16 +27,6 @@ namespace {
 
 constexpr int kFirstGiven = 3;  // SD_LISTEN_FDS_START
 constexpr int kKilledMs = 5'000;
-
-std::optional<int> number_in_environment(const char* name) {
-  const char* const text = std::getenv(name);
-  if (text == nullptr) return std::nullopt;
-  const std::string_view view(text);
-  int number = -1;
-  const auto [end, code] = std::from_chars(view.data(), view.data() + view.size(), number);
-  if (code != std::errc{} || end != view.data() + view.size() || number < 0) return std::nullopt;
-  return number;
-}
 
 // LISTEN_FDNAMES.
 Result<Given> given_descriptors(int count) {
@@ -81,14 +70,6 @@ Key key_of(const uffd_msg& fork) {
   return {static_cast<int>(fork.arg.fork.ufd), stamp};
 }
 
-std::span<uffd_msg> whole_inbox(ClientRecord& record) {
-  return {record.inbox, std::min(record.inbox_count + kInboxReserve, kInboxMessages)};
-}
-
-bool forks(const uffd_msg& message) {
-  return message.event == UFFD_EVENT_FORK && message.arg.fork.ufd != kForkTaken;
-}
-
 void say(const ClientRecord& record, const std::string& what) {
   say_now("foldswapd: client " + std::to_string(record.id) + " (" +
           std::string(record.name, ::strnlen(record.name, sizeof(record.name))) + ", pid " +
@@ -124,7 +105,7 @@ class Reconciler {
     return there_.contains({note.get(), note.stamp()});
   }
   void look_at_fork(uffd_msg& message) {
-    if (!forks(message) || there_.contains(key_of(message))) return;
+    if (!holds_child(message) || there_.contains(key_of(message))) return;
     lose_fork("a child that was being forked");
     clear_message(message);
   }
@@ -135,7 +116,7 @@ class Reconciler {
   }
   void client(ClientRecord& record, bool pool) {
     ClientFds& f = record.fds;
-    for (uffd_msg& message : whole_inbox(record)) look_at_fork(message);
+    for (uffd_msg& message : all_messages(record)) look_at_fork(message);
     const auto kept_or_none = [&](const NotedFd& note) { return kept(note) || note.get() < 0; };
     const bool space = kept(f.uffd) && kept(f.map);
     // A lifeline that is noted no more was let go of, when the client ended.
@@ -229,11 +210,11 @@ std::vector<Key> wanted(State& state) {
     keys.emplace_back(note.get(), note.stamp());
   });
   const auto fork = [&](const uffd_msg& message) {
-    if (forks(message)) keys.push_back(key_of(message));
+    if (holds_child(message)) keys.push_back(key_of(message));
   };
   for (const uffd_msg& message : state.header().doomed_messages) fork(message);
   for (ClientRecord* const record : state.records()) {
-    if (!is_nobodys(*record)) std::ranges::for_each(whole_inbox(*record), fork);
+    if (!is_nobodys(*record)) std::ranges::for_each(all_messages(*record), fork);
   }
   return keys;
 }
@@ -242,8 +223,8 @@ std::vector<Key> wanted(State& state) {
 
 Result<Given> take_from_store() {
   const std::uint64_t taken_ns = boot_ns();
-  const int count = number_in_environment("LISTEN_FDS").value_or(0);
-  const bool ours = number_in_environment("LISTEN_PID") == ::getpid();
+  const int count = static_cast<int>(number_in_environment("LISTEN_FDS").value_or(0));
+  const bool ours = number_in_environment("LISTEN_PID") == static_cast<unsigned>(::getpid());
   Result<Given> given = Given{};
   if (ours && count > 0) given = given_descriptors(count);
   for (const char* name : {"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"}) ::unsetenv(name);

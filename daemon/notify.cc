@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <charconv>
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
@@ -57,6 +58,16 @@ bool send(int socket, std::string_view message, int fd, int flags) {
 }
 
 }  // namespace
+
+std::optional<unsigned> number_in_environment(const char* name) {
+  const char* const text = std::getenv(name);
+  if (text == nullptr) return std::nullopt;
+  const std::string_view view(text);
+  unsigned number = 0;
+  const auto [end, code] = std::from_chars(view.data(), view.data() + view.size(), number);
+  if (code != std::errc{} || end != view.data() + view.size()) return std::nullopt;
+  return number;
+}
 
 bool manager_listens() {
   sockaddr_un address{};

@@ -2,6 +2,7 @@
 // is needed: datagrams to $NOTIFY_SOCKET. Thread safety: free functions without state.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -9,6 +10,8 @@
 
 namespace foldswap {
 
+// What the manager has told in an environment variable. Nothing: it is not set, or no number.
+[[nodiscard]] std::optional<unsigned> number_in_environment(const char* name);
 // Somebody listens.
 [[nodiscard]] bool manager_listens();
 // For all of the below; notify() waits so long at most. Not valid: nobody listens.

@@ -27,10 +27,6 @@ std::span<uffd_msg> unseen(ClientRecord& record) {
   return {record.inbox + begin, std::min(kInboxReserve, kInboxMessages - begin)};
 }
 
-std::span<uffd_msg> all_messages(ClientRecord& record) {
-  return {record.inbox, std::min(record.inbox_count, kInboxMessages) + unseen(record).size()};
-}
-
 // The client table is ours, and yet what it says decides whether programs live: a record that
 // cannot be is not believed.
 bool sound(const ClientRecord& record) {
@@ -82,6 +78,14 @@ void for_noted(const State& state, const VisitNote& visit) {
   each(state.header().doomed);
 }
 
+std::span<uffd_msg> all_messages(ClientRecord& record) {
+  return {record.inbox, std::min(record.inbox_count, kInboxMessages) + unseen(record).size()};
+}
+
+bool holds_child(const uffd_msg& message) {
+  return message.event == UFFD_EVENT_FORK && message.arg.fork.ufd != kForkTaken;
+}
+
 std::set<int> noted_fds(const State& state) {
   std::set<int> noted{state.fd()};
   const auto add = [&](int fd) {
@@ -94,8 +98,7 @@ std::set<int> noted_fds(const State& state) {
   for (ClientRecord* const record : state.records()) {
     if (is_nobodys(*record)) continue;
     for (const uffd_msg& message : all_messages(*record)) {
-      if (message.event == UFFD_EVENT_FORK && message.arg.fork.ufd != kForkTaken)
-        add(static_cast<int>(message.arg.fork.ufd));
+      if (holds_child(message)) add(static_cast<int>(message.arg.fork.ufd));
     }
   }
   return noted;

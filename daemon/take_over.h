@@ -21,6 +21,7 @@
 #include <functional>
 #include <memory>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,10 @@ void for_noted(const ClientRecord& record, const std::function<void(const NotedF
 using VisitNote =
     std::function<void(const NotedFd&, const ClientRecord*)>;  // nullptr: of no client
 void for_noted(const State& state, const VisitNote& visit);
+// Of an inbox, and what was read behind it, which inbox_count may not tell of yet.
+[[nodiscard]] std::span<uffd_msg> all_messages(ClientRecord& record);
+// A FORK whose descriptor is in no note yet.
+[[nodiscard]] bool holds_child(const uffd_msg& message);
 // Every descriptor that the state notes, the userfaultfds in inboxes among them.
 [[nodiscard]] std::set<int> noted_fds(const State& state);
 // Closes all but these, and those below `first`.

@@ -71,6 +71,18 @@ class Service(E2E):
         self.assertGreater(pages, mb * 256 * share)
         return client
 
+    def sweeping(self):
+        """One whose pages leave and come back all the time."""
+        sweep = self.client_of(["--resident-max", "8M", "--name", "sweeping"], "sweep", "--mb=48",
+                               "--until_eof=1", "--order=random")
+        sweep.expect("populated")
+        return sweep
+
+    def end_sweep(self, sweep):
+        sweep.close_input()
+        sweep.expect("done", 120)
+        self.assertEqual(sweep.wait(), 0)
+
     def verified(self, client):
         client.ask("verify", seconds=120)
 
@@ -113,9 +125,7 @@ class Systemd(Service):
     def test_restart(self):
         """Hands over through the store, again and again; everything stays out meanwhile."""
         client = self.holder()
-        sweep = self.client_of(["--resident-max", "8M", "--name", "sweeping"], "sweep", "--mb=48",
-                               "--until_eof=1", "--order=random")
-        sweep.expect("populated")
+        sweep = self.sweeping()
         for n in range(1, 5):
             out = self.machine.row("held")["evicted_pages"]
             main = self.show("MainPID")
@@ -125,9 +135,7 @@ class Systemd(Service):
             self.assertEqual(stats["daemon"]["restarts"], n)
             self.assertEqual(self.machine.row("held")["evicted_pages"], out)
             self.assertIsNone(sweep.poll(), sweep.stderr().decode(errors="replace"))
-        sweep.close_input()
-        sweep.expect("done", 120)
-        self.assertEqual(sweep.wait(), 0)
+        self.end_sweep(sweep)
         self.finish(client)
         self.stop()
 
@@ -251,9 +259,7 @@ class Systemd(Service):
     def test_everything_killed(self):
         """What is out is there again, and so is a child that has no agent yet."""
         client = self.holder()
-        sweep = self.client_of(["--resident-max", "8M", "--name", "sweeping"], "sweep", "--mb=48",
-                               "--until_eof=1", "--order=random")
-        sweep.expect("populated")
+        sweep = self.sweeping()
         parent = self.client_of(["--name", "tree"], "fork_tree", "--mb=16", "--wait=1")
         parent.expect("populated")
         self.machine.run("/usr/local/bin/foldswap", "reclaim", "--client", "tree")
@@ -267,9 +273,7 @@ class Systemd(Service):
             self.assertIsNone(sweep.poll(), sweep.stderr().decode(errors="replace"))
             self.finish(self.holder(f"other-{n}", mb=8))
         self.assertEqual(parent.finish(), 0, parent.stderr().decode(errors="replace"))
-        sweep.close_input()
-        sweep.expect("done", 120)
-        self.assertEqual(sweep.wait(), 0)
+        self.end_sweep(sweep)
         self.finish(client)
         self.stop()
 
