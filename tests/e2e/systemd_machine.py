@@ -2,6 +2,7 @@
 with its own /run, /tmp, /dev, /etc and /usr/local, into which foldswap is installed with cmake
 --install. No unit of this machine is seen in there, and nothing in there changes anything outside."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -85,9 +86,12 @@ class Machine:
     def __init__(self, test, programs, disk, config):
         self.test = test
         self.prefix = os.path.join(test.tmp, "prefix")
-        subprocess.run(["cmake", "--install", Place.build, "--prefix", "/usr/local"], check=True,
-                       stdout=subprocess.DEVNULL,
-                       env={**os.environ, "DESTDIR": os.path.join(test.tmp, "staged")})
+        # Installing writes into the build directory, and two tests may begin at once.
+        with open(os.path.join(Place.build, "systemd", "install.lock"), "w", encoding="ascii") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            subprocess.run(["cmake", "--install", Place.build, "--prefix", "/usr/local"], check=True,
+                           stdout=subprocess.DEVNULL,
+                           env={**os.environ, "DESTDIR": os.path.join(test.tmp, "staged")})
         os.rename(os.path.join(test.tmp, "staged", "usr", "local"), self.prefix)
         os.makedirs(self.prefix + PROGRAMS.removeprefix("/usr/local"))
         for name in programs:
