@@ -410,6 +410,57 @@ TEST_F(PlaceInDoubt, IsLookedForWhereTheChildHasMovedIt) {
   for (std::uint64_t i = 0; i < 4; ++i) expect_reads(child(), kD + i * kPage, bytes_of(1 + i));
 }
 
+TEST_F(PlaceInDoubt, WasTheChildsWhenItForkedBeforeItUnmapped) {
+  begin(true);
+  const int grandchild_fd = ::dup(0);
+  os.spaces[grandchild_fd].registered = os.spaces[child_fd].registered;
+  os.fork_event(child_fd, grandchild_fd);
+  os.drop_range(child_fd, kS, 8);
+  os.range_event(child_fd, UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  step();
+  EXPECT_FALSE(child().doomed());
+  (void)service->step(child());
+  EXPECT_EQ(child().map->out_total(), 8U) << "what it unmapped is no longer its";
+  expect_range(child(), kT, 50);
+  ASSERT_EQ(children.size(), 2U);
+  Client& grandchild = *children[1];
+  EXPECT_FALSE(grandchild.doomed());
+  (void)service->step(grandchild);
+  expect_conserved(grandchild);
+  expect_range(grandchild, kS, 1);
+  expect_range(grandchild, kT, 50);
+}
+
+TEST_F(PlaceInDoubt, IsWhereTheChildMovedItThoughAnotherThreadsUnmapIsReadAfterwards) {
+  begin(true);
+  // A thread unmaps D, another moves S there; the first one's event comes last.
+  os.drop_range(child_fd, kS, 8);
+  os.add_range(child_fd, kD, 8);
+  os.remap(child_fd, kS, kD, kBytes);
+  os.range_event(child_fd, UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  os.range_event(child_fd, UFFD_EVENT_UNMAP, kD, kD + kBytes);
+  step();
+  EXPECT_FALSE(child().doomed());
+  (void)service->step(child());
+  expect_conserved(child());
+  EXPECT_EQ(child().map->out_total(), 16U);
+  expect_range(child(), kD, 1);
+  expect_range(child(), kT, 50);
+}
+
+TEST_F(PlaceInDoubt, IsGoneWhenTheChildMovedItAndThenUnmappedIt) {
+  begin(true);
+  os.drop_range(child_fd, kS, 8);
+  os.remap(child_fd, kS, kD, kBytes);
+  os.range_event(child_fd, UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  os.range_event(child_fd, UFFD_EVENT_UNMAP, kD, kD + kBytes);
+  step();
+  EXPECT_FALSE(child().doomed());
+  (void)service->step(child());
+  EXPECT_EQ(child().map->out_total(), 8U);
+  expect_range(child(), kT, 50);
+}
+
 // Before the fork another thread has moved S to D; the child moves T to where S was.
 TEST_F(AddressSpaceTest, AChildThatFillsAVacatedPlaceKeepsWhatWasMoved) {
   evict_range(kS, 1);
