@@ -24,9 +24,10 @@ namespace {
 
 constexpr std::uint64_t kMagic = 0x53544e494f504346;  // "FCPOINTS"
 constexpr std::size_t kSlots = 1 << 14;               // many times more than there are points
+constexpr std::uint64_t kAnyNew = ~0ULL;              // armed: where none has died
 
 struct Slot {
-  std::atomic<std::uint64_t> point, times;
+  std::atomic<std::uint64_t> point, times, died;  // died: the how manieth death there was; 0: none
 };
 
 // tests/e2e/crash_points.py knows this layout.
@@ -35,7 +36,8 @@ struct Control {
   std::atomic<std::uint64_t> armed, countdown;   // 0: none; dies when it has come there so often
   std::atomic<std::uint64_t> died_at, died_pid;  // the last one that did
   std::atomic<std::uint64_t> lost;               // no slot was left
-  std::uint64_t reserved[2];
+  std::atomic<std::uint64_t> deaths;
+  std::uint64_t reserved;
   Slot slots[kSlots];
 };
 
@@ -101,8 +103,9 @@ void mark(std::uintptr_t begin, std::uintptr_t end, bool on) {
   return nullptr;
 }
 
-[[noreturn]] void die(std::uint64_t point) {
+[[noreturn]] void die(Slot& slot, std::uint64_t point) {
   const auto self = ::syscall(SYS_getpid);
+  slot.died = ++g_control->deaths;
   g_control->died_pid = static_cast<std::uint64_t>(self);
   g_control->died_at = point;
   ::syscall(SYS_kill, self, SIGKILL);
@@ -141,10 +144,11 @@ void come_to(Site site, Kind kind) {
     return;
   }
   slot->times.fetch_add(1, std::memory_order_relaxed);
-  if (g_control->armed.load(std::memory_order_relaxed) != point) return;
-  if (g_control->countdown.fetch_sub(1) != 1) return;
+  const std::uint64_t armed = g_control->armed.load(std::memory_order_relaxed);
+  if (armed == kAnyNew && slot->died.load(std::memory_order_relaxed) == 0) die(*slot, point);
+  if (armed != point || g_control->countdown.fetch_sub(1) != 1) return;
   g_control->armed = 0;
-  die(point);
+  die(*slot, point);
 }
 
 }  // namespace foldswap::crash

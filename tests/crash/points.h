@@ -6,8 +6,8 @@
 //
 // Control is a file that FOLDSWAP_CRASH_CONTROL names, mapped shared: tests/e2e/crash_points.py
 // counts there how often each point was come to, and arms one; the daemon that comes to it so many
-// times is killed there and then, as by kill -9. Only the keeper's child counts and dies: neither
-// the keeper nor a vetting helper.
+// times is killed there and then, as by kill -9. Or it arms all at which no daemon has died. Only
+// the keeper's child counts and dies: neither the keeper nor a vetting helper.
 //
 // Thread safety: all may be called from any thread. Nothing here allocates or changes errno.
 #pragma once

@@ -15,8 +15,9 @@ from collections import namedtuple
 MAGIC = 0x53544E494F504346
 SLOTS = 1 << 14
 HEADER_BYTES = 64
-SLOT_BYTES = 16
-ARMED, COUNTDOWN, DIED_AT, DIED_PID, LOST = range(8, 48, 8)  # offsets
+SLOT_BYTES = 24
+ANY_NEW = (1 << 64) - 1
+ARMED, COUNTDOWN, DIED_AT, DIED_PID, LOST, DEATHS = range(8, 56, 8)  # offsets
 KINDS = ("before a store", "half way through", "before a call", "after a call")
 
 CALLER = (1 << 30) - 1
@@ -42,14 +43,26 @@ class Control:
 
     def counts(self):
         """How often each point was come to."""
-        words = struct.unpack_from(f"<{2 * SLOTS}Q", self.map, HEADER_BYTES)
-        return {point: times for point, times in zip(words[::2], words[1::2]) if point != 0}
+        return {point: times for point, times, _ in self.slots()}
+
+    def slots(self):
+        words = struct.unpack_from(f"<{3 * SLOTS}Q", self.map, HEADER_BYTES)
+        return [slot for slot in zip(words[::3], words[1::3], words[2::3]) if slot[0] != 0]
+
+    def died_at(self):
+        """The points at which a daemon died, in the order of the (last) deaths there."""
+        return [p for _, p in sorted((died, p) for p, _, died in self.slots() if died != 0)]
 
     def arm(self, point, times=1):
         """The daemon dies when it comes to the point for the so manieth time from now."""
         struct.pack_into("<QQ", self.map, DIED_AT, 0, 0)
         struct.pack_into("<Q", self.map, COUNTDOWN, times)
         struct.pack_into("<Q", self.map, ARMED, point)
+
+    def arm_all(self):
+        """Each daemon dies at the first point that it comes to where none has died."""
+        struct.pack_into("<QQ", self.map, DIED_AT, 0, 0)
+        struct.pack_into("<Q", self.map, ARMED, ANY_NEW)
 
     def disarm(self):
         struct.pack_into("<Q", self.map, ARMED, 0)

@@ -278,14 +278,14 @@ class Daemon:
                                           env=environment, preexec_fn=die_with_parent)
         self.pid = self.popen.pid
 
-    def wait_ready(self):
+    def wait_ready(self, seconds=20):
         def ready():
             if self.popen.poll() is not None:
                 raise AssertionError(f"ended at once with {self.popen.returncode}\n{self.log()}")
             return (accepts(os.path.join(self.dir, "admin.sock"), socket.SOCK_STREAM)
                     and accepts(os.path.join(self.dir, "client.sock"), socket.SOCK_SEQPACKET))
 
-        wait_until("the daemon's sockets", ready, 20)
+        wait_until("the daemon's sockets", ready, seconds)
         return self
 
     def log(self, since=0):
@@ -434,12 +434,12 @@ class E2E(unittest.TestCase):
             bad = [line for line in lines[:-most] if " warning " in line or " error " in line]
             print("\n".join(bad[-most:] + lines[-most:]) + "\n---")
 
-    def start_daemon(self, settings=None, name="run", **more):
+    def start_daemon(self, settings=None, name="run", ready_seconds=20, **more):
         directory = os.path.join(self.tmp, name)
         os.makedirs(directory, exist_ok=True)
         daemon = Daemon(directory, settings, **more)
         self.daemons.append(daemon)
-        return daemon.wait_ready()
+        return daemon.wait_ready(ready_seconds)
 
     def directory(self):
         """On a disk, whatever /tmp is."""

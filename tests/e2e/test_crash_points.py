@@ -2,18 +2,20 @@
 each store to a memory file that outlives it, before and after each system call. Its keeper starts
 the next one. Every client verifies its memory all the time; none may find a wrong byte, hang or end.
 
-`some`: points chosen at random. `all`: every point until each was died at, or three times in vain.
-`first_start`, `stop`: those that the first start and the end come to.
+`some`: points chosen at random. `all`: whatever point it comes to, from the first start to the
+end, it dies there if none has died there, so that none is left. `first_start`, `stop`: those that
+the first start and the end come to, a client being looked at after each.
 
 What is chosen comes from the seed, what the daemon comes to does not. A failure names the points
 that were died at since the client began. FOLDSWAP_CRASH_LIST names a file for the list of points;
-FOLDSWAP_CRASH_SECONDS is how long `all` may take."""
+FOLDSWAP_CRASH_SECONDS is how long the clients of `all` work."""
 
 import contextlib
 import os
 import random
 import re
 import signal
+import subprocess
 import threading
 import time
 import unittest
@@ -27,7 +29,7 @@ SETTINGS = {"pool.codec": ("lz4", "zstd:1"), "pool.cold_codec": ("none", "zstd:3
             "pool.waste_max": ("1", "3", "30"), "fault.readahead_max": ("1", "8", "64")}
 HANG_SECONDS = 30
 LONGEST_PATIENCE = 8
-REFUSED = 125  # `foldswap run --require` found no daemon that would have it
+REFUSED = 125  # `foldswap run --require` found no daemon that would have it: one was dying
 
 
 def threads_of(pid):
@@ -63,7 +65,8 @@ class Worker(threading.Thread):
             try:
                 self.round()
             except Exception as error:  # whatever it is, a client did not do its work
-                self.failed(error)
+                if self.running is None or self.running.poll() != REFUSED:
+                    self.failed(error)
                 self.forget()
             self.rounds += 1
 
@@ -86,19 +89,11 @@ class Worker(threading.Thread):
 
     def finished(self, client):
         """It has said all that it had to say."""
-        code = client.wait(HANG_SECONDS)
+        code = client.wait(self.test.hang_seconds)
         if code != 0:
             raise AssertionError(f"status {code}: {client.stderr().decode(errors='replace')}")
         self.forget()
         self.completed += 1
-
-    def refused(self, client):
-        """The daemon was dying when it started."""
-        time.sleep(0.2)
-        if client.poll() != REFUSED:
-            return False
-        self.forget()
-        return True
 
 
 class Torturer(Worker):
@@ -106,11 +101,10 @@ class Torturer(Worker):
         seconds = self.random.randrange(3, 20)
         client = self.client(["torture", f"--seed={self.random.randrange(1 << 30)}",
                               f"--seconds={seconds}", "--threads=3", "--fork=1", "--mb=24",
-                              f"--hang={slower(HANG_SECONDS)}"], "10M", "tortured")
-        if self.refused(client):
-            return
-        client.expect("ready", HANG_SECONDS)
-        said = client.line(seconds + 2 * HANG_SECONDS)
+                              f"--hang={slower(self.test.hang_seconds)}"], "10M", "tortured",
+                             options=())  # what it executes waits for some seconds only
+        client.expect("ready", self.test.hang_seconds)
+        said = client.line(seconds + 2 * self.test.hang_seconds)
         if not said.startswith("done "):
             raise AssertionError(said)
         self.finished(client)
@@ -122,25 +116,23 @@ class Family(Worker):
     def round(self):
         client = self.client(["family", "--mb=6", f"--seed={self.random.randrange(1 << 30)}"], "2M",
                              "family")
-        if self.refused(client):
-            return
-        client.expect("ready", HANG_SECONDS)
+        client.expect("ready", self.test.hang_seconds)
         children = 0
         for _ in range(self.random.randrange(4, 12)):
             pick = self.random.randrange(6)
             if pick < 2 and children < 4:
                 client.send(self.random.choice(("fork", "rawfork")))
-                int(client.line(HANG_SECONDS))
+                int(client.line(self.test.hang_seconds))
                 children += 1
             elif pick == 2:
-                client.ask("storm 2 2", seconds=HANG_SECONDS)
+                client.ask("storm 2 2", seconds=self.test.hang_seconds)
             elif pick == 3:
-                client.ask("brief 3", seconds=HANG_SECONDS)
+                client.ask("brief 3", seconds=self.test.hang_seconds)
             else:
-                client.ask("write 200", seconds=HANG_SECONDS)
+                client.ask("write 200", seconds=self.test.hang_seconds)
             if children != 0:
-                client.ask(f"at {self.random.randrange(children)} verify", seconds=HANG_SECONDS)
-            client.ask("verify", seconds=HANG_SECONDS)
+                client.ask(f"at {self.random.randrange(children)} verify", seconds=self.test.hang_seconds)
+            client.ask("verify", seconds=self.test.hang_seconds)
         client.close_input()
         self.finished(client)
 
@@ -150,8 +142,8 @@ class Passer(Worker):
 
     def round(self):
         client = self.client(["sweep", "--mb=3", "--passes=2"], "1M", "passing", options=())
-        client.expect("populated", HANG_SECONDS)
-        if not client.line(HANG_SECONDS).startswith("done "):
+        client.expect("populated", self.test.hang_seconds)
+        if not client.line(self.test.hang_seconds).startswith("done "):
             raise AssertionError("sweep did not end well")
         self.finished(client)
         time.sleep(self.random.random())
@@ -207,13 +199,15 @@ class CrashPoints(E2E):
         self.control = crash_points.Control(os.path.join(self.tmp, "points"))
         self.lock, self.log_lock = threading.Lock(), threading.Lock()
         self.failures, self.deaths = [], []
+        self.hang_seconds = HANG_SECONDS
         self.places = {}
 
     def settings(self):
         return self.SETTINGS
 
-    def begin(self, name="crashing"):
-        self.daemon = self.start_daemon(self.settings(), name, keeper=True, binary="foldswapd_crash",
+    def begin(self, name="crashing", ready_seconds=20):
+        self.daemon = self.start_daemon(self.settings(), name, ready_seconds, keeper=True,
+                                        binary="foldswapd_crash",
                                         env={"FOLDSWAP_CRASH_CONTROL": self.control.path})
         self.log_seen = 0
 
@@ -305,36 +299,32 @@ class CrashPoints(E2E):
                 hit.add(point)
             if len(hit) % 50 == 0 and self.deaths[-1:] == [point]:
                 print(f"{len(hit)} hit of {len(self.control.counts())}", flush=True)
-        return hit, tried
+        return hit
 
-    def work(self, most, seconds, warm_up):
-        self.begin()
-        self.at_death = self.control.counts()
-        self.await_daemon()
+    @contextlib.contextmanager
+    def at_work(self):
+        """Clients work meanwhile, and then end well."""
         workers = [kind(self, self.random.randrange(1 << 30))
                    for kind in (Torturer, Family, Passer, Orders)]
-        time.sleep(warm_up)
-        begun = time.monotonic()
-        hit, tried = self.hunt(most, seconds)
-        took = time.monotonic() - begun
+        yield
         for worker in workers:
             worker.stopping.set()
         for worker in workers:
-            worker.join(slower(300))
+            worker.join(slower(300) + self.hang_seconds)
             self.assertFalse(worker.is_alive(), f"{type(worker).__name__} hangs")
         self.look_at_log()
-        self.report(hit, tried, took, {type(w).__name__: w.rounds for w in workers})
+        print(f"rounds: {', '.join(f'{type(w).__name__} {w.rounds}' for w in workers)}; "
+              f"{len(self.failures)} failures", flush=True)
         self.assertEqual(self.failures, [])
         idle = [type(w).__name__ for w in workers if w.completed == 0 and not isinstance(w, Orders)]
         self.assertEqual(idle, [], "not one client of these did all of its work")
         self.control.check(self)
-        return hit
 
-    def report(self, hit, tried, took, rounds):
+    def report(self, hit, began):
         counts = self.control.counts()
-        print(f"{len(counts)} points, {len(hit)} died at, {took:.0f} s; rounds: {rounds}; "
-              f"{len(self.failures)} failures", flush=True)
-        self.show_points(counts, hit, tried)
+        print(f"{len(counts)} points, {len(hit)} died at, {time.monotonic() - began:.0f} s",
+              flush=True)
+        self.show_points(counts, hit)
 
     def unlisted(self):
         """Functions that have points, and that docs/PROTOCOL.md does not know."""
@@ -346,39 +336,104 @@ class CrashPoints(E2E):
             print(f"not in docs/PROTOCOL.md, see tests/e2e/crash_points.py: {missing}")
         return missing
 
-    def show_points(self, counts, hit, tried):
+    def show_points(self, counts, hit):
         path = os.environ.get("FOLDSWAP_CRASH_LIST")
         if path is None:
             return
         self.places = crash_points.symbolise(self.binary, counts)
         with open(path, "w", encoding="utf-8") as f:
             for point in sorted(counts):
-                verdict = "died" if point in hit else f"tried {tried[point]}"
+                verdict = "died" if point in hit else "not died"
                 f.write(f"{verdict}\t{counts[point]}\t{self.describe(point)}\n")
 
     def test_some(self):
-        hit = self.work(40, slower(60), 4)
+        self.begin()
+        self.at_death = self.control.counts()
+        self.await_daemon()
+        with self.at_work():
+            time.sleep(4)
+            began = time.monotonic()
+            hit = self.hunt(40, slower(60))
+            self.report(hit, began)
         self.assertGreaterEqual(len(hit), 10)
         self.unlisted()  # a rare one may be come to here first
         self.finish_daemon()
 
-    def test_all(self):
-        self.work(1 << 20, float(os.environ.get("FOLDSWAP_CRASH_SECONDS", "3000")), 10)
-        self.assertEqual(self.unlisted(), [])
-        self.finish_daemon()
+    # -- all of them
 
+    def note_deaths(self):
+        with self.lock:
+            self.deaths = self.control.died_at()
+
+    def die_wherever(self, seconds):
+        """Daemons die by themselves where none has, for so long and until none is left. At first,
+        when there are many such points, every other time the next one serves before it dies: so
+        that clients come to do something. One that does not die for some time is killed: recovery
+        comes to some points seldom."""
+        begun = said = time.monotonic()
+        seen, since, patience = 0, begun, 1.0
+        while time.monotonic() < begun + 2 * seconds:
+            self.note_deaths()
+            self.look_at_log()
+            now = time.monotonic()
+            if now > said + 60:
+                said = now
+                print(f"died at {seen} points", flush=True)
+            if now > begun + seconds and seen == len(self.control.counts()):
+                break
+            if len(self.deaths) != seen:
+                seen, since, patience = len(self.deaths), now, self.random.uniform(0, 8)
+                if now < begun + seconds / 4 and self.random.random() < 0.5:
+                    self.control.disarm()
+                    wait_until("the next daemon", self.served, 60, every=0.01)
+                    time.sleep(self.random.uniform(0, 0.1))
+                    self.control.arm_all()
+            elif now > since + patience and (pid := self.served()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                since, patience = now, self.random.uniform(0, 8)
+            time.sleep(0.005)
+
+    def stop_wherever(self, client):
+        """It gives back what it has, dying over it."""
+        end = time.monotonic() + 600
+        while self.daemon.running() and time.monotonic() < end:
+            with contextlib.suppress(ProcessLookupError):
+                self.daemon.popen.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.daemon.popen.wait(1)
+        self.assertFalse(self.daemon.running(), "it does not end")
+        self.end_daemon()
+        self.end_sweeper(client)
+
+    def test_all(self):
+        self.hang_seconds = 60
+        self.control.arm_all()
+        began = time.monotonic()
+        self.begin(ready_seconds=600)
+        self.note_deaths()
+        print(f"the first start: died at {len(self.deaths)} points", flush=True)
+        with self.at_work():
+            self.die_wherever(float(os.environ.get("FOLDSWAP_CRASH_SECONDS", "1800")))
+        client = self.sweeper()
+        self.reclaim(client.pid)
+        self.stop_wherever(client)
+        self.note_deaths()
+        self.report(set(self.deaths), began)
+        self.assertEqual(set(self.control.counts()) - set(self.deaths), set())
+        self.assertEqual(self.unlisted(), [])
 
     # -- the first start and the end: a daemon of its own for each point
 
     def sweeper(self):
         client = self.client([Place.program("sweep"), "--mb=2", "--until_eof=1"], "1M", "sweeping")
-        client.expect("populated", HANG_SECONDS)
+        client.expect("populated", self.hang_seconds)
         return client
 
     def end_sweeper(self, client):
         client.close_input()
-        client.expect("done", HANG_SECONDS)
-        self.assertEqual(client.wait(HANG_SECONDS), 0, client.stderr().decode(errors="replace"))
+        client.expect("done", self.hang_seconds)
+        self.assertEqual(client.wait(self.hang_seconds), 0, client.stderr().decode(errors="replace"))
         client.kill()
         self.procs.remove(client)
 
