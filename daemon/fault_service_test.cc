@@ -348,7 +348,7 @@ TEST_F(FaultServiceTest, Hazard02UnregisterLeavesARangeWithPagesOutAlone) {
 
 // Random faults, unmaps, removes, moves and injected errors over a model of what must be read.
 TEST_F(FaultServiceTest, PropertyNoByteIsEverWrong) {
-  rc::check([this] {
+  EXPECT_TRUE(rc::check([this] {
     SetUp();
     std::map<std::uint64_t, SimOs::PageBytes> truth;
     std::uint64_t seed = 1;
@@ -410,7 +410,7 @@ TEST_F(FaultServiceTest, PropertyNoByteIsEverWrong) {
       RC_ASSERT(space().present[page] == bytes);
     }
     RC_ASSERT(!::testing::Test::HasFailure());
-  });
+  }));
 }
 
 // What is poisoned keeps its marker when it is unregistered, and is forgotten: no event tells when

@@ -24,7 +24,7 @@ TEST(PageEntry, PatternsThatFitAreKeptInTheWord) {
 }
 
 TEST(PageEntry, FieldsDoNotDisturbEachOther) {
-  rc::check([](std::uint64_t id, std::uint64_t batch, bool half) {
+  EXPECT_TRUE(rc::check([](std::uint64_t id, std::uint64_t batch, bool half) {
     const std::uint64_t object = id >> 6;
     const Entry stored = Entry::object(object);
     RC_ASSERT(stored.object_id() == object);
@@ -36,7 +36,7 @@ TEST(PageEntry, FieldsDoNotDisturbEachOther) {
     RC_ASSERT(out.slot() == slot);
     RC_ASSERT(out.state() == PageState::out);
     RC_ASSERT(out != Entry::out(half ? 1 : 0, slot, (batch >> 16) + 1));
-  });
+  }));
 }
 
 // Addresses that share and do not share leaves and nodes, up to the end of the address space.
@@ -47,7 +47,7 @@ std::uint64_t some_page() {
 }
 
 TEST(PageMap, BehavesLikeAMapOfPages) {
-  rc::check([] {
+  EXPECT_TRUE(rc::check([] {
     const auto map = PageMap::create(real_os()).value();
     std::map<std::uint64_t, Entry> model;
     const int steps = *rc::gen::inRange(1, 200);
@@ -104,7 +104,7 @@ TEST(PageMap, BehavesLikeAMapOfPages) {
       RC_ASSERT(map->out_in_extents(0, kAddressEnd) == static_cast<std::uint64_t>(out));
     }
     for (const auto& [page, entry] : model) RC_ASSERT(map->load(page) == entry);
-  });
+  }));
 }
 
 TEST(PageMap, AnAddressBeyondUserSpaceHasNoEntry) {

@@ -45,7 +45,7 @@ TEST(Quarantine, ARangeThatIsRemovedAgainIsYoungAgain) {
 }
 
 TEST(Quarantine, NeverForgetsAPage) {
-  rc::check([] {
+  EXPECT_TRUE(rc::check([] {
     const auto record = std::make_unique<ClientRecord>();
     QuarantineList list(*record);
     std::set<std::uint64_t> pages;
@@ -65,7 +65,7 @@ TEST(Quarantine, NeverForgetsAPage) {
     list.witnessed(1);
     list.expire(1, 1'000'000, 10);
     RC_ASSERT(list.empty());
-  });
+  }));
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <map>
 
 #include "base/size.h"
+#include "daemon/packing.h"
 
 namespace foldswap {
 namespace {
@@ -241,14 +242,28 @@ bool Writeback::open_segment(Buffer& buffer, bool for_cleaning) {
   return true;
 }
 
+std::vector<ObjectId> Writeback::in_packing_order(const std::vector<ObjectId>& found) {
+  std::vector<ObjectId> there, ordered;
+  std::vector<std::uint32_t> units;
+  for (const ObjectId id : found) {
+    const auto info = pool_.peek(id);
+    if (!info || info->length == 0) continue;  // freed meanwhile
+    there.push_back(id);
+    units.push_back(disk_units(info->length));
+  }
+  constexpr std::uint32_t kUnits = kBlock / kUnit;
+  for (const std::size_t i : packing_order(units, kUnits)) ordered.push_back(there[i]);
+  return ordered;
+}
+
 bool Writeback::next_candidate(ObjectId& id) {
   if (next_candidate_ == candidates_.size()) {
     const std::uint64_t begun_us = os_.now_us();
     if (begun_us < search_again_us_) return false;
     const std::size_t objects = pool_.stats().objects;
-    candidates_ = pool_.oldest(
+    candidates_ = in_packing_order(pool_.oldest(
         kCandidates,
-        {.unsettled = false, .least_age = 0, .among = std::max<std::size_t>(8192, objects / 8)});
+        {.unsettled = false, .least_age = 0, .among = std::max<std::size_t>(8192, objects / 8)}));
     next_candidate_ = 0;
     // The search goes over the records of what is on disk, too: no more than a fifth of our time
     // for it where it finds little.

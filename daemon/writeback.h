@@ -109,6 +109,8 @@ class Writeback {
   [[nodiscard]] bool make_room(std::uint64_t bytes);
   [[nodiscard]] bool open_segment(Buffer& buffer, bool for_cleaning);
   void add_cold(Buffer& buffer);
+  // Without those that are gone.
+  [[nodiscard]] std::vector<ObjectId> in_packing_order(const std::vector<ObjectId>& found);
   [[nodiscard]] bool next_candidate(ObjectId& id);
   // Where the next object goes; nothing: it has no room there.
   [[nodiscard]] static std::optional<std::uint32_t> make_place(Buffer& buffer, std::uint32_t bytes);
@@ -171,7 +173,7 @@ class Writeback {
   bool writing_ = false;                  // between the two lines of the hysteresis
   bool pressed_ = false;                  // the machine is short of memory
   std::unordered_set<ObjectId> leaving_;  // being written, and still in the pool
-  std::vector<ObjectId> candidates_;
+  std::vector<ObjectId> candidates_;      // the oldest, in the order in which they fill blocks
   std::size_t next_candidate_ = 0;
   std::uint64_t search_again_us_ = 0;  // not before: the last search found little
   Mapping memory_;
