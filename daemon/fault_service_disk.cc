@@ -137,7 +137,7 @@ void FaultService::end_order(Client& client, DiskReader::Order& order) {
 std::uint32_t FaultService::unpack_order(Client& client, const DiskReader::Order& order) {
   std::uint32_t pages = 0;
   std::array<std::byte, kPage> packed;
-  // Who brings everything back is about to let the client go.
+  // Who brings everything back is about to let the client go: nothing of it is kept.
   const bool keep = order.purpose != DiskReader::Purpose::back && store_.keeps_copies();
   window_kept_ = 0;
   for (; pages < order.pages; ++pages) {
@@ -154,6 +154,11 @@ std::uint32_t FaultService::unpack_order(Client& client, const DiskReader::Order
       if (!fetched || *fetched != PageStore::Fetched::page) break;
     }
     window_[pages] = wanted.entry;
+  }
+  // Nor is what changes as soon as it is there.
+  for (const PendingFault& fault : client.pending) {
+    if (fault.write && fault.page - order.start < pages * kPage)
+      window_kept_ &= ~(1ULL << ((fault.page - order.start) / kPage));
   }
   return pages;
 }

@@ -182,6 +182,21 @@ TEST_F(KeptCopiesTest, OfAWindowOnlyWhatCameFromDiskIsKept) {
   expect_everything_right();
 }
 
+TEST_F(KeptCopiesTest, WhatIsReadToBeWrittenToIsNotKept) {
+  constexpr std::uint64_t kFar = 1ULL << 20;  // nothing is read ahead
+  for (std::uint64_t i = 0; i < 8; ++i) put(*client, kA + i * kFar, 1, i);
+  put(*client, kFiller, kFillers, 1'000'000);
+  ASSERT_EQ(all_out(), 0U);
+  for (std::uint64_t i = 0; i < 8; ++i) {
+    ASSERT_EQ(touch(*client, kA + i * kFar, i % 2 == 0), Got::page);
+    if (i % 2 == 0) change(*client, kA + i * kFar, i);
+  }
+  EXPECT_EQ(client->kept.size(), 4U);
+  EXPECT_EQ(file->live_objects(), kFillers + 4) << "room that nobody needs is not free";
+  for (std::uint64_t i = 0; i < 8; ++i) EXPECT_EQ(leave(*client, kA + i * kFar), i % 2 != 0);
+  expect_everything_right();
+}
+
 TEST_F(KeptCopiesTest, AChildHasWhatItsParentHasOnDisk) {
   bring(10);
   Client& child = another_client();
