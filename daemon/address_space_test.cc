@@ -623,6 +623,33 @@ TEST_F(AddressSpaceTest, Hazard18WhatAParentDiscardsAfterForkStaysItsChilds) {
   EXPECT_TRUE(client->quarantine.contains(kS));
 }
 
+// Another thread moves T to D and discards that, all of it told of before a fork that was made
+// before the move.
+TEST_F(AddressSpaceTest, Hazard18WhatIsDiscardedAfterAMoveThatTheChildHasNotSeenIsItsChilds) {
+  evict_range(kS, 1);
+  evict_range(kT, 50);
+  const int child_fd = ::dup(0);
+  os.spaces[child_fd].registered = space().registered;
+  client->batches = 1;
+  os.drop_range(fd(), kT, 8);
+  os.add_range(fd(), kD, 8);
+  os.range_event(fd(), UFFD_EVENT_REMOVE, kS, kS + kPage);
+  os.remap(fd(), kT, kD, kBytes);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kT, kT + kBytes);
+  os.range_event(fd(), UFFD_EVENT_REMOVE, kD, kD + kBytes);
+  os.fork_event(fd(), child_fd);
+  step();
+  client->batches = 0;
+  step();
+  ASSERT_EQ(children.size(), 1U);
+  EXPECT_FALSE(children[0]->doomed());
+  EXPECT_EQ(children[0]->map->out_total(), 15U);
+  expect_range(*children[0], kT, 50);
+  expect_reads(*children[0], kS, kZeros);
+  EXPECT_EQ(client->map->out_total(), 7U);
+  expect_reads(*client, kD, kZeros);
+}
+
 TEST_F(AddressSpaceTest, Hazard18WhatIsDiscardedBetweenTwoForksIsTheFirstChildsOnly) {
   evict_range(kS, 1);
   evict_range(kT, 50);

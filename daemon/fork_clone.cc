@@ -104,11 +104,13 @@ bool ForkClone::in_doubt(std::uint64_t page) const {
          });
 }
 
-// Before the fork, or at the same time: read before it, after an earlier FORK that held it up.
-bool ForkClone::discarded(std::uint64_t page) const {
+// Before the fork, or at the same time: read before it, after an earlier FORK that held it up. A
+// child that has the page where it was (`target`) is older than what was done to it elsewhere.
+bool ForkClone::discarded(std::uint64_t page, std::uint64_t target) const {
   for (std::size_t i = 0; i < fork_; ++i) {
     if (inbox_[i].event != UFFD_EVENT_REMOVE) continue;
     const Trail trail = follow(inbox_.first(i), page);
+    if (target == page && trail.place != page) return false;
     if (!trail.unmapped && trail.place >= inbox_[i].arg.remove.start &&
         trail.place < inbox_[i].arg.remove.end) {
       return !mutated(Mutation::h01_fork_order);
@@ -189,7 +191,7 @@ ForkClone::Result ForkClone::run(std::uint64_t most) {
     const Verdict verdict = all_in ? Verdict::share : judge(cursor_, target);
     if (verdict == Verdict::ask) return gone_ ? Result::never : Result::ask;
     if (verdict == Verdict::never) return Result::never;
-    if (verdict == Verdict::skip || discarded(cursor_)) continue;
+    if (verdict == Verdict::skip || discarded(cursor_, target)) continue;
     const Entry entry = parent_.map->load(cursor_);
     // What is still in flight cannot be given to the child (its parent died under the batch).
     if (entry.state() == PageState::out || !store_.share(child_, target, entry)) {

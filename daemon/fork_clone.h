@@ -57,7 +57,7 @@ class ForkClone {
   [[nodiscard]] bool has_forked() const;
   [[nodiscard]] bool events_lost() const;
   [[nodiscard]] bool in_doubt(std::uint64_t page) const;
-  [[nodiscard]] bool discarded(std::uint64_t page) const;
+  [[nodiscard]] bool discarded(std::uint64_t page, std::uint64_t target) const;
 
   Os& os_;
   PageStore& store_;

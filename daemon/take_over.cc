@@ -343,7 +343,7 @@ void TakeOver::references(const std::vector<std::shared_ptr<Client>>& clients,
       const Entry entry = client->map->load(p);
       if (!entry.has_record() || name(ObjectId{entry.object_id()})) continue;
       spdlog::error("{}: page {:#x} has no object any more: it is poisoned", client->label(), p);
-      (void)client->map->replace(p, entry, Entry::bad());
+      if (client->map->replace(p, entry, Entry::bad())) bump(state_.counters().lost_pages);
     }
   }
 }

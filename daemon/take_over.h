@@ -77,16 +77,16 @@ class TakeOver {
   // child of a later fork.
   [[nodiscard]] static std::vector<std::shared_ptr<Client>> complete(
       const std::vector<std::shared_ptr<Client>>& clients);
-  // Every object that a page map names, once for each time. False: there can be no such object, and
-  // the page is poisoned.
-  static void references(const std::vector<std::shared_ptr<Client>>& clients,
-                         const std::function<bool(ObjectId)>& name);
   // After the pool is there, and before anybody serves: what was in flight, and what is counted.
   void settle(const std::vector<std::shared_ptr<Client>>& clients, PageStore& store);
   // When they are served.
   void wake(const std::vector<std::shared_ptr<Client>>& clients);
 
  private:
+  // Every object that a page map names, once for each time. False: there can be no such object, and
+  // the page is poisoned.
+  void references(const std::vector<std::shared_ptr<Client>>& clients,
+                  const std::function<bool(ObjectId)>& name);
   [[nodiscard]] std::shared_ptr<Client> revive(ClientRecord& record, const MakeClient& make);
   [[nodiscard]] bool register_again(Client& client);
   void take_events(Client& client);

@@ -183,6 +183,20 @@ TEST_F(TakeOverTest, WhatIsOutComesBackAsItWas) {
   EXPECT_EQ(pool->stats().objects, 0U);
 }
 
+TEST_F(TakeOverTest, APageWithoutItsObjectIsPoisonedAndCountedOnce) {
+  evict(*client, kA, bytes_of(1));
+  evict(*client, kA + kPage, bytes_of(2));
+  const Entry entry = client->map->load(kA);
+  ASSERT_TRUE(client->map->replace(kA, entry, Entry::object((1ULL << 40) - 1)));
+  for (int deaths = 0; deaths < 2; ++deaths) {
+    die();
+    EXPECT_EQ(client->map->load(kA), Entry::bad());
+    EXPECT_EQ(state->counters().lost_pages.load(), 1U);
+  }
+  EXPECT_EQ(pool->stats().objects, 1U) << "what nothing names";
+  expect_reads(*client, kA + kPage, bytes_of(2));
+}
+
 TEST_F(TakeOverTest, DeathAfterDeath) {
   for (std::uint64_t i = 0; i < 50; ++i) evict(*client, kA + i * kPage, bytes_of(i));
   for (int deaths = 0; deaths < 5; ++deaths) die();
