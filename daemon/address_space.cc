@@ -1,13 +1,12 @@
 #include "daemon/address_space.h"
 
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <ranges>
 #include <utility>
 
 #include "base/mutation.h"
 #include "daemon/event_journal.h"
+#include "daemon/log.h"
 
 namespace foldswap {
 namespace {

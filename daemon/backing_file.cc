@@ -1,7 +1,5 @@
 #include "daemon/backing_file.h"
 
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <cassert>
 #include <cerrno>
@@ -9,6 +7,8 @@
 #include <new>
 #include <queue>
 #include <utility>
+
+#include "daemon/log.h"
 
 namespace foldswap {
 namespace {
@@ -62,8 +62,7 @@ void for_blocks(SegmentPlace place, std::uint64_t units, Each each) {
 std::uint64_t clamped(std::uint64_t max_bytes) {
   constexpr std::uint64_t kMostBytes = BackingFile::kMostSegments * BackingFile::kSegmentBytes;
   if (max_bytes <= kMostBytes) return max_bytes;
-  spdlog::warn("writeback: the backing file grows to {} bytes at most, not {}", kMostBytes,
-               max_bytes);
+  log::warn("writeback: the backing file grows to {} bytes at most, not {}", kMostBytes, max_bytes);
   return kMostBytes;
 }
 
@@ -83,9 +82,8 @@ Status look_at(Os& os, const std::string& directory, const BackingFile::Limits& 
                       ENOSPC);
   }
   if (there->free_bytes - limits.free_min_bytes < limits.max_bytes) {
-    spdlog::warn(
-        "writeback directory {} ({}) has less room than the {} bytes that the file may take",
-        directory, there->type, limits.max_bytes);
+    log::warn("writeback directory {} ({}) has less room than the {} bytes that the file may take",
+              directory, there->type, limits.max_bytes);
   }
   return {};
 }
@@ -96,7 +94,7 @@ Result<UniqueFd> BackingFile::open_file(Os& os, const std::string& directory, bo
   auto fd = os.unnamed_file(directory, true);
   direct = fd.has_value();
   if (!fd && fd.error().code == EINVAL) {
-    spdlog::warn(
+    log::warn(
         "writeback directory {}: its file system has no O_DIRECT: what is written back"
         " passes through the page cache",
         directory);
@@ -404,7 +402,7 @@ int BackingFile::take_room(std::uint32_t first, std::uint32_t count) {
     error = os_.allocate(fd_.get(), offset_of(first), count * kSegmentBytes);
   }
   if (error == -EOPNOTSUPP) {
-    spdlog::warn(
+    log::warn(
         "writeback: the file system has no fallocate: the backing file takes its room as"
         " it is written");
     can_allocate_ = false;
@@ -469,8 +467,8 @@ Status BackingFile::extend() {
 bool BackingFile::punch(std::uint64_t offset, std::uint64_t bytes) {
   const int error = os_.punch(fd_.get(), offset, bytes);
   if (error != 0 && !punch_failed_) {
-    spdlog::warn("writeback: no hole could be made ({}): the backing file stays as large as it is",
-                 std::strerror(-error));
+    log::warn("writeback: no hole could be made ({}): the backing file stays as large as it is",
+              std::strerror(-error));
   }
   punch_failed_ = error != 0;
   can_punch_ = error != -EOPNOTSUPP;

@@ -1,12 +1,13 @@
 #include "daemon/client.h"
 
 #include <fcntl.h>
-#include <spdlog/spdlog.h>
 #include <sys/syscall.h>
 
 #include <algorithm>
 #include <csignal>
 #include <utility>
+
+#include "daemon/log.h"
 
 namespace foldswap {
 
@@ -124,7 +125,7 @@ void Client::set_state(ClientState state) {
 
 void Client::kill(const std::string& why) {
   record.doomed = 1;
-  if (!doomed_.exchange(true)) spdlog::error("{}: killed: {}", label(), why);
+  if (!doomed_.exchange(true)) log::error("{}: killed: {}", label(), why);
   if (pidfd() >= 0) (void)os.pidfd_signal(pidfd(), SIGKILL);
 }
 

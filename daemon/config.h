@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "daemon/log_level.h"
 #include "pool/geometry.h"
 
 namespace foldswap {
@@ -35,8 +36,6 @@ struct MemoryLimit {
   }
   friend bool operator==(const MemoryLimit&, const MemoryLimit&) = default;
 };
-
-enum class LogLevel : std::uint8_t { trace, debug, info, warn, error };
 
 struct Config {
   MemoryLimit pool_limit{.bytes = 0, .percent = 40};

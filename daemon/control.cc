@@ -1,11 +1,11 @@
 #include "daemon/control.h"
 
 #include <poll.h>
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <utility>
 
+#include "daemon/log.h"
 #include "daemon/metrics.h"
 #include "daemon/version.h"
 
@@ -107,8 +107,8 @@ void Control::accept_one(int listener) {
     refused = "user " + std::to_string(peer.uid) + " may not administer foldswap (access.admins)";
     std::uint64_t unsaid = 0;
     if (log_limit_.allow(daemon_.os().now_us(), unsaid)) {
-      if (unsaid != 0) spdlog::warn("admin socket: {} refusals were not told here", unsaid);
-      spdlog::warn("admin socket: {}", refused);
+      if (unsaid != 0) log::warn("admin socket: {} refusals were not told here", unsaid);
+      log::warn("admin socket: {}", refused);
     }
   } else if (sessions_.size() >= kMostSessions) {
     refused = "too many administrators at once";

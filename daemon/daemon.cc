@@ -1,6 +1,5 @@
 #include "daemon/daemon.h"
 
-#include <spdlog/spdlog.h>
 #include <sys/epoll.h>
 #include <sys/file.h>
 #include <sys/mman.h>
@@ -16,6 +15,7 @@
 #include <utility>
 
 #include "daemon/control.h"
+#include "daemon/log.h"
 #include "daemon/notify.h"
 #include "daemon/pressure.h"
 #include "daemon/runtime_dir.h"
@@ -78,7 +78,7 @@ Status Daemon::prepare() {
   handshake_->keep_in(descriptor_store_.get());
   // Whoever takes over has these there already, and clients who wait.
   if (descriptor_store_ != nullptr && state_->header().incarnation == 1) {
-    if (auto done = descriptor_store_->begin(); !done) spdlog::warn("{}", done.error().text());
+    if (auto done = descriptor_store_->begin(); !done) log::warn("{}", done.error().text());
   }
   if (auto s = start_threads(); !s) return s;
   return open_sockets();
@@ -164,7 +164,7 @@ Status Daemon::take_over_store(const PoolConfig& config) {
 
 void Daemon::serve_taken_over(int epoll) {
   if (state_->header().incarnation > 1)
-    spdlog::info("took over {} clients of a daemon that died", left_.clients.size());
+    log::info("took over {} clients of a daemon that died", left_.clients.size());
   for (const auto& client : TakeOver::complete(left_.clients)) {
     registry_->add(client);
     handshake_->watch_again(*client, epoll);
@@ -287,13 +287,13 @@ Result<Daemon::Ending> Daemon::run(const Shell& shell) {
   serve_taken_over(epoll.get());
   std::optional<Control> control(std::in_place, *this, access_, vetting_);
   shell.alive();
-  spdlog::info("ready on {}", runtime_dir_);
+  log::info("ready on {}", runtime_dir_);
   std::uint64_t alive_us = os_.now_us();
   std::thread draining;
   std::atomic<bool> drained{false}, never{false};
   bool settling = false, storing = true, handing_over = false;
   const auto cannot_stop = [](const std::string& why) {
-    spdlog::warn("cannot stop yet: {}", why);
+    log::warn("cannot stop yet: {}", why);
     (void)notify_now(manager_socket().get(), "STATUS=cannot stop yet: " + why);
   };
   // Everything goes back into the clients first (DESIGN §10); while memory does not suffice, it
@@ -306,7 +306,7 @@ Result<Daemon::Ending> Daemon::run(const Shell& shell) {
   };
   const auto begin_draining = [&] {
     if (draining.joinable()) return;
-    spdlog::info("stopping: bringing everything back first");
+    log::info("stopping: bringing everything back first");
     draining = std::thread([&] {
       drain_all();
       drained = true;
@@ -343,11 +343,11 @@ Result<Daemon::Ending> Daemon::run(const Shell& shell) {
           if (info.ssi_signo != SIGUSR2) {
             if (!handing_over) begin_draining();
           } else if (draining.joinable()) {
-            spdlog::warn("no hand-over while everything is brought back");
+            log::warn("no hand-over while everything is brought back");
           } else if (const auto may = shell.may_hand_over()) {
             handing_over = true;
           } else {
-            spdlog::warn("cannot hand over: {}", may.error().text());
+            log::warn("cannot hand over: {}", may.error().text());
             if (manager_listens()) begin_draining();
           }
           break;
@@ -370,11 +370,11 @@ Result<Daemon::Ending> Daemon::run(const Shell& shell) {
   if (draining.joinable()) draining.join();
   if (!handing_over) {
     drain_all();  // there may have been a `resume`, or an agent of a forked child, since
-    spdlog::info("stopped");
+    log::info("stopped");
     return Ending::drained;
   }
   stop_threads();
-  spdlog::info("handing over {} clients", registry_->size());
+  log::info("handing over {} clients", registry_->size());
   return Ending::handed_over;
 }
 

@@ -1,10 +1,9 @@
 // What administrators ask of the daemon. See daemon.h.
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <charconv>
 
 #include "daemon/daemon.h"
+#include "daemon/log.h"
 
 namespace foldswap {
 namespace {
@@ -48,7 +47,7 @@ void Daemon::apply_tunables() {
   tunables_.available_low = config.policy_mem_available_low.resolve(memory_total());
   tunables_.psi_ms = static_cast<std::uint32_t>(config.policy_psi_ms);
   pool_->set_waste(static_cast<std::uint32_t>(config.pool_waste_max));
-  spdlog::set_level(static_cast<spdlog::level::level_enum>(static_cast<int>(config.log_level)));
+  log::set_level(config.log_level);
 }
 
 Status Daemon::set(const std::string& key, const std::string& value) {
@@ -64,7 +63,7 @@ Status Daemon::set(const std::string& key, const std::string& value) {
     state_->keep_setting(key, value);
   }
   apply_tunables();
-  spdlog::info("{} is now {}", key, value);
+  log::info("{} is now {}", key, value);
   return {};
 }
 

@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <linux/kcmp.h>
 #include <poll.h>
-#include <spdlog/spdlog.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -14,6 +13,7 @@
 #include <utility>
 
 #include "daemon/address_space.h"
+#include "daemon/log.h"
 #include "daemon/notify.h"
 #include "daemon/proc_reader.h"
 #include "daemon/take_over.h"
@@ -153,7 +153,7 @@ DescriptorStore::Slot* DescriptorStore::slot_of(Key key, std::uint32_t flags) {
   }
   if (free_.empty() || slots_.size() >= room_) {
     if (!std::exchange(full_said_, true)) {
-      spdlog::warn(
+      log::warn(
           "the service manager's store is full: some clients will not outlive daemon and keeper "
           "together");
     }

@@ -2,12 +2,13 @@
 
 #include <poll.h>
 #include <pthread.h>
-#include <spdlog/spdlog.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <array>
 #include <span>
+
+#include "daemon/log.h"
 
 namespace foldswap {
 
@@ -39,7 +40,7 @@ Result<std::unique_ptr<DiskTier>> DiskTier::go_on(Os& os, State& state, PageStor
   tier->file_ = std::move(file);
   tier->writeback_ = std::move(*writeback);
   store.set_backing(tier->file_.get());
-  spdlog::info("cold pages may move to {} ({})", settings.directory, tier->cipher());
+  log::info("cold pages may move to {} ({})", settings.directory, tier->cipher());
   return tier;
 }
 

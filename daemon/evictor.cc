@@ -1,12 +1,11 @@
 #include "daemon/evictor.h"
 
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <cstring>
 #include <utility>
 
 #include "base/mutation.h"
+#include "daemon/log.h"
 
 namespace foldswap {
 namespace {
@@ -211,8 +210,8 @@ void Evictor::note_pool_full(Client& client, std::uint64_t now_us) {
     return;
   }
   if (now_us - pool_full_said_us_ > 10'000'000 || pool_full_said_us_ == 0) {
-    spdlog::warn("the pool is full ({} bytes): eviction stops until there is room",
-                 store_.pool().stats().limit_bytes);
+    log::warn("the pool is full ({} bytes): eviction stops until there is room",
+              store_.pool().stats().limit_bytes);
     pool_full_said_us_ = now_us;
   }
   client.blocked_until_us = now_us + kLongUs;
@@ -399,8 +398,7 @@ void Evictor::publish_page(Client& client, std::uint32_t half, std::uint32_t slo
     entry = store_.put(bytes, tunables_.codec_spec(), *codec_);
   }
   if (!entry) {
-    spdlog::warn("{}: a page finds no room ({}): it goes back", client.label(),
-                 entry.error().text());
+    log::warn("{}: a page finds no room ({}): it goes back", client.label(), entry.error().text());
     (void)client.map->replace(page, out, out.with_wanted());
     client.give_back = true;
     client.blocked_until_us = os_.now_us() + 100'000;

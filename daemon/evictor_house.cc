@@ -1,9 +1,9 @@
 // The evictor's housekeeping: what happens to a client between evictions. See evictor.h.
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 
 #include "daemon/evictor.h"
+#include "daemon/log.h"
 
 namespace foldswap {
 namespace {

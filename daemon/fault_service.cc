@@ -1,7 +1,6 @@
 #include "daemon/fault_service.h"
 
 #include <fcntl.h>
-#include <spdlog/spdlog.h>
 #include <sys/eventfd.h>
 #include <sys/stat.h>
 
@@ -12,6 +11,7 @@
 #include <utility>
 
 #include "base/mutation.h"
+#include "daemon/log.h"
 #include "daemon/proof.h"
 
 namespace foldswap {
@@ -231,8 +231,8 @@ FaultService::ReadResult FaultService::read_messages(Client& client) {
     // Never a sign of death (that is ESRCH from PROBE): most likely a FORK for which there is no
     // descriptor (HAZARDS 6).
     if (os_.now_us() - read_error_said_us_ > 1'000'000) {
-      spdlog::error("{}: its events cannot be read ({}): it waits", client.label(),
-                    std::strerror(-count));
+      log::error("{}: its events cannot be read ({}): it waits", client.label(),
+                 std::strerror(-count));
       read_error_said_us_ = os_.now_us();
     }
     reserve_.clear();  // what is kept for this moment; taken again when there is room
@@ -428,8 +428,8 @@ FaultService::Outcome FaultService::answer_evicted(Client& client, PendingFault&
   if (pages == 0) {
     if (store_.poison(client, fault.page, entry)) {
       bump(counters_.lost_pages);
-      spdlog::error("{}: the object of page {:#x} does not verify: the page is poisoned",
-                    client.label(), fault.page);
+      log::error("{}: the object of page {:#x} does not verify: the page is poisoned",
+                 client.label(), fault.page);
     }
     return answer_bad(client, fault);
   }

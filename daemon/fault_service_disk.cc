@@ -1,13 +1,13 @@
 // What a fault thread does with pages that are on disk: it orders them and goes on with other
 // faults; when they have come, it looks their entries up again and copies them in. See
 // fault_service.h and disk_reader.h.
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <array>
 #include <bit>
 
 #include "daemon/fault_service.h"
+#include "daemon/log.h"
 
 namespace foldswap {
 namespace {
@@ -189,8 +189,8 @@ bool FaultService::give_up_order(Client& client, DiskReader::Order& order) {
     return false;
   if (store_.poison(client, page, entry)) {
     bump(counters_.lost_pages);
-    spdlog::error("{}: page {:#x} cannot be read from the backing file: it is poisoned",
-                  client.label(), page);
+    log::error("{}: page {:#x} cannot be read from the backing file: it is poisoned",
+               client.label(), page);
   }
   end_order(client, order);
   return true;

@@ -1,12 +1,12 @@
 // The reader's work on ranges: requests of interposed calls, restore, unregistering. See
 // fault_service.h.
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 
 #include "base/mutation.h"
 
 #include "daemon/fault_service.h"
+#include "daemon/log.h"
 
 namespace foldswap {
 namespace {
@@ -62,8 +62,8 @@ bool FaultService::bring_back(Client& client, std::uint64_t start, std::uint64_t
       }
       if (store_.poison(client, cursor, entry)) {
         bump(counters_.lost_pages);
-        spdlog::error("{}: the object of page {:#x} does not verify: the page is poisoned",
-                      client.label(), cursor);
+        log::error("{}: the object of page {:#x} does not verify: the page is poisoned",
+                   client.label(), cursor);
       }
       continue;
     }
@@ -162,8 +162,7 @@ bool FaultService::unify(Client& client, std::uint64_t start, std::uint64_t byte
   // A range with something in it that cannot be registered is refused by mremap itself; nothing to
   // unify.
   if (error != 0)
-    spdlog::debug("{}: range {:#x}+{:#x} cannot be unified: {}", client.label(), start, bytes,
-                  -error);
+    log::debug("{}: range {:#x}+{:#x} cannot be unified: {}", client.label(), start, bytes, -error);
   return true;
 }
 

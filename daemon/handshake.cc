@@ -1,7 +1,6 @@
 #include "daemon/handshake.h"
 
 #include <fcntl.h>
-#include <spdlog/spdlog.h>
 #include <sys/epoll.h>
 #include <sys/syscall.h>
 
@@ -13,6 +12,7 @@
 
 #include "base/fd_message.h"
 #include "base/mutation.h"
+#include "daemon/log.h"
 #include "daemon/proc_reader.h"
 #include "daemon/proof.h"
 
@@ -97,7 +97,7 @@ void Handshake::accept_one(int listener, int epoll) {
   UniqueFd socket(::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (!socket.valid()) {
     if (errno == EMFILE || errno == ENFILE)
-      spdlog::warn("out of descriptors: a new client has to wait");
+      log::warn("out of descriptors: a new client has to wait");
     return;
   }
   Pending pending;
@@ -122,7 +122,7 @@ void Handshake::accept_one(int listener, int epoll) {
   }
   if (const auto sent = welcome(stored, token); !sent) {
     // Who connects only to see whether we are there is no event worth a line.
-    spdlog::debug("a connection ended before its welcome: {}", sent.error().text());
+    log::debug("a connection ended before its welcome: {}", sent.error().text());
     drop(token);
     return;
   }
@@ -266,7 +266,7 @@ Status Handshake::settle_child(std::uint64_t token, Pending& pending, bool& wait
     attach(child);
     send_ready(child, true);
     registry_.kick(child);
-    spdlog::debug("{}: has an agent", child.label());
+    log::debug("{}: has an agent", child.label());
     vetting_.dispose(std::move(pending.socket));
     pending_.erase(token);
     return {};
@@ -441,7 +441,7 @@ Status Handshake::finish(std::uint64_t token, Pending& pending, VettedHello& vet
   registry_.add(client);
   watch_lifeline(*client);
   send_ready(*client, false);
-  spdlog::debug("{}: registered", client->label());
+  log::debug("{}: registered", client->label());
   return {};
 }
 
@@ -464,9 +464,9 @@ void Handshake::refuse(std::uint64_t token, const std::string& reason) {
   (void)send_with_fds(it->second.socket.get(), &refused, sizeof(refused), {});
   std::uint64_t unsaid = 0;
   if (log_limit_.allow(os_.now_us(), unsaid)) {
-    if (unsaid != 0) spdlog::warn("{} refused registrations were not told here", unsaid);
-    spdlog::warn("refused a registration of pid {} (uid {}): {}", it->second.peer.pid,
-                 it->second.peer.uid, reason);
+    if (unsaid != 0) log::warn("{} refused registrations were not told here", unsaid);
+    log::warn("refused a registration of pid {} (uid {}): {}", it->second.peer.pid,
+              it->second.peer.uid, reason);
   }
   drop(token);
 }

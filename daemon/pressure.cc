@@ -1,8 +1,8 @@
 #include "daemon/pressure.h"
 
-#include <spdlog/spdlog.h>
-
 #include <charconv>
+
+#include "daemon/log.h"
 
 namespace foldswap {
 namespace {
@@ -65,8 +65,8 @@ bool Pressure::stalled(std::uint64_t now_us, std::uint32_t limit_ms) {
   const auto total = text ? psi_some_us(*text) : std::nullopt;
   if (!total) {
     absent_ = true;
-    spdlog::info(
-        "no pressure stall information ({}): memory pressure is told by MemAvailable alone", path_);
+    log::info("no pressure stall information ({}): memory pressure is told by MemAvailable alone",
+              path_);
     return false;
   }
   if (stall_at_us_ != 0 && *total >= stall_us_) {

@@ -1,6 +1,5 @@
 #include "daemon/registry.h"
 
-#include <spdlog/spdlog.h>
 #include <sys/eventfd.h>
 #include <algorithm>
 #include <charconv>
@@ -9,6 +8,7 @@
 #include <utility>
 
 #include "base/mutation.h"
+#include "daemon/log.h"
 
 namespace foldswap {
 
@@ -44,7 +44,7 @@ void Registry::remove(const Client& client) {
     last = std::move(*it);
     clients_.erase(it);
   }
-  spdlog::debug("{}: gone", last->label());
+  log::debug("{}: gone", last->label());
 }
 
 std::vector<std::shared_ptr<Client>> Registry::all() const {
@@ -123,10 +123,10 @@ std::shared_ptr<Client> Registry::adopt_child(Client& parent, ForkedUffd uffd,
       say = doom_limit_.allow(os_.now_us(), unsaid);
     }
     if (say) {
-      spdlog::error("{}: no room for its child, which will get SIGBUS: {}", parent.label(),
-                    !map       ? map.error().text()
-                    : too_many ? "this user has too many clients and children of clients"
-                               : "the client table is full");
+      log::error("{}: no room for its child, which will get SIGBUS: {}", parent.label(),
+                 !map       ? map.error().text()
+                 : too_many ? "this user has too many clients and children of clients"
+                            : "the client table is full");
     }
     doom(std::move(uffd));
     return nullptr;
@@ -219,8 +219,8 @@ void Registry::reap_doomed() {
 }
 
 void Registry::child_ready(std::shared_ptr<Client> child) {
-  spdlog::debug("client {}: forked from client {}, {} pages out", child->id,
-                child->record.parent_id, child->map->out_total());
+  log::debug("client {}: forked from client {}, {} pages out", child->id, child->record.parent_id,
+             child->map->out_total());
   add(std::move(child));
 }
 

@@ -1,7 +1,6 @@
 #include "daemon/take_over.h"
 
 #include <dirent.h>
-#include <spdlog/spdlog.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,6 +12,7 @@
 #include "daemon/address_space.h"
 #include "daemon/disk_format.h"
 #include "daemon/event_journal.h"
+#include "daemon/log.h"
 #include "pool/take_over.h"
 
 namespace foldswap {
@@ -342,7 +342,7 @@ void TakeOver::references(const std::vector<std::shared_ptr<Client>>& clients,
          p = client->map->next_out(p + kPage, kAddressEnd)) {
       const Entry entry = client->map->load(p);
       if (!entry.has_record() || name(ObjectId{entry.object_id()})) continue;
-      spdlog::error("{}: page {:#x} has no object any more: it is poisoned", client->label(), p);
+      log::error("{}: page {:#x} has no object any more: it is poisoned", client->label(), p);
       if (client->map->replace(p, entry, Entry::bad())) bump(state_.counters().lost_pages);
     }
   }

@@ -1,7 +1,6 @@
 #include "daemon/thread_stopper.h"
 
 #include <pthread.h>
-#include <spdlog/spdlog.h>
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 
@@ -9,6 +8,8 @@
 #include <array>
 #include <csignal>
 #include <utility>
+
+#include "daemon/log.h"
 
 namespace foldswap {
 namespace {
@@ -142,7 +143,7 @@ void ThreadStopper::hold(Client& client) {
   const auto agent = client.mailbox == nullptr
                          ? pid_t{0}
                          : static_cast<pid_t>(load_word(client.mailbox->agent_tid));
-  spdlog::debug("{}: its threads are stopped, so that a fault can be answered", client.label());
+  log::debug("{}: its threads are stopped, so that a fault can be answered", client.label());
   Traced traced(pid, agent);
   const std::uint64_t end_us = os_.now_us() + kMostStopUs;
   while (client.stop_wanted && !client.gone() && !ending_ && os_.now_us() < end_us) {

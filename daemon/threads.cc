@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <pthread.h>
-#include <spdlog/spdlog.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 
@@ -13,6 +12,8 @@
 #include <cstring>
 #include <string>
 #include <utility>
+
+#include "daemon/log.h"
 
 namespace foldswap {
 namespace {

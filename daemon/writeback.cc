@@ -1,7 +1,5 @@
 #include "daemon/writeback.h"
 
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -9,6 +7,7 @@
 #include <map>
 
 #include "base/size.h"
+#include "daemon/log.h"
 #include "daemon/packing.h"
 
 namespace foldswap {
@@ -72,7 +71,7 @@ Result<std::unique_ptr<Writeback>> Writeback::create(Os& os, State& state, PageS
   if (!ring) return std::unexpected(ring.error());
   writeback->ring_ = std::move(*ring);
   if (const std::string note = writeback->ring_->note(); !note.empty())
-    spdlog::info("writeback: {}", note);
+    log::info("writeback: {}", note);
   traffic.relief = true;
   return writeback;
 }
@@ -96,7 +95,7 @@ void Writeback::say(const std::string& why) {
 }
 
 void Writeback::stop(const std::string& why, std::uint64_t retry_us) {
-  if (report() != why) spdlog::warn("writeback stops: {}; pages stay in the pool", why);
+  if (report() != why) log::warn("writeback stops: {}; pages stay in the pool", why);
   say(why);
   stopped_until_us_ = os_.now_us() + retry_us;
   traffic_.relief = false;
@@ -104,7 +103,7 @@ void Writeback::stop(const std::string& why, std::uint64_t retry_us) {
 
 void Writeback::go_on() {
   if (report().empty()) return;
-  spdlog::info("writeback goes on");
+  log::info("writeback goes on");
   say("");
 }
 

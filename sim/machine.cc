@@ -1,7 +1,6 @@
 #include "sim/machine.h"
 
 #include <dirent.h>
-#include <spdlog/spdlog.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,6 +9,7 @@
 #include <utility>
 
 #include "daemon/disk_format.h"
+#include "daemon/log.h"
 #include "daemon/proof.h"
 #include "pool/take_over.h"
 

@@ -330,7 +330,10 @@ class Daemon:
 
     def kill(self):
         """With a keeper: the keeper, and the daemon that it has started, which outlives it."""
-        children = self.children() if self.keeper else []
+        children = []
+        if self.keeper and self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGSTOP)  # it starts no other one
+            children = self.children()
         if self.popen.poll() is None:
             self.popen.kill()
             self.popen.wait()
