@@ -283,7 +283,8 @@ constexpr std::array kKeys{
             "and kept in memory only; false leaves a checksum.",
             parse_encrypt, show_encrypt},
     KeySpec{"writeback.budget_per_day", KeyType::size, kRuntime,
-            "Most bytes that are written there per day, for flash that wears out; 0 is no limit.",
+            "Most bytes that are written there in any 24 hours, for flash that wears out; 0 is no "
+            "limit. Counted anew when foldswapd is stopped and started, not when it is restarted.",
             parse_bytes<&Config::writeback_budget_per_day, 0>,
             show_bytes<&Config::writeback_budget_per_day>},
     KeySpec{"writeback.free_min", KeyType::size, kRuntime,

@@ -47,11 +47,19 @@ struct Counters {
   Counter latency[kLatencyBuckets];
 };
 
+// WriteBudget's: the hour that runs and the 24 before it; hours of the monotonic clock.
+inline constexpr std::uint32_t kBudgetHours = 25;
+struct WrittenByHour {
+  std::atomic<std::uint64_t> hour;
+  Counter bytes[kBudgetHours];  // hour modulo kBudgetHours
+};
+
 // What the next daemon must know of the backing file. The key never leaves this memory.
 struct WritebackState {
   std::byte key[32];
   std::uint64_t has_key;
   std::uint64_t next_generation;  // everything below may have been used (backing_file.h)
+  WrittenByHour written;
 };
 
 // More than there are threads that can wait for an event of theirs to be read, once the client's
@@ -249,7 +257,7 @@ struct StateHeader {
 
 class State {
  public:
-  static constexpr std::uint32_t kMagic = 0x53545346, kVersion = 9;  // "FSTS"
+  static constexpr std::uint32_t kMagic = 0x53545346, kVersion = 10;  // "FSTS"
   static Result<std::unique_ptr<State>> create(Os& os);
   // Likewise, in a file that is empty, of file_bytes().
   static Result<std::unique_ptr<State>> create(Os& os, UniqueFd fd);

@@ -33,7 +33,6 @@ constexpr std::size_t kRound = 16;            // segments that are looked at for
 constexpr std::uint64_t kLossWorthALook = 64 * kKiB;
 constexpr auto kBlock = static_cast<std::uint32_t>(BackingFile::kBlock);
 constexpr std::uint32_t kGapLeast = 64;  // bytes: a smaller one is not worth remembering
-constexpr std::uint64_t kDaySeconds = 86'400;
 
 // Bytes that are freed and bytes that are written for it.
 bool is_worth(std::uint64_t freed, std::uint64_t written) {
@@ -52,6 +51,7 @@ Writeback::Writeback(Os& os, State& state, PageStore& store, BackingFile& file, 
       seal_(seal),
       traffic_(traffic),
       tunables_(tunables),
+      budget_(state.header().writeback.written),
       pressure_(os),
       memory_(Mapping::anonymous(kBuffers * kSegment).value()) {
   for (std::uint32_t i = 0; i < kBuffers; ++i) {
@@ -160,25 +160,12 @@ bool Writeback::may_start(Need need) {
   return true;
 }
 
-// Whether so much may be written now; what is not used of a day's budget is kept for one day at
-// most. It is paid for when it is written (start_write()).
-bool Writeback::budget_allows(std::uint64_t bytes) {
-  const std::uint64_t per_day = tunables_.writeback_per_day.load(std::memory_order_relaxed);
-  const std::uint64_t now_us = os_.now_us();
-  if (per_day == 0) {
-    allowance_per_day_ = 0;
-    return true;
-  }
-  if (per_day != allowance_per_day_) {
-    allowance_per_day_ = allowance_ = per_day;
-    allowance_at_us_ = now_us;
-  }
-  const std::uint64_t seconds = (now_us - allowance_at_us_) / 1'000'000;
-  allowance_at_us_ += seconds * 1'000'000;
-  const std::uint64_t more = static_cast<std::uint64_t>(static_cast<double>(per_day) *
-                                                        static_cast<double>(seconds) / kDaySeconds);
-  allowance_ = std::min(per_day, allowance_ + more);
-  return allowance_ >= bytes;
+// Whether another segment may be written. What is being filled with what cleaning keeps is written
+// some time, too.
+bool Writeback::budget_allows_one() {
+  const std::uint64_t segments = cleaned_ != nullptr ? 2 : 1;
+  return budget_.allows(segments * kSegment,
+                        tunables_.writeback_per_day.load(std::memory_order_relaxed), os_.now_us());
 }
 
 Writeback::Buffer* Writeback::idle_buffer() {
@@ -226,7 +213,7 @@ bool Writeback::open_segment(Buffer& buffer, bool for_cleaning) {
     stop(claim.error().message, kRetryRoomUs);
     return false;
   }
-  if (!budget_allows(kSegment)) {
+  if (!budget_allows_one()) {
     file_.abandon(claim->segment);
     stop("the budget for bytes written per day is used up", kRetryRoomUs);
     return false;
@@ -352,7 +339,7 @@ void Writeback::start_write(Buffer& buffer) {
   const auto end = static_cast<std::uint32_t>(block_ceil(buffer.used));
   for (const Item& item : buffer.items) file_.fill(item.to, disk_bytes(item.length));
   buffer.state = Buffer::State::writing;
-  allowance_ -= std::min<std::uint64_t>(allowance_, end);
+  budget_.spend(end, os_.now_us());
   submit_write(buffer);
 }
 

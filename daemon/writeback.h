@@ -42,6 +42,7 @@
 #include "daemon/page_store.h"
 #include "daemon/pressure.h"
 #include "daemon/tunables.h"
+#include "daemon/write_budget.h"
 
 namespace foldswap {
 
@@ -100,7 +101,7 @@ class Writeback {
 
   // -- what is needed
   [[nodiscard]] Need need();
-  [[nodiscard]] bool budget_allows(std::uint64_t bytes);
+  [[nodiscard]] bool budget_allows_one();
   [[nodiscard]] bool may_start(Need need);
 
   // -- one segment
@@ -169,6 +170,7 @@ class Writeback {
   const Seal& seal_;
   DiskTraffic& traffic_;
   const Tunables& tunables_;
+  WriteBudget budget_;
   Pressure pressure_;
   bool writing_ = false;                  // between the two lines of the hysteresis
   bool pressed_ = false;                  // the machine is short of memory
@@ -189,7 +191,6 @@ class Writeback {
   std::unique_ptr<IoRing> ring_;
   unsigned failures_ = 0;  // in a row
   std::uint64_t stopped_until_us_ = 0, demand_since_us_ = 0, house_us_ = 0;
-  std::uint64_t allowance_ = 0, allowance_at_us_ = 0, allowance_per_day_ = 0;
   bool little_left_ = false;  // of what the file may take; looked at now and then
   bool no_room_ = false;      // the file is full, until something is cleaned or freed
   BackingFile::Limits limits_;
