@@ -37,6 +37,9 @@ inline constexpr std::uint64_t kPageIsWpAllowed = 1, kPageIsWritten = 2, kPageIs
                                kPageIsPresent = 8, kPageIsSwapped = 16, kPageIsPfnZero = 32,
                                kPageIsHuge = 64, kPageIsSoftDirty = 128;
 
+// Of a word of /proc/PID/pagemap: the page is a guard (6.15).
+inline constexpr std::uint64_t kPagemapGuard = 1ULL << 58;
+
 inline constexpr int kMadvDontneedLocked = 24, kMadvPopulateWrite = 23, kMadvCollapse = 25,
                      kMadvGuardInstall = 102, kMadvGuardRemove = 103;
 

@@ -461,8 +461,7 @@ std::uint64_t FaultService::skip_resident(const Client& client, std::uint64_t pa
 
 // HAZARDS 12: a window must not run over a guard that the program has put where a page was.
 std::uint32_t FaultService::clear_way(Client& client, std::uint64_t start, std::uint32_t pages) {
-  constexpr std::uint64_t kGuard = 1ULL << 58;
-  constexpr std::uint64_t kAnything = (1ULL << 63) | (1ULL << 62) | kGuard;
+  constexpr std::uint64_t kAnything = (1ULL << 63) | (1ULL << 62) | uapi::kPagemapGuard;
   std::array<std::uint64_t, kMostWindow> words{};
   if (mutated(Mutation::h12_guards)) return pages;
   if (client.pagemap_fd() < 0) return 1;
@@ -470,7 +469,7 @@ std::uint32_t FaultService::clear_way(Client& client, std::uint64_t start, std::
                             start / kPage * sizeof(words[0]));
   const auto known =
       n <= 0 ? 0U : static_cast<std::uint32_t>(static_cast<unsigned>(n) / sizeof(words[0]));
-  if (known != 0 && (words[0] & kGuard) != 0) return 0;
+  if (known != 0 && (words[0] & uapi::kPagemapGuard) != 0) return 0;
   std::uint32_t clear = 1;  // whether the page itself is there, COPY says
   while (clear < known && (words[clear] & kAnything) == 0) ++clear;
   return clear;

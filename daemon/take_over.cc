@@ -379,7 +379,7 @@ void TakeOver::look_at_pages(Client& client, PageStore& store) {
 // one that the entry means may have moved on; then the entry stays, and a COPY finds the page
 // there. A page that is OUT is nobody's any more to wait for: who waited raises his fault again.
 void TakeOver::look_at_extent(Client& client, PageStore& store, std::uint64_t start) {
-  constexpr std::uint64_t kThere = 3ULL << 62, kGuard = 1ULL << 58;
+  constexpr std::uint64_t kThere = 3ULL << 62;
   // Asked before the look: an agent that is still at it may move what is there a moment later.
   std::array<bool, wire::kHalves> agent_is_done{};
   for (std::uint32_t h = 0; h < wire::kHalves && client.mailbox != nullptr; ++h) {
@@ -397,7 +397,8 @@ void TakeOver::look_at_extent(Client& client, PageStore& store, std::uint64_t st
   for (std::size_t i = 0; i < wire::kExtentPages; ++i) {
     const std::uint64_t page = start + i * kPage;
     const Entry entry = client.map->load(page);
-    const bool there = i < known && (words[i] & kThere) != 0 && (words[i] & kGuard) == 0;
+    const bool there =
+        i < known && (words[i] & kThere) != 0 && (words[i] & uapi::kPagemapGuard) == 0;
     if (entry.evicted() && there) (void)store.clear(client, page, entry);
     if (entry.state() != PageState::out) continue;
     if (!in_a_batch(client, page, entry)) {

@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstdint>
 
+#include "base/uapi.h"
 #include "preload/state.h"
 
 namespace foldswap::preload {
@@ -102,10 +103,44 @@ bool all_zero(const std::uint64_t* page) {
   return true;
 }
 
-// Holes stay holes in the copy, or a sparse mapping would grow to its full size.
+// Which pages are guards (MADV_GUARD_INSTALL): whoever reads one gets SIGSEGV. Asked in order. None
+// is where the kernel does not tell.
+class Guards {
+ public:
+  Guards() : fd_(sys::call(SYS_openat, AT_FDCWD, "/proc/self/pagemap", O_RDONLY | O_CLOEXEC)) {}
+  Guards(const Guards&) = delete;
+  Guards& operator=(const Guards&) = delete;
+  ~Guards() {
+    if (fd_ >= 0) sys::call(SYS_close, fd_);
+  }
+
+  [[nodiscard]] bool at(std::uint64_t address) {
+    const std::uint64_t page = address / kPage;
+    if (page - first_ >= kWords) look_from(page);
+    return page - first_ < kWords && (words_[page - first_] & uapi::kPagemapGuard) != 0;
+  }
+
+ private:
+  static constexpr std::size_t kWords = 128;
+
+  void look_from(std::uint64_t page) {
+    first_ = page;
+    for (std::uint64_t& word : words_) word = 0;
+    if (fd_ >= 0) sys::call(SYS_pread64, fd_, words_, sizeof(words_), page * sizeof(words_[0]));
+  }
+
+  long fd_;
+  std::uint64_t first_ = ~std::uint64_t{0} - kWords;
+  std::uint64_t words_[kWords];
+};
+
+// Holes stay holes in the copy, or a sparse mapping would grow to its full size; and guards guards.
 void copy_pages(std::uint64_t to, std::uint64_t from, std::size_t bytes) {
+  Guards guards;
   for (std::size_t at = 0; at < bytes; at += kPage) {
-    if (!all_zero(reinterpret_cast<const std::uint64_t*>(from + at))) {
+    if (guards.at(from + at)) {
+      sys::call(SYS_madvise, to + at, kPage, uapi::kMadvGuardInstall);
+    } else if (!all_zero(reinterpret_cast<const std::uint64_t*>(from + at))) {
       sys::copy_bytes(as_pointer(to + at), as_pointer(from + at), kPage);
     }
   }
