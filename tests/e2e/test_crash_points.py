@@ -182,7 +182,7 @@ class List(unittest.TestCase):
         found = crash_points.listed()
         self.assertGreater(len(found), 50)
         names = {name for (_, outer), inner in found.items() for name in {outer, *inner}}
-        gone = {n for n in names - {"itself", "operator()"} if n.rpartition("::")[2] not in words}
+        gone = {n for n in names - {"itself", "operator()"} if n.rpartition("::")[2].lstrip("~") not in words}
         self.assertEqual(gone, set())
 
 
@@ -366,28 +366,20 @@ class CrashPoints(E2E):
             self.deaths = self.control.died_at()
 
     def die_wherever(self, seconds):
-        """Daemons die by themselves where none has, for so long and until none is left. At first,
-        when there are many such points, every other time the next one serves before it dies: so
-        that clients come to do something. One that does not die for some time is killed: recovery
-        comes to some points seldom."""
+        """Daemons die by themselves where none has, for so long. One that does not die for some
+        time is killed: recovery comes to some points seldom. At first they die one after another,
+        most of them in their start, with the keeper's pauses in between: clients wait long."""
         begun = said = time.monotonic()
         seen, since, patience = 0, begun, 1.0
-        while time.monotonic() < begun + 2 * seconds:
+        while time.monotonic() < begun + seconds:
             self.note_deaths()
             self.look_at_log()
             now = time.monotonic()
             if now > said + 60:
                 said = now
                 print(f"died at {seen} points", flush=True)
-            if now > begun + seconds and seen == len(self.control.counts()):
-                break
             if len(self.deaths) != seen:
                 seen, since, patience = len(self.deaths), now, self.random.uniform(0, 8)
-                if now < begun + seconds / 4 and self.random.random() < 0.5:
-                    self.control.disarm()
-                    wait_until("the next daemon", self.served, 60, every=0.01)
-                    time.sleep(self.random.uniform(0, 0.1))
-                    self.control.arm_all()
             elif now > since + patience and (pid := self.served()):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -407,7 +399,7 @@ class CrashPoints(E2E):
         self.end_sweeper(client)
 
     def test_all(self):
-        self.hang_seconds = 60
+        self.hang_seconds = 600
         self.control.arm_all()
         began = time.monotonic()
         self.begin(ready_seconds=600)
