@@ -650,6 +650,76 @@ TEST_F(AddressSpaceTest, Hazard18WhatIsDiscardedAfterAMoveThatTheChildHasNotSeen
   expect_reads(*client, kD, kZeros);
 }
 
+// MREMAP_DONTUNMAP: the place that is left stays registered, so that a child has it whether it is
+// older than the move or younger.
+struct LeftMapped : AddressSpaceTest {
+  void begin(bool younger, bool discarded) {
+    evict_range(kS, 1);
+    evict_range(kT, 50);
+    const int child_fd = ::dup(0);
+    os.spaces[child_fd].registered = space().registered;
+    client->batches = 1;
+    os.add_range(fd(), kD, 8);
+    if (younger) os.add_range(child_fd, kD, 8);
+    os.remap(fd(), kS, kD, kBytes);
+    if (discarded) os.range_event(fd(), UFFD_EVENT_REMOVE, kD, kD + kBytes);
+    os.fork_event(fd(), child_fd);
+    step();
+    client->batches = 0;
+    step();
+    ASSERT_EQ(children.size(), 1U);
+  }
+  void expect_child(std::uint64_t place, std::uint64_t empty, bool discarded) {
+    Client& child = *children[0];
+    EXPECT_FALSE(child.doomed());
+    expect_range(child, kT, 50);
+    for (std::uint64_t i = 0; i < 8; ++i) {
+      if (discarded) expect_reads(child, place + i * kPage, kZeros);
+      if (!discarded) expect_reads(child, place + i * kPage, bytes_of(1 + i));
+      if (empty != 0) expect_reads(child, empty + i * kPage, kZeros);
+    }
+  }
+};
+
+TEST_F(LeftMapped, AYoungerChildHasItWhereItWent) {
+  begin(true, false);
+  expect_child(kD, kS, false);
+}
+
+TEST_F(LeftMapped, AYoungerChildHasNotWhatWasDiscardedThere) {
+  begin(true, true);
+  expect_child(kD, kS, true);
+}
+
+TEST_F(LeftMapped, AnOlderChildHasItWhereItWas) {
+  begin(false, false);
+  expect_child(kS, 0, false);
+}
+
+TEST_F(LeftMapped, AnOlderChildHasWhatWasDiscardedWhereItWent) {
+  begin(false, true);
+  expect_child(kS, 0, false);
+}
+
+TEST_F(AddressSpaceTest, AYoungerChildOfAMoveThereAndBackHasItWhereItWas) {
+  evict_range(kS, 1);
+  const int child_fd = ::dup(0);
+  os.spaces[child_fd].registered = space().registered;
+  client->batches = 1;
+  os.remap(fd(), kS, kD, kBytes);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  os.remap(fd(), kD, kS, kBytes);
+  os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
+  os.fork_event(fd(), child_fd);
+  step();
+  client->batches = 0;
+  step();
+  ASSERT_EQ(children.size(), 1U);
+  EXPECT_FALSE(children[0]->doomed());
+  expect_range(*children[0], kS, 1);
+  expect_range(*client, kS, 1);
+}
+
 TEST_F(AddressSpaceTest, Hazard18WhatIsDiscardedBetweenTwoForksIsTheFirstChildsOnly) {
   evict_range(kS, 1);
   evict_range(kT, 50);

@@ -98,10 +98,7 @@ bool ForkClone::in_doubt(std::uint64_t page) const {
   return std::ranges::any_of(
              moves_,
              [&](const Move& m) { return page - m.from < m.bytes || page - m.to < m.bytes; }) ||
-         std::ranges::any_of(inbox_, [&](const uffd_msg& m) {
-           return m.event == UFFD_EVENT_UNMAP && page >= m.arg.remove.start &&
-                  page < m.arg.remove.end;
-         });
+         told(UFFD_EVENT_UNMAP, page);
 }
 
 // Before the fork, or at the same time: read before it, after an earlier FORK that held it up. A
@@ -119,12 +116,60 @@ bool ForkClone::discarded(std::uint64_t page, std::uint64_t target) const {
   return false;
 }
 
+bool ForkClone::told(std::uint8_t event, std::uint64_t page) const {
+  return std::ranges::any_of(inbox_, [&](const uffd_msg& m) {
+    return m.event == event && page >= m.arg.remove.start && page < m.arg.remove.end;
+  });
+}
+
+// The set moves the page away, and the child has something where it was. Nothing: that it has it
+// says that it is older than the move.
+std::optional<ForkClone::Verdict> ForkClone::judge_what_stays(std::uint64_t page, const Move& away,
+                                                              std::uint64_t& target) {
+  const std::uint64_t there = away.to + (page - away.from);
+  const auto touches = std::ranges::count_if(moves_, [&](const Move& m) {
+    return there - m.from < m.bytes || there - m.to < m.target_bytes;
+  });
+  const bool back = std::ranges::any_of(moves_, [&](const Move& m) {
+    return there - m.from < m.bytes && m.to + (there - m.from) == page;
+  });
+  if (back) {
+    // Away first, and then back: then it is there in the parent, and was in every child that has
+    // anything there.
+    const bool sure = os_.uffd_probe(parent_.uffd.get(), page) == Probe::registered &&
+                      !told(UFFD_EVENT_REMOVE, page) && !told(UFFD_EVENT_REMOVE, there);
+    return sure ? Verdict::share : Verdict::never;
+  }
+  if (told(UFFD_EVENT_UNMAP, page)) return std::nullopt;
+  // MREMAP_DONTUNMAP: younger children have the place, too, and nothing in it. Only where it went
+  // can tell.
+  if (touches > 1 || told(UFFD_EVENT_UNMAP, there)) return Verdict::never;
+  switch (look(there)) {
+    case Then::there:
+      target = there;
+      return Verdict::share;
+    case Then::nothing:
+      return Verdict::share;
+    case Then::gone:
+    case Then::left:
+      return Verdict::never;
+    case Then::unknown:
+      break;
+  }
+  return Verdict::ask;
+}
+
 // `page` is where the parent's map has it, before the set's moves. The fork came before a move, and
 // the child has the page where it was; or after it, and the child has it where it went.
 ForkClone::Verdict ForkClone::judge(std::uint64_t page, std::uint64_t& target) {
   target = page;
   const Then here = look(page);
   if (here == Then::unknown) return in_doubt(page) ? Verdict::ask : Verdict::share;
+  const auto away =
+      std::ranges::find_if(moves_, [&](const Move& m) { return page - m.from < m.bytes; });
+  if (here == Then::there && away != moves_.end()) {
+    if (const auto verdict = judge_what_stays(page, *away, target)) return *verdict;
+  }
   bool vacated = false, touched = false;
   for (const Move& m : moves_) {
     touched = touched || page - m.from < m.bytes;

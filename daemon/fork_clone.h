@@ -16,6 +16,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 
 #include "base/os.h"
@@ -54,6 +55,9 @@ class ForkClone {
 
   [[nodiscard]] Then look(std::uint64_t page);
   [[nodiscard]] Verdict judge(std::uint64_t page, std::uint64_t& target);
+  [[nodiscard]] std::optional<Verdict> judge_what_stays(std::uint64_t page, const Move& away,
+                                                        std::uint64_t& target);
+  [[nodiscard]] bool told(std::uint8_t event, std::uint64_t page) const;
   [[nodiscard]] bool has_forked() const;
   [[nodiscard]] bool events_lost() const;
   [[nodiscard]] bool in_doubt(std::uint64_t page) const;

@@ -2,6 +2,8 @@
 
 #include <spdlog/spdlog.h>
 
+#include <exception>
+
 namespace foldswap::log {
 namespace {
 
@@ -30,9 +32,13 @@ void set_level(LogLevel least) {
 void write(LogLevel level, fmt::string_view format, fmt::format_args args) {
   auto* const logger = spdlog::default_logger_raw();
   if (!logger->should_log(of(level))) return;
-  fmt::memory_buffer line;
-  fmt::vformat_to(fmt::appender(line), format, args);
-  logger->log(of(level), spdlog::string_view_t(line.data(), line.size()));
+  try {
+    fmt::memory_buffer line;
+    fmt::vformat_to(fmt::appender(line), format, args);
+    logger->log(of(level), spdlog::string_view_t(line.data(), line.size()));
+  } catch (const std::exception&) {  // no memory: better half of it than a daemon that ends
+    logger->log(of(level), spdlog::string_view_t(format.data(), format.size()));
+  }
 }
 
 }  // namespace foldswap::log

@@ -1,6 +1,7 @@
 // What foldswapd says to its administrator: spdlog's default logger, which main() sets up, behind a
 // header that does not bring in all of spdlog. Format strings are those of fmt, checked when
-// compiled. Thread safety: any thread. Errors: what cannot be formatted throws, as fmt does.
+// compiled. Thread safety: any thread. Errors: none; where there is no memory for a line, its
+// format string is said instead.
 #pragma once
 
 #include <fmt/core.h>

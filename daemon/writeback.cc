@@ -336,16 +336,15 @@ bool Writeback::put(Buffer& buffer, Item item, std::span<const std::byte> packed
 }
 
 void Writeback::start_write(Buffer& buffer) {
-  const auto end = static_cast<std::uint32_t>(block_ceil(buffer.used));
   for (const Item& item : buffer.items) file_.fill(item.to, disk_bytes(item.length));
   buffer.state = Buffer::State::writing;
-  budget_.spend(end, os_.now_us());
   submit_write(buffer);
 }
 
 void Writeback::submit_write(Buffer& buffer) {
   const auto index = static_cast<std::uint64_t>(&buffer - buffers_.data());
   ++buffer.tries;
+  budget_.spend(block_ceil(buffer.used), os_.now_us());
   // The ring is deep enough for every buffer.
   (void)ring_->write(buffer.bytes.first(block_ceil(buffer.used)),
                      BackingFile::offset_of(buffer.claim.segment), index);

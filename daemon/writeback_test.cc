@@ -338,13 +338,14 @@ TEST_F(WritebackTest, ABudgetPerDay) {
     return static_cast<double>(counters().disk_written_bytes.load()) / double{kSegment};
   };
   for (std::uint64_t i = 0; i < 900; ++i) put(*client, kA + i * kPage, page_of(4 * i));
+  os.clock_ns = 59 * kHourNs / 60;  // the day begins at the end of an hour
   tunables.writeback_per_day = 4 * kSegment;
   EXPECT_GT(all_out(100), 0U);
   EXPECT_LE(written(), 4);
   EXPECT_GE(written(), 3);
   EXPECT_NE(writeback->report(), "");
   EXPECT_FALSE(traffic.relief.load());
-  os.clock_ns += 23 * kHourNs;
+  os.clock_ns += 47 * kHourNs / 2;  // 23 and a half
   all_out(100);
   // The next daemon has no other day's worth.
   writeback.reset();

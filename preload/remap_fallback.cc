@@ -135,15 +135,18 @@ class Guards {
 };
 
 // Holes stay holes in the copy, or a sparse mapping would grow to its full size; and guards guards.
-void copy_pages(std::uint64_t to, std::uint64_t from, std::size_t bytes) {
+// A negative errno: a guard could not be made.
+long copy_pages(std::uint64_t to, std::uint64_t from, std::size_t bytes) {
   Guards guards;
   for (std::size_t at = 0; at < bytes; at += kPage) {
     if (guards.at(from + at)) {
-      sys::call(SYS_madvise, to + at, kPage, uapi::kMadvGuardInstall);
+      const long made = sys::call(SYS_madvise, to + at, kPage, uapi::kMadvGuardInstall);
+      if (made != 0) return made;
     } else if (!all_zero(reinterpret_cast<const std::uint64_t*>(from + at))) {
       sys::copy_bytes(as_pointer(to + at), as_pointer(from + at), kPage);
     }
   }
+  return 0;
 }
 
 // A tail behind the range, when there is room.
@@ -162,8 +165,12 @@ long move_by_copy(std::uint64_t start, std::size_t old_bytes, std::size_t new_by
   const long made = map_anonymous(place, new_bytes, PROT_READ | PROT_WRITE,
                                   MAP_NORESERVE | (place != 0 ? MAP_FIXED : 0));
   if (is_error(made)) return made;
-  copy_pages(static_cast<std::uint64_t>(made), start,
-             old_bytes < new_bytes ? old_bytes : new_bytes);
+  const long copied = copy_pages(static_cast<std::uint64_t>(made), start,
+                                 old_bytes < new_bytes ? old_bytes : new_bytes);
+  if (copied != 0) {
+    sys::call(SYS_munmap, made, new_bytes);
+    return copied;
+  }
   if (protection != (PROT_READ | PROT_WRITE)) {
     sys::call(SYS_mprotect, made, new_bytes, protection);
   }

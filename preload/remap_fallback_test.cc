@@ -1,6 +1,7 @@
 // mremap by copying, in a process that nobody serves: what moves arrives, holes and guards too.
 #include "preload/remap_fallback.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
@@ -65,6 +66,13 @@ TEST_F(RemapByCopy, GuardsMoveAsGuards) {
       GTEST_SKIP() << "this kernel has no MADV_GUARD_INSTALL";
     }
   }
+  std::uint64_t word = 0;
+  const int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+  const auto at = reinterpret_cast<std::uint64_t>(source) / kPage + 6;
+  ASSERT_EQ(pread(pagemap, &word, sizeof(word), static_cast<off_t>(at * sizeof(word))), 8);
+  close(pagemap);
+  if ((word & uapi::kPagemapGuard) == 0)
+    GTEST_SKIP() << "this kernel does not tell which pages are guards";
   void* moved = nullptr;
   int error = 0;
   ASSERT_TRUE(

@@ -104,8 +104,9 @@ void mark(std::uintptr_t begin, std::uintptr_t end, bool on) {
 }
 
 [[noreturn]] void die(Slot& slot, std::uint64_t point) {
+  slot.died = ++g_control->deaths;  // first of all: another thread's death may be under way
+  slot.times.fetch_add(1, std::memory_order_relaxed);
   const auto self = ::syscall(SYS_getpid);
-  slot.died = ++g_control->deaths;
   g_control->died_pid = static_cast<std::uint64_t>(self);
   g_control->died_at = point;
   ::syscall(SYS_kill, self, SIGKILL);
@@ -143,10 +144,12 @@ void come_to(Site site, Kind kind) {
     ++g_control->lost;
     return;
   }
-  slot->times.fetch_add(1, std::memory_order_relaxed);
   const std::uint64_t armed = g_control->armed.load(std::memory_order_relaxed);
   if (armed == kAnyNew && slot->died.load(std::memory_order_relaxed) == 0) die(*slot, point);
-  if (armed != point || g_control->countdown.fetch_sub(1) != 1) return;
+  if (armed != point || g_control->countdown.fetch_sub(1) != 1) {
+    slot->times.fetch_add(1, std::memory_order_relaxed);
+    return;
+  }
   g_control->armed = 0;
   die(*slot, point);
 }

@@ -47,7 +47,7 @@ class Control:
 
     def slots(self):
         words = struct.unpack_from(f"<{3 * SLOTS}Q", self.map, HEADER_BYTES)
-        return [slot for slot in zip(words[::3], words[1::3], words[2::3]) if slot[0] != 0]
+        return [slot for slot in zip(words[::3], words[1::3], words[2::3]) if slot[0] != 0 and slot[1] != 0]
 
     def died_at(self):
         """The points at which a daemon died, in the order of the (last) deaths there."""

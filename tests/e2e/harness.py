@@ -333,6 +333,7 @@ class Daemon:
         children = []
         if self.keeper and self.popen.poll() is None:
             self.popen.send_signal(signal.SIGSTOP)  # it starts no other one
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
             children = self.children()
         if self.popen.poll() is None:
             self.popen.kill()

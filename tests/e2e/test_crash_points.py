@@ -3,8 +3,9 @@ each store to a memory file that outlives it, before and after each system call.
 the next one. Every client verifies its memory all the time; none may find a wrong byte, hang or end.
 
 `some`: points chosen at random. `all`: whatever point it comes to, from the first start to the
-end, it dies there if none has died there, so that none is left. `first_start`, `stop`: those that
-the first start and the end come to, a client being looked at after each.
+end, it dies there if none has died there, so that none is left (and a hang is what takes minutes).
+`first_start`, `stop`: those that the first start and the end come to, a client being looked at
+after each.
 
 What is chosen comes from the seed, what the daemon comes to does not. A failure names the points
 that were died at since the client began. FOLDSWAP_CRASH_LIST names a file for the list of points;
@@ -407,8 +408,13 @@ class CrashPoints(E2E):
         print(f"the first start: died at {len(self.deaths)} points", flush=True)
         with self.at_work():
             self.die_wherever(float(os.environ.get("FOLDSWAP_CRASH_SECONDS", "1800")))
+        self.control.disarm()
+        wait_until("the last daemon", self.served, 60)
+        self.assertGreater(self.stats()["evict"]["pages"], 10_000, "next to nothing was evicted")
+        self.check_nothing_left()
         client = self.sweeper()
         self.reclaim(client.pid)
+        self.control.arm_all()
         self.stop_wherever(client)
         self.note_deaths()
         self.report(set(self.deaths), began)
