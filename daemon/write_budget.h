@@ -1,6 +1,7 @@
 // WriteBudget: how much may be written to the disk, for flash that wears out: not more than so many
-// bytes in any 24 hours, counted by hours (but a write that failed is tried again all the same). It is kept in the state file, so that nobody gets
-// another day's worth by killing the daemon. Thread safety: one thread's, the writer's. No errors.
+// bytes in any 24 hours, counted by hours (but a write that failed is tried again all the same). It
+// is kept in the state file, so that nobody gets another day's worth by killing the daemon. Thread
+// safety: one thread's, the writer's. No errors.
 #pragma once
 
 #include <cstdint>
