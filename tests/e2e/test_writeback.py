@@ -270,7 +270,7 @@ class Damage(OnDisk):
         """Nothing that counts: the headers are for cleaning, and not believed there either. A third
         of the pages is written anew, with no room for that but what cleaning finds."""
         self.daemon.stop()
-        self.daemon = self.start_daemon({**self.SETTINGS, "writeback.max": "48M",
+        self.daemon = self.start_daemon({**self.SETTINGS, "writeback.max": "43M",
                                          "fault.readahead_max": "1"}, "narrow")
         client = self.start(64, "sizes")
         chance = random.Random(self.seed)
