@@ -158,7 +158,7 @@ PATH = (
     ("What else the reader does", r"FaultService::|PageStore::clear_range"),
     ("Events", r"AddressSpace::(?!apply_forks|end_taking_over)|PageStore::move|QuarantineList::"),
     ("A fork", r"ForkClone::|Registry::(adopt_child|child_ready|doom)|PageStore::share|AddressSpace::"),
-    ("To the disk, and cleaning", r"Writeback|Writer|KeptCopies::|PageStore::|"
+    ("To the disk, and cleaning", r"Writeback|WriteBudget|Writer|KeptCopies::|PageStore::|"
      r"BackingFile::(?!take_over|adopt|settle)"),
     ("A client ends", r"Handshake::|Registry::|State::(wipe_record|free_record)|Client::|"
      r"PageMap::(?!rebuild|recycle|take_over)"),
