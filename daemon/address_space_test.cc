@@ -20,6 +20,11 @@ class AddressSpaceTest : public CoreFixture {
     for (std::uint64_t i = 0; i < 8; ++i) expect_reads(c, start + i * kPage, bytes_of(seed + i));
   }
   void step() { (void)service->step(*client); }
+  // As mremap tells of it.
+  void move(int whose, std::uint64_t from, std::uint64_t to) {
+    os.remap(whose, from, to, kBytes);
+    os.range_event(whose, UFFD_EVENT_UNMAP, from, from + kBytes);
+  }
 };
 
 TEST_F(AddressSpaceTest, Hazard01EventOrderVacateBeforeOccupy) {
@@ -29,10 +34,8 @@ TEST_F(AddressSpaceTest, Hazard01EventOrderVacateBeforeOccupy) {
   os.drop_range(fd(), kT, 8);
   os.add_range(fd(), kD, 8);
   os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
-  os.remap(fd(), kT, kS, kBytes);
-  os.range_event(fd(), UFFD_EVENT_UNMAP, kT, kT + kBytes);
-  os.remap(fd(), kS, kD, kBytes);
-  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  move(fd(), kT, kS);
+  move(fd(), kS, kD);
   step();
   expect_conserved(*client);
   expect_range(*client, kD, 100);
@@ -46,13 +49,11 @@ TEST_F(AddressSpaceTest, Hazard01EventOrderIsNotAppliedWhileAChangeIsUnderWay) {
   os.drop_range(fd(), kT, 8);
   os.add_range(fd(), kD, 8);
   space().changing = 1;  // A has moved S->D but has not queued its event
-  os.remap(fd(), kT, kS, kBytes);
-  os.range_event(fd(), UFFD_EVENT_UNMAP, kT, kT + kBytes);
+  move(fd(), kT, kS);
   for (int i = 0; i < 5; ++i) step();
   EXPECT_TRUE(client->unapplied.load());
   EXPECT_EQ(client->record.inbox_count, 2U);
-  os.remap(fd(), kS, kD, kBytes);
-  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  move(fd(), kS, kD);
   step();
   EXPECT_TRUE(client->unapplied.load());
   space().changing = 0;
@@ -67,10 +68,8 @@ TEST_F(AddressSpaceTest, AChainOfMovesOfTheSamePagesFollowsThem) {
   evict_range(kS, 300);
   os.drop_range(fd(), kS, 8);
   os.add_range(fd(), kE, 8);
-  os.remap(fd(), kS, kD, kBytes);
-  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
-  os.remap(fd(), kD, kE, kBytes);
-  os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
+  move(fd(), kS, kD);
+  move(fd(), kD, kE);
   step();
   expect_conserved(*client);
   expect_range(*client, kE, 300);
@@ -87,8 +86,7 @@ TEST_F(AddressSpaceTest, WhatAGrowingMoveReplacedDoesNotMoveOnWithIt) {
   os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
   os.remap(fd(), kS, kD, 2 * kPage);
   os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
-  os.remap(fd(), kD, kE, kBytes);
-  os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
+  move(fd(), kD, kE);
   step();
   expect_conserved(*client);
   EXPECT_EQ(client->map->out_total(), 2U);
@@ -171,12 +169,9 @@ TEST_F(AddressSpaceTest, MovesThatCannotBeOrderedEndTheClientAndNothingIsAnswere
   evict_range(kE, 90);
   os.drop_range(fd(), kS, 8);
   // Three moves touch D, and where they leave it fits no order.
-  os.remap(fd(), kS, kD, kBytes);
-  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
-  os.remap(fd(), kD, kT, kBytes);
-  os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
-  os.remap(fd(), kE, kD, kBytes);
-  os.range_event(fd(), UFFD_EVENT_UNMAP, kE, kE + kBytes);
+  move(fd(), kS, kD);
+  move(fd(), kD, kT);
+  move(fd(), kE, kD);
   os.fault(fd(), kT, false);
   step();
   ASSERT_FALSE(os.signals.empty());
@@ -271,10 +266,8 @@ TEST_F(AddressSpaceTest, Hazard01AChangeThatBeginsWhileTheSetIsAppliedWaitsItsTu
     os.drop_range(fd(), kT, 8);
     os.add_range(fd(), kD, 8);
     os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
-    os.remap(fd(), kT, kS, kBytes);
-    os.range_event(fd(), UFFD_EVENT_UNMAP, kT, kT + kBytes);
-    os.remap(fd(), kS, kD, kBytes);
-    os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+    move(fd(), kT, kS);
+    move(fd(), kS, kD);
     space().probes_until_change = moment;
     step();
     os.range_event(fd(), UFFD_EVENT_UNMAP, kE, kE + kPage);
@@ -331,8 +324,7 @@ TEST_F(AddressSpaceTest, AChildThatRunsAlreadyGetsEverythingAndThenWhatItDid) {
   os.range_event(child_fd, UFFD_EVENT_UNMAP, kT + 4 * kPage, kT + kBytes);
   os.drop_range(child_fd, kE, 8);
   os.add_range(child_fd, kD, 8);
-  os.remap(child_fd, kE, kD, kBytes);
-  os.range_event(child_fd, UFFD_EVENT_UNMAP, kE, kE + kBytes);
+  move(child_fd, kE, kD);
   client->batches = 0;
   step();
   ASSERT_EQ(children.size(), 1U);
@@ -436,8 +428,7 @@ TEST_F(PlaceInDoubt, IsWhereTheChildMovedItThoughAnotherThreadsUnmapIsReadAfterw
   // A thread unmaps D, another moves S there; the first one's event comes last.
   os.drop_range(child_fd, kS, 8);
   os.add_range(child_fd, kD, 8);
-  os.remap(child_fd, kS, kD, kBytes);
-  os.range_event(child_fd, UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  move(child_fd, kS, kD);
   os.range_event(child_fd, UFFD_EVENT_UNMAP, kD, kD + kBytes);
   step();
   EXPECT_FALSE(child().doomed());
@@ -451,8 +442,7 @@ TEST_F(PlaceInDoubt, IsWhereTheChildMovedItThoughAnotherThreadsUnmapIsReadAfterw
 TEST_F(PlaceInDoubt, IsGoneWhenTheChildMovedItAndThenUnmappedIt) {
   begin(true);
   os.drop_range(child_fd, kS, 8);
-  os.remap(child_fd, kS, kD, kBytes);
-  os.range_event(child_fd, UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  move(child_fd, kS, kD);
   os.range_event(child_fd, UFFD_EVENT_UNMAP, kD, kD + kBytes);
   step();
   EXPECT_FALSE(child().doomed());
@@ -469,15 +459,13 @@ TEST_F(AddressSpaceTest, AChildThatFillsAVacatedPlaceKeepsWhatWasMoved) {
   client->batches = 1;
   os.drop_range(fd(), kS, 8);
   os.add_range(fd(), kD, 8);
-  os.remap(fd(), kS, kD, kBytes);
-  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  move(fd(), kS, kD);
   os.spaces[child_fd].registered = space().registered;
   os.fork_event(fd(), child_fd);
   step();
   os.drop_range(child_fd, kT, 8);
   os.add_range(child_fd, kS, 8);
-  os.remap(child_fd, kT, kS, kBytes);
-  os.range_event(child_fd, UFFD_EVENT_UNMAP, kT, kT + kBytes);
+  move(child_fd, kT, kS);
   client->batches = 0;
   step();
   ASSERT_EQ(children_ready, 1);
@@ -501,8 +489,7 @@ TEST_F(AddressSpaceTest, AChildThatUnmapsTheEvidenceIsDoomed) {
   step();
   os.drop_range(fd(), kS, 8);
   os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
-  os.remap(fd(), kS, kD, kBytes);
-  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  move(fd(), kS, kD);
   os.drop_range(child_fd, kS, 8);
   os.range_event(child_fd, UFFD_EVENT_UNMAP, kS, kS + kBytes);
   os.range_event(child_fd, UFFD_EVENT_REMOVE, kT, kT + kPage);
@@ -634,8 +621,7 @@ TEST_F(AddressSpaceTest, Hazard18WhatIsDiscardedAfterAMoveThatTheChildHasNotSeen
   os.drop_range(fd(), kT, 8);
   os.add_range(fd(), kD, 8);
   os.range_event(fd(), UFFD_EVENT_REMOVE, kS, kS + kPage);
-  os.remap(fd(), kT, kD, kBytes);
-  os.range_event(fd(), UFFD_EVENT_UNMAP, kT, kT + kBytes);
+  move(fd(), kT, kD);
   os.range_event(fd(), UFFD_EVENT_REMOVE, kD, kD + kBytes);
   os.fork_event(fd(), child_fd);
   step();
@@ -706,10 +692,8 @@ TEST_F(AddressSpaceTest, AYoungerChildOfAMoveThereAndBackHasItWhereItWas) {
   const int child_fd = ::dup(0);
   os.spaces[child_fd].registered = space().registered;
   client->batches = 1;
-  os.remap(fd(), kS, kD, kBytes);
-  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
-  os.remap(fd(), kD, kS, kBytes);
-  os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
+  move(fd(), kS, kD);
+  move(fd(), kD, kS);
   os.fork_event(fd(), child_fd);
   step();
   client->batches = 0;
@@ -824,8 +808,7 @@ TEST_F(AddressSpaceTest, ARemoveHeldUpByAForkComesBeforeTheMoveThatFollowedIt) {
   os.range_event(fd(), UFFD_EVENT_UNMAP, kD, kD + kBytes);
   step();
   os.drop_range(fd(), kS, 8);
-  os.remap(fd(), kS, kD, kBytes);
-  os.range_event(fd(), UFFD_EVENT_UNMAP, kS, kS + kBytes);
+  move(fd(), kS, kD);
   step();
   client->batches = 0;
   step();

@@ -1,5 +1,4 @@
 // The evictor's housekeeping: what happens to a client between evictions. See evictor.h.
-
 #include <algorithm>
 
 #include "daemon/evictor.h"

@@ -1,7 +1,6 @@
 // What a fault thread does with pages that are on disk: it orders them and goes on with other
 // faults; when they have come, it looks their entries up again and copies them in. See
 // fault_service.h and disk_reader.h.
-
 #include <algorithm>
 #include <array>
 #include <bit>

@@ -1,6 +1,5 @@
 // The reader's work on ranges: requests of interposed calls, restore, unregistering. See
 // fault_service.h.
-
 #include <algorithm>
 
 #include "base/mutation.h"

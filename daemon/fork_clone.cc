@@ -127,9 +127,6 @@ bool ForkClone::told(std::uint8_t event, std::uint64_t page) const {
 std::optional<ForkClone::Verdict> ForkClone::judge_what_stays(std::uint64_t page, const Move& away,
                                                               std::uint64_t& target) {
   const std::uint64_t there = away.to + (page - away.from);
-  const auto touches = std::ranges::count_if(moves_, [&](const Move& m) {
-    return there - m.from < m.bytes || there - m.to < m.target_bytes;
-  });
   const bool back = std::ranges::any_of(moves_, [&](const Move& m) {
     return there - m.from < m.bytes && m.to + (there - m.from) == page;
   });
@@ -141,6 +138,9 @@ std::optional<ForkClone::Verdict> ForkClone::judge_what_stays(std::uint64_t page
     return sure ? Verdict::share : Verdict::never;
   }
   if (told(UFFD_EVENT_UNMAP, page)) return std::nullopt;
+  const auto touches = std::ranges::count_if(moves_, [&](const Move& m) {
+    return there - m.from < m.bytes || there - m.to < m.target_bytes;
+  });
   // MREMAP_DONTUNMAP: younger children have the place, too, and nothing in it. Only where it went
   // can tell.
   if (touches > 1 || told(UFFD_EVENT_UNMAP, there)) return Verdict::never;

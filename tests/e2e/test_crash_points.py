@@ -115,25 +115,26 @@ class Family(Worker):
     """Children with and without an agent, which inherit what is out and verify it."""
 
     def round(self):
+        hang_seconds = self.test.hang_seconds
         client = self.client(["family", "--mb=6", f"--seed={self.random.randrange(1 << 30)}"], "2M",
                              "family")
-        client.expect("ready", self.test.hang_seconds)
+        client.expect("ready", hang_seconds)
         children = 0
         for _ in range(self.random.randrange(4, 12)):
             pick = self.random.randrange(6)
             if pick < 2 and children < 4:
                 client.send(self.random.choice(("fork", "rawfork")))
-                int(client.line(self.test.hang_seconds))
+                int(client.line(hang_seconds))
                 children += 1
             elif pick == 2:
-                client.ask("storm 2 2", seconds=self.test.hang_seconds)
+                client.ask("storm 2 2", seconds=hang_seconds)
             elif pick == 3:
-                client.ask("brief 3", seconds=self.test.hang_seconds)
+                client.ask("brief 3", seconds=hang_seconds)
             else:
-                client.ask("write 200", seconds=self.test.hang_seconds)
+                client.ask("write 200", seconds=hang_seconds)
             if children != 0:
-                client.ask(f"at {self.random.randrange(children)} verify", seconds=self.test.hang_seconds)
-            client.ask("verify", seconds=self.test.hang_seconds)
+                client.ask(f"at {self.random.randrange(children)} verify", seconds=hang_seconds)
+            client.ask("verify", seconds=hang_seconds)
         client.close_input()
         self.finished(client)
 
@@ -183,7 +184,8 @@ class List(unittest.TestCase):
         found = crash_points.listed()
         self.assertGreater(len(found), 50)
         names = {name for (_, outer), inner in found.items() for name in {outer, *inner}}
-        gone = {n for n in names - {"itself", "operator()"} if n.rpartition("::")[2].lstrip("~") not in words}
+        gone = {n for n in names - {"itself", "operator()"}
+                if n.rpartition("::")[2].lstrip("~") not in words}
         self.assertEqual(gone, set())
 
 
@@ -373,14 +375,14 @@ class CrashPoints(E2E):
         begun = said = time.monotonic()
         seen, since, patience = 0, begun, 1.0
         while time.monotonic() < begun + seconds:
-            self.note_deaths()
             self.look_at_log()
             now = time.monotonic()
             if now > said + 60:
                 said = now
                 print(f"died at {seen} points", flush=True)
-            if len(self.deaths) != seen:
-                seen, since, patience = len(self.deaths), now, self.random.uniform(0, 8)
+            if (deaths := self.control.deaths()) != seen:
+                self.note_deaths()
+                seen, since, patience = deaths, now, self.random.uniform(0, 8)
             elif now > since + patience and (pid := self.served()):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
