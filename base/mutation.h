@@ -44,6 +44,12 @@ enum class Mutation {
   prove_address_space,      // whoever offers an agent is believed
   inheriting_mutexes,       // mutexes with priority inheritance are evicted
   memory_of_a_dead_leader,  // a process whose main thread has ended seems empty
+  h30_closed_ranges,        // REGISTER covers pages that are out
+  h30_drop_stale,           // entries whose mapping has gone stay
+  h31_mapping_in_hold,      // nobody looks what is mapped before REGISTER
+  h31_unregister_others,    // a page that cannot be filled is woken, and faults again
+  h38_take_over,            // nobody helps where an agent is stopped
+  h38_bounded_hold,         // faults are held back although no results arrive
   kept_without_looking,     // what is kept on disk of a page is taken for what it holds now
 };
 

@@ -209,6 +209,16 @@ class RealOs final : public Os {
     return n >= 0 ? n : -errno;
   }
 
+  Result<UniqueFd> open_maps(const std::string& path) override {
+    UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!fd.valid()) return fail_errno("cannot open " + path);
+    return fd;
+  }
+
+  int query_mapping(int maps_fd, uapi::ProcmapQuery& query) override {
+    return ::ioctl(maps_fd, uapi::kProcmapQuery, &query) == 0 ? 0 : -errno;
+  }
+
   int read_at(int fd, void* data, std::size_t bytes, std::uint64_t offset) override {
     const ssize_t n = ::pread(fd, data, bytes, static_cast<off_t>(offset));
     return n >= 0 ? static_cast<int>(n) : -errno;

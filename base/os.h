@@ -112,6 +112,10 @@ class Os {
   virtual Result<std::vector<std::string>> list_directory(const std::string& path) = 0;
   virtual Result<std::string> read_link(const std::string& path) = 0;
   virtual int pagemap_scan(int pagemap_fd, uapi::PmScanArg& arg) = 0;
+  // /proc/PID/maps, for query_mapping().
+  virtual Result<UniqueFd> open_maps(const std::string& path) = 0;
+  // PROCMAP_QUERY. 0; -ENOENT: no such mapping; -ENOTTY: the kernel is older than 6.11.
+  virtual int query_mapping(int maps_fd, uapi::ProcmapQuery& query) = 0;
   virtual int read_at(int fd, void* data, std::size_t bytes, std::uint64_t offset) = 0;
   virtual int robust_list_head(pid_t tid, std::uint64_t& head) = 0;  // get_robust_list(2)
   virtual int pidfd_signal(int pidfd, int signal) = 0;

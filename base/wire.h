@@ -163,10 +163,19 @@ struct Command {
   std::uint32_t pages;    // sum over runs, <= kHalfPages
   std::uint32_t cpu;      // CPU to run on while executing; ~0: any
   std::uint32_t aborted;  // result: 0, or AbortReason
-  Range regs[kMaxRegs];
+  Range regs[kMaxRegs];   // the last one is no range: see closed_regs()
   Run runs[kMaxRuns];
   std::uint8_t result[kHalfPages];  // PageResult, by page number within the command
 };
+
+// A command names at most kMaxRegs - 1 ranges. In the place of the last one, `start` has a bit for
+// each range with pages out in it: the agent does not register anything there (HAZARDS 30). A
+// daemon that knows nothing of that leaves it zero, an agent that does not registers everything.
+inline constexpr std::uint32_t kClosedRegs = kMaxRegs - 1;
+[[nodiscard]] inline std::uint64_t closed_regs(const Range* regs, std::uint32_t nregs) {
+  return nregs > kClosedRegs ? ~std::uint64_t{0}
+                             : __atomic_load_n(&regs[kClosedRegs].start, __ATOMIC_SEQ_CST);
+}
 
 enum AbortReason : std::uint32_t {
   kAbortNone = 0,

@@ -149,7 +149,8 @@ void Client::learn_pid(pid_t pid) {
   if (doomed()) kill("");
 }
 
-LayoutTryLock::LayoutTryLock(Client& client, std::uint32_t incarnation) : mailbox_(client.mailbox) {
+LayoutTryLock::LayoutTryLock(Client& client, std::uint32_t incarnation, Side side)
+    : mailbox_(client.mailbox) {
   if (mailbox_ == nullptr || client.state() == ClientState::agentless) {
     // Nobody on the other side. A dead agent may have left the word taken (HAZARDS 14).
     mailbox_ = nullptr;
@@ -161,7 +162,15 @@ LayoutTryLock::LayoutTryLock(Client& client, std::uint32_t incarnation) : mailbo
   held_ = __atomic_compare_exchange_n(&mailbox_->layout, &free,
                                       (incarnation << 2) | wire::kLayoutDaemon, false,
                                       __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-  if (!held_) rank_check::released(LockRank::layout);
+  if (held_) {
+    // Whoever was stopped has let go, and will find that its command is void.
+    if (side == Side::reader) client.revoked = false;
+    return;
+  }
+  rank_check::released(LockRank::layout);
+  mailbox_ = nullptr;
+  held_ = side == Side::reader && client.revoked && (free & 3) == wire::kLayoutAgent;
+  past_agent_ = held_;
 }
 
 LayoutTryLock::~LayoutTryLock() {

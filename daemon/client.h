@@ -59,6 +59,10 @@ struct Batch {
   std::array<std::atomic<bool>, wire::kHalfPages> moved{};  // valid once in_transfer is seen
   std::atomic<std::uint32_t> pages{0};
   std::uint64_t posted_at_us = 0;
+  std::uint32_t revocations = 0;  // Client::revocations when it was planned; the evictor's
+  // Where its pages lie, slot by slot, from `in_transfer` on: in the transfer area, or in `taken`.
+  std::atomic<const std::byte*> source{nullptr};
+  Mapping taken;  // from a stopped agent (Evictor::take_over_batch); made when first needed
   std::uint64_t reserved_bytes = 0;  // of the pool
   std::uint32_t next_slot = 0;       // settling: slots before it have been dealt with once
   bool for_reclaim = false;
@@ -67,6 +71,9 @@ struct Batch {
 // What a client with an agent has, and one without has not.
 struct AgentParts {
   UniqueFd pidfd, pagemap, lifeline, mailbox_fd, transfer_fd;
+  // /proc/PID/mem, opened when it was proved whose address space this is. Not valid: no right to,
+  // or another daemon opened it, which has died. Of staging only, see Evictor::take_over_batch().
+  UniqueFd memory;
   Mapping mailbox, transfer;
   [[nodiscard]] Status map(int mailbox_file, int transfer_file);
 };
@@ -123,6 +130,7 @@ class Client {
   [[nodiscard]] int lifeline() const { return agent_.lifeline.get(); }
   [[nodiscard]] UniqueFd release_lifeline();
   [[nodiscard]] int transfer_fd() const { return agent_.transfer_fd.get(); }
+  [[nodiscard]] int memory_fd() const { return agent_.memory.get(); }  // the evictor's
 
   // -- a forked child's agent, on its way: see AgentOffer
   AgentOffer offer;  // the control thread's until `made`, the reader's from there
@@ -173,6 +181,9 @@ class Client {
   // Ranges to be unregistered by the reader because nothing of them is out (evictor fills, reader
   // empties).
   std::vector<wire::Range> unregister_requests FS_GUARDED_BY(mutex);
+  // Ranges that were found unregistered with pages out in them: the reader drops what is stale
+  // (HAZARDS 30). Likewise.
+  std::vector<wire::Range> stale_requests FS_GUARDED_BY(mutex);
 
   // -- reader and evictor
   std::atomic<bool> unapplied{false};
@@ -196,6 +207,18 @@ class Client {
   // Every thread has been told to: each raises at most the event that it is waiting with. Until
   // then the reader of a crowded inbox had better not let them go on.
   std::atomic<bool> stop_armed{false};
+  // A stopped agent (HAZARDS 38). The evictor raises `overdue` when somebody waits for a command
+  // that is not answered; the reader then revokes: from there no command posted before can move
+  // anything, and until `revoked` is lowered again, by a reader that gets the layout lock, it goes
+  // on without that lock, and nothing is posted. `revocations` counts, when each is complete.
+  std::atomic<bool> agent_overdue{false}, revoked{false};
+  std::atomic<std::uint32_t> revocations{0};
+  // A FORK was read while the only copy of a page may have been in staging: if the client ends
+  // before that is settled, so do those children.
+  std::atomic<bool> fork_over_batch{false}, batch_lost{false};
+  // An UNMAP or REMAP was read: what the evictor has seen of the mappings is old (HAZARDS 31).
+  std::atomic<bool> mappings_changed{false};
+  std::atomic<std::uint64_t> results_at_us{0};  // when a command was last answered
   // Who asks raises `wanted`; the reader copies it to `passed` when every event that had been read
   // by then, FORKs above all, has been applied.
   std::atomic<std::uint32_t> barrier_wanted{0}, barrier_passed{0};
@@ -224,7 +247,11 @@ class Client {
   std::uint64_t window_next = 0;  // page where the last read-ahead window ended
   std::uint32_t window_pages = 1;
   std::uint64_t restore_cursor = 0;
-  unsigned busy_streak = 0;            // trylocks in a row that failed
+  unsigned busy_streak = 0;         // trylocks in a row that failed
+  std::uint64_t busy_since_us = 0;  // since when; 0: the last one did not
+  std::uint64_t held_window_us = 0,
+                held_us = 0;  // how long faults were held back, and in which second
+  std::uint64_t held_seen_us = 0;
   bool fill_waits = false;             // a fault on a new page waits for the layout lock
   std::uint64_t starved_since_us = 0;  // a fault has been waiting for events to end; 0: none
   std::uint64_t stopped_at_us = 0;     // when the threads were last asked to stop
@@ -272,18 +299,22 @@ class Client {
 };
 
 // The daemon's side of the layout lock. Only ever tries (DESIGN §5). A client without a mailbox has
-// no agent, so there is nobody to exclude and the lock is always had.
+// no agent, so there is nobody to exclude and the lock is always had. Nor can an agent do anything
+// whose commands are revoked: its reader, and nobody else, goes on without the word.
 class LayoutTryLock {
  public:
-  LayoutTryLock(Client& client, std::uint32_t incarnation);
+  enum class Side : std::uint8_t { reader, evictor };
+  LayoutTryLock(Client& client, std::uint32_t incarnation, Side side = Side::reader);
   ~LayoutTryLock();
   LayoutTryLock(const LayoutTryLock&) = delete;
   LayoutTryLock& operator=(const LayoutTryLock&) = delete;
   [[nodiscard]] bool held() const { return held_; }
+  // An agent has the word, and can do nothing with it.
+  [[nodiscard]] bool past_agent() const { return past_agent_; }
 
  private:
   wire::Mailbox* mailbox_;
-  bool held_ = false;
+  bool held_ = false, past_agent_ = false;
 };
 
 // Shared-memory words of a mailbox.

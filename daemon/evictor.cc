@@ -53,6 +53,7 @@ std::uint64_t Evictor::step(Client& client) {
   for (std::uint32_t h = 0; h < wire::kHalves; ++h) {
     if (client.batch[h].phase == Batch::Phase::posted) take_results(client, h, now_us);
   }
+  const std::uint64_t watch_us = watch_agent(client, now_us);
   // The agent gets its next command before we compress what it has just delivered.
   bool fruitful = true;
   for (std::uint32_t h = 0; h < wire::kHalves && fruitful; ++h) {
@@ -70,6 +71,7 @@ std::uint64_t Evictor::step(Client& client) {
   finish_reclaim(client);
   if (client.state() == ClientState::agentless) resolve_lost_agent(client, now_us);
   if (settling) return 200;
+  if (watch_us != 0) return watch_us;
   if (client.batches.load() != 0) return 50'000;  // the agent's futex wake comes first
   const std::uint64_t later = os_.now_us();
   const std::uint64_t due = std::max(client.rss_next_us, client.blocked_until_us);
@@ -167,10 +169,14 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
   // The epoch and the thread count come before anything is looked at: whatever changes later makes
   // the agent stop.
   const std::uint32_t epoch = load_word(client.mailbox->epoch);
+  // In this order: a reader that revokes raises `revoked`, then the epoch, then the count.
+  const std::uint32_t revocations = client.revocations.load();
+  if (client.revoked) return give_up();
   const std::uint32_t threads = load_word(client.mailbox->threads_created);
   const std::uint32_t advised = load_word(client.mailbox->advised);
   if (client.unapplied) return give_up();
   if (advised != client.vmas_advised) client.vmas_at_us = 0;
+  if (client.mappings_changed.exchange(false)) client.vmas_at_us = 0;
   refresh_vmas(client, now_us, 1'000'000);
   if (client.vmas_at_us == 0) return give_up();  // it could not look: most likely the process ends
   client.vmas_advised = advised;
@@ -190,6 +196,8 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
   }
   Batch& batch = client.batch[half];
   batch.generation = ++client.batch_generation;
+  batch.revocations = revocations;
+  note_closed(client, plan, client.mailbox->commands[half]);
   if (plan.pages == 0 || mark_out(client, half, plan) == 0) return give_up();
   batch.reserved_bytes = reserve;
   batch.posted_at_us = now_us;
@@ -240,6 +248,16 @@ void Evictor::end_turn(Client& client, std::uint64_t now_us) {
     client.blocked_until_us =
         now_us + (kFirstUs << std::min(client.fruitless_turns - 2, kMostDoublings));
   }
+}
+
+// HAZARDS 30: which ranges have pages out in them already, those of the other half's command too.
+void Evictor::note_closed(const Client& client, const EvictionPlan& plan, wire::Command& command) {
+  std::uint64_t closed = 0;
+  for (std::size_t i = 0; i < plan.regs.size() && i < wire::kClosedRegs; ++i) {
+    const std::uint64_t start = plan.regs[i].start, end = start + plan.regs[i].bytes;
+    if (client.map->next_out(start, end) < end) closed |= std::uint64_t{1} << i;
+  }
+  command.regs[wire::kClosedRegs] = {closed, 0};
 }
 
 // none -> OUT for every page of the plan, noted in the client's batch record first. Pages that
@@ -302,6 +320,8 @@ void Evictor::post(Client& client, std::uint32_t half, const EvictionPlan& plan,
   std::ranges::copy(plan.regs, command.regs);
   std::ranges::copy(plan.runs, command.runs);
   client.transfer_in_use = true;
+  // The first command of several: from here it is waited for.
+  if (client.batches.load() == 1) client.results_at_us = client.batch[half].posted_at_us;
   client.last_evict_us = client.batch[half].posted_at_us;
   store_word(command.state, static_cast<std::uint32_t>(wire::CommandState::posted));
   add_word(mailbox.to_agent);
@@ -321,6 +341,7 @@ std::uint32_t Evictor::note_results(Client& client, std::uint32_t half) {
     if (result == wire::PageResult::pinned) bump(counters_.evict_pinned);
     if (result == wire::PageResult::shared) bump(counters_.evict_shared);
   }
+  batch.source = client.transfer + std::size_t{half} * wire::kHalfBytes;
   batch.phase = Batch::Phase::settling;
   batch.next_slot = 0;
   batch.in_transfer.store(true, std::memory_order_release);
@@ -342,6 +363,7 @@ void Evictor::take_results(Client& client, std::uint32_t half, std::uint64_t now
     if (aborted == wire::kAbortBusy) client.blocked_until_us = now_us + 1'000;
   }
   client.moved_this_turn += moved;
+  if (moved != 0) client.results_at_us = now_us;
   if (aborted == wire::kAbortNone) {
     client.poor_batches = moved * kPoorPart < pages ? client.poor_batches + 1 : 0;
     if (client.poor_batches >= kPoorBatches && !client.reclaim_running) {
@@ -387,8 +409,7 @@ void Evictor::publish_page(Client& client, std::uint32_t half, std::uint32_t slo
   }
   // A hostile client may still write to the transfer area: what is checksummed and compressed is a
   // private copy.
-  const std::uint64_t offset = (std::uint64_t{half} * wire::kHalfPages + slot) * kPage;
-  std::memcpy(page_.data(), client.transfer + offset, kPage);
+  std::memcpy(page_.data(), client.batch[half].source + std::size_t{slot} * kPage, kPage);
   const std::span<const std::byte, kPage> bytes(page_.data(), kPage);
   Result<Entry> entry;
   if (const auto unchanged = store_.reuse(client, page, bytes)) {
@@ -463,7 +484,11 @@ void Evictor::abandon_batches(Client& client) {
     if (client.mailbox != nullptr) {
       // A child may be waiting for exactly these pages (its FORK may be read, and not be seen here
       // yet): what came as far as the transfer area is published.
-      if (batch.phase == Batch::Phase::posted) note_results(client, h);
+      if (batch.phase == Batch::Phase::posted) {
+        // What lies in its staging is gone with it, and was a child's, too (HAZARDS 4).
+        if (client.fork_over_batch) client.batch_lost = true;
+        note_results(client, h);
+      }
       publish_batch(client, h);
       for (int tries = 0; tries < 1'000 && batch.phase != Batch::Phase::idle; ++tries)
         settle(client, h, os_.now_us());

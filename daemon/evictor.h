@@ -48,6 +48,7 @@ class Evictor {
   void note_pool_full(Client& client, std::uint64_t now_us);
   void end_turn(Client& client, std::uint64_t now_us);
   [[nodiscard]] std::uint32_t mark_out(Client& client, std::uint32_t half, EvictionPlan& plan);
+  static void note_closed(const Client& client, const EvictionPlan& plan, wire::Command& command);
   void post(Client& client, std::uint32_t half, const EvictionPlan& plan, std::uint32_t epoch,
             std::uint32_t threads_created);
   void take_results(Client& client, std::uint32_t half, std::uint64_t now_us);
@@ -60,9 +61,16 @@ class Evictor {
   // -- trouble
   void abandon_batches(Client& client);
   void resolve_lost_agent(Client& client, std::uint64_t now_us);
+  // -- an agent that is stopped (evictor_stopped.cc)
+  // Microseconds after which to look again; 0: nobody waits for it.
+  std::uint64_t watch_agent(Client& client, std::uint64_t now_us);
+  [[nodiscard]] bool agent_stopped(const Client& client) const;
+  void take_over_batch(Client& client, std::uint32_t half);
+  [[nodiscard]] bool fetch_staging(Client& client, std::uint32_t half);
 
   // -- housekeeping (evictor_house.cc)
   void housekeeping(Client& client, std::uint64_t now_us);
+  void list_stale(Client& client);
   void refresh_vmas(Client& client, std::uint64_t now_us, std::uint64_t max_age_us);
   bool list_registered(Client& client, bool everything);
   void release_when_empty(Client& client, std::uint64_t now_us);

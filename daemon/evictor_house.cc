@@ -85,6 +85,29 @@ void Evictor::refresh_vmas(Client& client, std::uint64_t now_us, std::uint64_t m
   if (!ours) client.vmas.clear();
   client.vmas_at_us = now_us;
   client.vmas_generation = posted;
+  if (ours) list_stale(client);
+}
+
+// HAZARDS 30. Where something is out nothing else than a registered mapping can be; what the look
+// missed, because it is older than a command, the reader sees.
+void Evictor::list_stale(Client& client) {
+  std::vector<wire::Range> stale;
+  std::uint64_t at = 0;
+  const auto look = [&](std::uint64_t end) {
+    if (at < end && client.map->next_out(at, end) < end) stale.push_back({at, end - at});
+  };
+  for (const VmaInfo& vma : client.vmas) {
+    if (!vma.registered) continue;
+    look(vma.start);
+    at = vma.end;
+  }
+  look(kAddressEnd);
+  if (stale.empty()) return;
+  {
+    const RankedLock lock(client.mutex);
+    client.stale_requests = std::move(stale);
+  }
+  kick_reader_(client);
 }
 
 // True: there are some.
@@ -116,7 +139,12 @@ bool Evictor::list_registered(Client& client, bool everything) {
 // registered since `served` was looked at and, after that, smaps read. Only batches and requests
 // register.
 bool Evictor::note_unregistered(Client& client, std::uint32_t served) {
-  const LayoutTryLock lock(client, tunables_.incarnation);
+  const LayoutTryLock lock(client, tunables_.incarnation, LayoutTryLock::Side::evictor);
+  const auto posted = [](const wire::Command& command) {
+    return load_word(command.state) == static_cast<std::uint32_t>(wire::CommandState::posted);
+  };
+  // One that was taken over from a stopped agent is posted still, and may register.
+  if (std::ranges::any_of(client.mailbox->commands, posted)) return false;
   if (!lock.held() || client.batches.load() != 0 ||
       load_word(client.mailbox->request.served) != served ||
       client.vmas_generation != static_cast<std::uint32_t>(client.batch_generation)) {
@@ -129,8 +157,10 @@ bool Evictor::note_unregistered(Client& client, std::uint32_t served) {
 // PROBE and smaps tell that a range is registered, not with whom. REGISTER does: nothing changes
 // when it is ours, EBUSY when not.
 bool Evictor::is_ours(Client& client, const VmaInfo& vma) {
-  const LayoutTryLock lock(client, tunables_.incarnation);
+  const LayoutTryLock lock(client, tunables_.incarnation, LayoutTryLock::Side::evictor);
   if (!lock.held()) return true;  // not known now: asked again before anything rests on it
+  // It may have become something else since smaps was read (HAZARDS 31).
+  if (os_.uffd_probe(client.uffd.get(), vma.start) == Probe::unregistered) return false;
   return os_.uffd_register(client.uffd.get(), vma.start, vma.end - vma.start) != -EBUSY;
 }
 

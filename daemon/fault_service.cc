@@ -62,6 +62,8 @@ StepResult FaultService::step(Client& client) {
     return result;
   }
   if (client.doomed()) return step_doomed(client);
+  if (client.batches.load() == 0) client.fork_over_batch = false;
+  if (client.agent_overdue.exchange(false)) revoke(client);
   constexpr int kMostRounds = 8;
   for (int round = 0; round < kMostRounds; ++round) {
     const ReadResult read = read_messages(client);
@@ -98,6 +100,7 @@ StepResult FaultService::step(Client& client) {
   serve_request(client, result);
   run_restore(client, result);
   run_unregister(client, result);
+  run_forget_stale(client, result);
   run_trim(client);
   return result;
 }
@@ -206,8 +209,10 @@ FaultService::ReadResult FaultService::read_messages(Client& client) {
     const LayoutTryLock lock(client, tunables_.incarnation);
     if (!lock.held()) {
       store_word(client.mailbox->reader_waits, 1);
+      note_busy(client);
       return ReadResult::busy;
     }
+    client.busy_since_us = 0;
     std::memset(static_cast<void*>(tail), 0,
                 inbox.size_bytes());  // HAZARDS 19: entries validate themselves
     // Which fork it is that may be read now; the child will say the same number. The atfork
@@ -220,6 +225,7 @@ FaultService::ReadResult FaultService::read_messages(Client& client) {
     if (count > 0 && std::any_of(tail, tail + count, is_address_event)) {
       client.unapplied = true;  // before the epoch moves: see client.h
       if (client.mailbox != nullptr) add_word(client.mailbox->epoch);
+      note_events(client, {tail, static_cast<std::size_t>(count)}, lock.past_agent());
     }
     if (client.mailbox != nullptr && load_word(client.mailbox->reader_waits) != 0 &&
         !client.fill_waits) {
@@ -246,6 +252,55 @@ FaultService::ReadResult FaultService::read_messages(Client& client) {
   // Where they are, they are kept until they are applied; what lies between them is zeros by now.
   if (events) record.inbox_count += static_cast<std::uint32_t>(count);
   return ReadResult::some;
+}
+
+// Before the lock is let go, and before whoever waits with an event goes on for long.
+void FaultService::note_events(Client& client, std::span<const uffd_msg> messages,
+                               bool past_agent) {
+  for (const uffd_msg& m : messages) {
+    if (m.event == UFFD_EVENT_UNMAP || m.event == UFFD_EVENT_REMAP) client.mappings_changed = true;
+    if (m.event == UFFD_EVENT_FORK && past_agent && client.batches.load() != 0)
+      client.fork_over_batch = true;
+  }
+}
+
+// The agent has the lock. It is some microseconds from letting go; or stopped, and then the evictor
+// notices (Evictor::watch_agent). A client that has no command and holds its lock all the same
+// delays nobody but itself, and not for long.
+void FaultService::note_busy(Client& client) {
+  constexpr std::uint64_t kMostBusyUs = 1'000'000;
+  const std::uint64_t now_us = os_.now_us();
+  if (client.busy_since_us == 0) client.busy_since_us = now_us;
+  if (now_us - client.busy_since_us > kMostBusyUs) revoke(client);
+}
+
+// HAZARDS 38. From here no command that was posted before moves anything: an agent that has
+// registered staging before it is unregistered here gets an error from MOVE, and one that registers
+// it afterwards finds another epoch before it moves. What it has moved already it may copy out.
+// Nothing is posted while `revoked` is up, so the agent can do nothing with a lock that it has.
+void FaultService::revoke(Client& client) {
+  if (client.mailbox == nullptr || mutated(Mutation::h38_take_over)) return;
+  const bool had =
+      client.revoked.exchange(true);  // before the epoch moves: see Evictor::begin_batch
+  std::uint32_t word = wire::kLayoutFree;
+  {
+    const LayoutTryLock lock(client, tunables_.incarnation);  // lowers it again if it gets the word
+    add_word(client.mailbox->epoch);
+    word = load_word(client.mailbox->layout);
+    const int error =
+        os_.uffd_unregister(client.uffd.get(), client.record.staging, wire::kStagingBytes);
+    if (error != 0) {
+      client.revoked = had && client.revoked;
+      return;
+    }
+    client.revocations.fetch_add(1);
+  }
+  if ((word & 3) != wire::kLayoutAgent) {
+    client.revoked = false;
+    return;
+  }
+  if (!had) log::debug("{}: its agent does not go on: nobody waits for it", client.label());
+  store_word(client.mailbox->layout_agent, 0);
 }
 
 // Whether it is an event that stays in the inbox. Faults leave it: they can be raised again.
@@ -360,16 +415,28 @@ FaultService::Outcome FaultService::answer(Client& client, PendingFault& fault) 
 
 // A fault waits while its client is far over its budget and eviction is getting somewhere (also
 // what keeps a COPY from hitting a memory cgroup's limit: HAZARDS 15). Never for long: the budget
-// is soft, progress is not.
+// is soft, progress is not. An agent that is stopped gets nowhere (HAZARDS 38).
 bool FaultService::must_hold(Client& client, PendingFault& fault) const {
+  constexpr std::uint64_t kResultsUs = 150'000, kWindowUs = 1'000'000, kMostHeldUs = 900'000;
+  constexpr std::uint64_t kLookAgainUs = 100, kSameHoldUs = 20 * kLookAgainUs;
   const std::uint64_t line = client.hold_above_bytes.load(std::memory_order_relaxed);
   if (line == wire::kNoLimit || client.batches.load(std::memory_order_relaxed) == 0) return false;
   const std::uint64_t resident = client.rss_bytes.load(std::memory_order_relaxed) +
                                  client.copied_pages.load(std::memory_order_relaxed) * kPage;
   if (resident <= line) return false;
-  const std::uint64_t now_ns = os_.now_ns();
+  const std::uint64_t now_ns = os_.now_ns(), now_us = now_ns / 1'000;
   if (now_ns - fault.read_ns > kMostHoldNs) return false;
-  fault.retry_at_us = now_ns / 1'000 + 100;
+  if (!mutated(Mutation::h38_bounded_hold)) {
+    if (now_us - client.results_at_us.load(std::memory_order_relaxed) > kResultsUs) return false;
+    if (now_us - client.held_window_us >= kWindowUs) {
+      client.held_window_us = now_us;
+      client.held_us = 0;
+    }
+    if (now_us - client.held_seen_us < kSameHoldUs) client.held_us += now_us - client.held_seen_us;
+    client.held_seen_us = now_us;
+    if (client.held_us > kMostHeldUs) return false;
+  }
+  fault.retry_at_us = now_us + kLookAgainUs;
   return true;
 }
 
@@ -529,16 +596,21 @@ FaultService::Outcome FaultService::settle_error(Client& client, std::uint64_t p
       return Outcome::gone;
     case ENOMEM:
       return Outcome::later;  // evict, retry later, and wake only then
-    case EEXIST:              // it came by another way
-    case ENOENT:              // its mapping is gone
     case EINVAL:              // its mapping is no longer ours
-    default: {
-      if (mutated(Mutation::h10_wake)) return Outcome::done;
-      if (error == ENOENT) forget_unmapped(client, page);
-      const int woken = os_.uffd_wake(client.uffd.get(), page, kPage);
-      return woken == -ESRCH ? Outcome::gone : Outcome::done;
-    }
+      return let_go_of_mapping(client, page);
+    case ENOENT:  // its mapping is gone
+      forget_unmapped(client, page);
+      [[fallthrough]];
+    case EEXIST:  // it came by another way
+    default:
+      return wake(client, page);
   }
+}
+
+FaultService::Outcome FaultService::wake(Client& client, std::uint64_t page) {
+  if (mutated(Mutation::h10_wake)) return Outcome::done;
+  const int woken = os_.uffd_wake(client.uffd.get(), page, kPage);
+  return woken == -ESRCH ? Outcome::gone : Outcome::done;
 }
 
 FaultService::Outcome FaultService::answer_out(Client& client, PendingFault& fault, Entry entry) {
@@ -547,7 +619,7 @@ FaultService::Outcome FaultService::answer_out(Client& client, PendingFault& fau
   }
   const Entry claimed = entry.with_wanted();
   Batch& batch = client.batch[entry.half()];
-  if (!batch.in_transfer.load(std::memory_order_acquire) || client.transfer == nullptr ||
+  if (!batch.in_transfer.load(std::memory_order_acquire) || batch.source == nullptr ||
       !batch.moved[entry.slot()]) {
     return Outcome::later;  // the evictor kicks us when the agent has let go of it
   }
@@ -559,9 +631,8 @@ FaultService::Outcome FaultService::answer_out(Client& client, PendingFault& fau
 // Straight back, never through the pool. The transfer area is the client's memory too: copied out
 // once, trusted never.
 FaultService::Outcome FaultService::rescue(Client& client, std::uint64_t page, Entry claimed) {
-  const std::uint64_t offset =
-      (std::uint64_t{claimed.half()} * wire::kHalfPages + claimed.slot()) * kPage;
-  std::memcpy(buffer_.data(), client.transfer + offset, kPage);
+  const std::byte* const source = client.batch[claimed.half()].source.load();
+  std::memcpy(buffer_.data(), source + std::size_t{claimed.slot()} * kPage, kPage);
   // The slot is this page's for as long as its entry says so. Looked at after the copy: while
   // events wait the evictor publishes wanted pages, too, and may have begun to use the slot again.
   if (client.map->load(page) != claimed) return Outcome::later;
@@ -597,7 +668,7 @@ void FaultService::let_go(Client& client, StepResult& result) {
   // A FORK that was read and not yet applied: the child outlives its parent, with all of the
   // parent's pages (HAZARDS 4). The evictor publishes what is in flight first. But what a doomed
   // one has is not whole, and nor would be what its child gets.
-  if (client.doomed()) {
+  if (client.doomed() || client.batch_lost) {
     address_space_.forget_events(client);
   } else if (!address_space_.apply(client, os_.now_us())) {
     result.retry_us = 200;

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "base/os.h"
@@ -62,10 +63,13 @@ class FaultService {
   void note_fed(Client& client);
   [[nodiscard]] bool hold_back(const Client& client) const;
   void forget_unmapped(Client& client, std::uint64_t page);
+  void note_busy(Client& client);
+  void revoke(Client& client);
 
   [[nodiscard]] ReadResult read_messages(Client& client);
   [[nodiscard]] bool take_message(Client& client, uffd_msg& message, std::uint32_t fork_seq,
                                   std::uint64_t now_ns);
+  static void note_events(Client& client, std::span<const uffd_msg> messages, bool past_agent);
   void take_fault(Client& client, const uffd_msg& message, std::uint64_t now_ns);
   [[nodiscard]] bool answer_faults(Client& client, StepResult& result);
 
@@ -84,6 +88,7 @@ class FaultService {
   [[nodiscard]] Outcome copy_in(Client& client, std::uint64_t start, std::uint32_t pages,
                                 bool demanded, std::uint32_t& done_pages);
   [[nodiscard]] Outcome settle_error(Client& client, std::uint64_t page, int error);
+  [[nodiscard]] Outcome wake(Client& client, std::uint64_t page);
   // Decompresses the run of evicted pages that begins at `start`, at most `most` of them, into the
   // buffer.
   // 0: `first` does not verify, or is on disk (window_on_disk_).
@@ -109,7 +114,13 @@ class FaultService {
   [[nodiscard]] bool order_back(Client& client, std::uint64_t& cursor, StepResult& result);
 
   void serve_request(Client& client, StepResult& result);
+  // -- what is mapped where, and whose it is (fault_service_mappings.cc)
   [[nodiscard]] bool unify(Client& client, std::uint64_t start, std::uint64_t bytes);
+  // A page that is registered, and cannot be filled: its mapping is none of ours.
+  [[nodiscard]] Outcome let_go_of_mapping(Client& client, std::uint64_t page);
+  // False: call again.
+  [[nodiscard]] bool forget_stale(Client& client, std::uint64_t start, std::uint64_t end);
+  void run_forget_stale(Client& client, StepResult& result);
   // True when nothing of [start, end) is out any more. Does a bounded amount of work per call.
   [[nodiscard]] bool bring_back(Client& client, std::uint64_t start, std::uint64_t end,
                                 std::uint64_t& cursor, StepResult& result);

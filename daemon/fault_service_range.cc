@@ -150,21 +150,6 @@ bool FaultService::unregister(Client& client, std::uint64_t start, std::uint64_t
   return done;
 }
 
-// Before an mremap: the whole range in one state (HAZARDS 13).
-bool FaultService::unify(Client& client, std::uint64_t start, std::uint64_t bytes) {
-  const LayoutTryLock lock(client, tunables_.incarnation);
-  if (!lock.held()) return false;
-  if (os_.uffd_probe(client.uffd.get(), start) == Probe::changing) return false;
-  store_word(client.mailbox->registered, 1);
-  const int error = os_.uffd_register(client.uffd.get(), start, bytes);
-  if (os_.uffd_probe(client.uffd.get(), start) == Probe::changing) return false;
-  // A range with something in it that cannot be registered is refused by mremap itself; nothing to
-  // unify.
-  if (error != 0)
-    log::debug("{}: range {:#x}+{:#x} cannot be unified: {}", client.label(), start, bytes, -error);
-  return true;
-}
-
 void FaultService::serve_request(Client& client, StepResult& result) {
   if (client.mailbox == nullptr || client.gone()) return;
   wire::Request& request = client.mailbox->request;

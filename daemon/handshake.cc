@@ -328,9 +328,13 @@ bool Handshake::lost_with_its_fork(const Pending& pending) const {
 Status Handshake::map_agent(Pending& pending, AgentParts& parts) {
   parts.pidfd = pidfd_of(pending.socket.get(), pending.peer.pid);
   if (!parts.pidfd.valid()) return fail("the process is gone");
-  parts.pagemap.reset(::open(("/proc/" + std::to_string(pending.peer.pid) + "/pagemap").c_str(),
-                             O_RDONLY | O_CLOEXEC));
+  // The memory first: what is proved by the page map holds for it, too, since a process that has
+  // executed another program in between has another address space for good.
+  const std::string directory = "/proc/" + std::to_string(pending.peer.pid);
+  parts.memory.reset(::open((directory + "/mem").c_str(), O_RDONLY | O_CLOEXEC));
+  parts.pagemap.reset(::open((directory + "/pagemap").c_str(), O_RDONLY | O_CLOEXEC));
   if (!parts.pagemap.valid()) return fail_errno("cannot open its pagemap");
+  if (os_.pidfd_signal(parts.pidfd.get(), 0) != 0) return fail("the process is gone");
   return parts.map(pending.mailbox_fd.get(), pending.transfer_fd.get());
 }
 

@@ -2,8 +2,11 @@
 
 #include <sys/syscall.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <sstream>
+#include <utility>
 
 #include "base/mutation.h"
 
@@ -44,6 +47,7 @@ bool parse_header(std::string_view line, VmaInfo& vma) {
   const std::string_view name = name_at == std::string_view::npos ? "" : line.substr(name_at);
   const bool anonymous =
       inode == 0 && (name.empty() || name == "[heap]" || name.starts_with("[anon:"));
+  vma.ordinary = inode == 0 && perms[3] == 'p';
   vma.manageable = anonymous && perms == "rw-p";
   return true;
 }
@@ -105,6 +109,50 @@ Result<std::string> read_of_memory(Os& os, pid_t pid, const std::string& name) {
 }
 
 }  // namespace
+
+ProcessMappings::ProcessMappings(Os& os, pid_t pid) : os_(os), pid_(pid) {
+  if (pid <= 0) return;
+  auto fd = os.open_maps("/proc/" + std::to_string(pid) + "/maps");
+  if (fd) fd_ = std::move(*fd);
+}
+
+Result<std::vector<ProcessMapping>> ProcessMappings::of_range(std::uint64_t start,
+                                                              std::uint64_t end) const {
+  std::vector<ProcessMapping> parts;
+  if (!fd_.valid()) return fail("its mappings cannot be read");
+  while (start < end) {
+    uapi::ProcmapQuery query{};
+    query.size = sizeof(query);
+    query.query_flags = uapi::kQueryCoveringOrNext;
+    query.query_addr = start;
+    const int error = os_.query_mapping(fd_.get(), query);
+    if (error == -ENOENT || (error == 0 && query.vma_start >= end)) break;
+    // Not known to the kernel; or its main thread has ended, and only the others' files tell.
+    if (error != 0) return of_text(start, end);
+    parts.push_back({std::max(start, query.vma_start), std::min(end, query.vma_end),
+                     (query.vma_flags & uapi::kVmaShared) == 0 && query.inode == 0 &&
+                         query.vma_page_size == 4096,
+                     query.vma_start, query.vma_end});
+    start = query.vma_end;
+  }
+  return parts;
+}
+
+Result<std::vector<ProcessMapping>> ProcessMappings::of_text(std::uint64_t start,
+                                                             std::uint64_t end) const {
+  const auto text = read_of_memory(os_, pid_, "maps");
+  if (!text) return std::unexpected(text.error());
+  std::vector<ProcessMapping> parts;
+  std::string_view rest = *text;
+  while (!rest.empty()) {
+    const std::string_view line = take_line(rest);
+    VmaInfo vma;
+    if (!parse_header(line, vma) || vma.end <= start || vma.start >= end) continue;
+    parts.push_back(
+        {std::max(start, vma.start), std::min(end, vma.end), vma.ordinary, vma.start, vma.end});
+  }
+  return parts;
+}
 
 Result<std::vector<VmaInfo>> read_vmas(Os& os, pid_t pid) {
   const auto text = read_of_memory(os, pid, "smaps");

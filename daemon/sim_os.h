@@ -167,6 +167,18 @@ class SimOs final : public Os {
   }
   Result<std::string> read_link(const std::string& path) override { return fail("no " + path); }
   int pagemap_scan(int, uapi::PmScanArg&) override { return -ENOTTY; }
+  Result<UniqueFd> open_maps(const std::string&) override { return UniqueFd(::dup(0)); }
+  // Of `mappings`, whatever the descriptor. None are given: a kernel that does not know the call.
+  int query_mapping(int, uapi::ProcmapQuery& query) override {
+    if (mappings.empty()) return -ENOTTY;
+    for (const uapi::ProcmapQuery& m : mappings) {
+      if (m.vma_end <= query.query_addr) continue;
+      query = m;
+      return 0;
+    }
+    return -ENOENT;
+  }
+  std::vector<uapi::ProcmapQuery> mappings;  // in order
   // The page map of the space that pagemap_of names.
   int read_at(int fd, void* data, std::size_t bytes, std::uint64_t offset) override {
     const auto found = pagemap_of.find(fd);

@@ -330,6 +330,8 @@ void TakeOver::take_batches(Client& client) {
       store_word(command.state, static_cast<std::uint32_t>(wire::CommandState::done));
     }
     batch.posted_at_us = os_.now_us();
+    // The one that died may have read a FORK past a stopped agent.
+    client.fork_over_batch = true;
     batch.phase = Batch::Phase::posted;
     client.batches.fetch_add(1);
   }

@@ -58,6 +58,8 @@ class FaultyOs final : public Os {
   int uffd_poison(int, std::uint64_t) override { std::abort(); }
   int uffd_wake(int, std::uint64_t, std::uint64_t) override { std::abort(); }
   Probe uffd_probe(int, std::uint64_t) override { std::abort(); }
+  Result<UniqueFd> open_maps(const std::string&) override { std::abort(); }
+  int query_mapping(int, uapi::ProcmapQuery&) override { std::abort(); }
   int uffd_read(int, std::span<uffd_msg>) override { std::abort(); }
   Result<UniqueFd> unnamed_file(const std::string&, bool) override { std::abort(); }
   Result<FileSystemInfo> file_system(const std::string&) override { std::abort(); }

@@ -11,6 +11,7 @@
 
 #include "base/mutation.h"
 #include "base/uapi.h"
+#include "preload/mappings.h"
 
 namespace foldswap::preload {
 namespace {
@@ -23,6 +24,7 @@ constexpr std::uint32_t kSmallChunk =
 constexpr std::uint32_t kLockTurns = 3000;
 constexpr std::uint32_t kGiveWayTurns = 220;
 constexpr std::uint32_t kMostInVain = 8;
+constexpr std::uint32_t kMostMappings = 64;  // looked at for one REGISTER
 
 long uffd_register(const Control& c, std::uint64_t start, std::uint64_t bytes) {
   uffdio_register reg{};
@@ -124,6 +126,8 @@ class Executor {
     threads_ = sys::load(cmd_.threads_created);
     nruns_ = std::min(sys::load(cmd_.nruns), wire::kMaxRuns);
     nregs_ = std::min(sys::load(cmd_.nregs), wire::kMaxRegs);
+    closed_ = wire::closed_regs(cmd_.regs, nregs_);
+    check_staging();
     sys::zero_bytes(c_.results, sizeof(c_.results));
     load_run();
   }
@@ -217,24 +221,27 @@ class Executor {
     return false;
   }
 
-  // Reasons not to touch anything, seen under the lock and with layout_agent announced.
+  // Reasons not to touch anything, seen under the lock and with layout_agent announced. The epoch
+  // comes last, after all that may register staging: a reader that does not wait for this lock any
+  // more raises the epoch and then unregisters staging, so that no MOVE of ours can come through
+  // (HAZARDS 38).
   AbortReason must_not() {
-    if (sys::load(box_.epoch) != epoch_ && !mutated(Mutation::layout_epoch)) {
-      return wire::kAbortEpoch;
-    }
     if (sys::load(box_.layout_busy) != 0) return wire::kAbortBusy;
     if (sys::load(box_.threads_created) != threads_) return wire::kAbortThreads;
     if (staging_locked(c_, half_)) return wire::kAbortLocked;
     if (mutated(Mutation::h21_announce)) sys::sleep_us(1'000);  // or it would strike too rarely
-    return empty_half() ? wire::kAbortNone : wire::kAbortOther;
+    if (!empty_half()) return wire::kAbortOther;
+    if (sys::load(box_.epoch) != epoch_ && !mutated(Mutation::layout_epoch)) {
+      return wire::kAbortEpoch;
+    }
+    return wire::kAbortNone;
   }
 
   AbortReason move_runs(std::uint32_t limit) {
-    std::uint64_t armed = 0;  // bit per range registered in this lock hold
     while (!finished() && limit > 0) {
       const Piece piece{source(), slot_, std::min(left_in_run(), limit), run_reg_};
       limit -= piece.pages;
-      const AbortReason reason = move_piece(piece, armed);
+      const AbortReason reason = move_piece(piece);
       if (reason == wire::kAbortEpoch) return reason;  // the rest of the piece was not tried
       advance(piece.pages);
       if (reason != wire::kAbortNone) return reason;
@@ -244,7 +251,6 @@ class Executor {
 
   // Pages that were EBUSY because a fork had shared them, and are no longer (renew_busy).
   AbortReason move_renewed() {
-    std::uint64_t armed = 0;
     for (std::uint32_t i = 0; i < nbusy_; ++i) {
       const Piece busy = busy_[i];
       for (std::uint32_t at = 0; at < busy.pages;) {
@@ -255,7 +261,7 @@ class Executor {
         }
         const Piece piece{busy.source + at * wire::kPageBytes, busy.slot + at, pages, busy.reg};
         if (pages != 0) {
-          const AbortReason reason = move_piece(piece, armed);
+          const AbortReason reason = move_piece(piece);
           if (reason != wire::kAbortNone) return reason;
         }
         at += pages + 1;
@@ -264,28 +270,36 @@ class Executor {
     return wire::kAbortNone;
   }
 
-  AbortReason move_piece(const Piece& piece, std::uint64_t& armed) {
+  AbortReason move_piece(const Piece& piece) {
     if (!acceptable(piece)) {
       mark(piece.slot, PageResult::refused, piece.pages);
       return wire::kAbortNone;
     }
-    // HAZARDS 3: registered in the same hold, or the program could have mapped the source anew.
-    const std::uint64_t bit = std::uint64_t{1} << piece.reg;
-    if ((armed & bit) == 0 && !mutated(Mutation::h03_register_in_hold) &&
-        !register_source(piece.reg)) {
-      mark(piece.slot, PageResult::refused, piece.pages);
-      return wire::kAbortRegister;
-    }
-    armed |= bit;
-    return move_what_is_registered(piece);
-  }
-
-  // REGISTER passes over holes, and the program may map one anew after that: pages there would go
-  // without any event telling of them. What PROBE finds registered can only go with one.
-  AbortReason move_what_is_registered(const Piece& piece) {
     const long whole = probe(piece.source, piece.pages);
     if (whole == -EAGAIN) return wire::kAbortEpoch;
     if (whole == -EINVAL) return move_pages(piece);
+    if (may_register(piece.reg) && !register_source(piece.reg)) {
+      mark(piece.slot, PageResult::refused, piece.pages);
+      return wire::kAbortRegister;
+    }
+    return move_what_is_registered(piece);
+  }
+
+  // HAZARDS 30: REGISTER must never cover a page that is out. If its mapping has gone without an
+  // event (shmat raises none) and another one has come there, the other one would show its bytes.
+  // So a range with pages out is closed, and any other is registered once, before something of it
+  // moves. What is not registered then stays: it is looked at anew, as a mapping of its own.
+  [[nodiscard]] bool may_register(std::uint32_t reg) {
+    const std::uint64_t bit = std::uint64_t{1} << reg;
+    const bool may = (closed_ & bit) == 0;
+    closed_ |= bit;
+    return (may || mutated(Mutation::h30_closed_ranges)) &&
+           !mutated(Mutation::h03_register_in_hold);
+  }
+
+  // HAZARDS 3. REGISTER passes over holes, and the program may map one anew after that: pages there
+  // would go without any event telling of them. What PROBE finds registered can only go with one.
+  AbortReason move_what_is_registered(const Piece& piece) {
     for (std::uint32_t at = 0, end = 0; at < piece.pages; at = end + 1) {
       long last = -EINVAL;
       for (end = at; end < piece.pages; ++end) {
@@ -321,12 +335,44 @@ class Executor {
                         [&](const wire::Range& own) { return overlaps(own.start, own.bytes); });
   }
 
+  // Every mapping of the range that may be ours. True: there was one.
   bool register_source(std::uint32_t index) {
     const wire::Range& reg = cmd_.regs[index];
     const std::uint64_t start = sys::load(reg.start);
     const std::uint64_t bytes = sys::load(reg.bytes);
+    if (bytes == 0 || start + bytes < start) return false;
     sys::store(box_.registered, 1U);
-    return uffd_register(c_, start, bytes) == 0;
+    const Mappings mappings;
+    bool any = false;
+    std::uint64_t at = start;
+    for (std::uint32_t i = 0; i < kMostMappings && at < start + bytes; ++i) {
+      MappingInfo info;
+      const Mappings::Answer answer = mappings.at_or_after(at, info);
+      if (answer == Mappings::Answer::unknown || mutated(Mutation::h31_mapping_in_hold)) {
+        return uffd_register(c_, at, start + bytes - at) == 0 || any;
+      }
+      if (answer == Mappings::Answer::none || info.start >= start + bytes) break;
+      const std::uint64_t from = std::max(at, info.start);
+      const std::uint64_t to = std::min(start + bytes, info.end);
+      if (info.ordinary && uffd_register(c_, from, to - from) == 0) {
+        any = true;
+        let_go_of_others(mappings, from, to);
+      }
+      at = to;
+    }
+    return any;
+  }
+
+  // HAZARDS 31. What the program has put there since it was looked at may be memory of huge pages,
+  // in which no fault could be answered, or shared memory. What comes from now on is not
+  // registered.
+  void let_go_of_others(const Mappings& mappings, std::uint64_t start, std::uint64_t end) const {
+    MappingInfo info;
+    for (std::uint32_t i = 0; i < kMostMappings && start < end; ++i) {
+      if (mappings.at_or_after(start, info) != Mappings::Answer::found || info.start >= end) return;
+      if (!info.ordinary) uffd_unregister(c_, info.start, info.end - info.start);
+      start = info.end;
+    }
   }
 
   AbortReason move_pages(Piece piece) {
@@ -469,6 +515,13 @@ class Executor {
     return error == -ENOENT ? PageResult::hole : PageResult::refused;
   }
 
+  // The daemon may have unregistered staging (HAZARDS 38): it is registered again for this command.
+  void check_staging() {
+    if (!c_.half_armed[half_]) return;
+    const long registered = probe(half_start(c_, half_), wire::kHalfPages);
+    c_.half_armed[half_] = registered == -EINVAL || registered == -EAGAIN;
+  }
+
   // An mlockall that is over, or a stray touch, may have put pages where the moved ones are to go.
   // Unregistered first: no REMOVE event then.
   bool empty_half() {
@@ -544,6 +597,7 @@ class Executor {
   wire::Command& cmd_;
   const std::uint32_t half_;
   std::uint32_t epoch_ = 0, threads_ = 0, nruns_ = 0, nregs_ = 0;
+  std::uint64_t closed_ = 0;  // bit per range that must not be registered (any more)
   // Where it stands: page `offset_` of run `run_`, which is page `slot_` of the command.
   std::uint32_t run_ = 0, offset_ = 0, slot_ = 0;
   std::uint64_t run_start_ = 0;

@@ -7,82 +7,11 @@
 #include <cstdint>
 
 #include "base/uapi.h"
+#include "preload/maps_text.h"
 #include "preload/state.h"
 
 namespace foldswap::preload {
 namespace {
-
-struct Vma {
-  std::uint64_t start = 0, end = 0;
-  int protection = 0;
-  bool private_anonymous = false;
-};
-
-// Reads /proc/self/maps line by line without allocating.
-class Maps {
- public:
-  Maps() : fd_(sys::call(SYS_openat, AT_FDCWD, "/proc/self/maps", O_RDONLY | O_CLOEXEC)) {}
-  Maps(const Maps&) = delete;
-  Maps& operator=(const Maps&) = delete;
-  ~Maps() {
-    if (fd_ >= 0) sys::call(SYS_close, fd_);
-  }
-
-  // start-end rwxp offset major:minor inode [path]
-  [[nodiscard]] bool next(Vma& vma) {
-    int c = 0;
-    vma.start = number(c, 16);
-    if (c != '-') return false;
-    vma.end = number(c, 16);
-    vma.protection = 0;
-    if (get() == 'r') vma.protection |= PROT_READ;
-    if (get() == 'w') vma.protection |= PROT_WRITE;
-    if (get() == 'x') vma.protection |= PROT_EXEC;
-    const bool is_private = get() == 'p';
-    get();
-    for (int field = 0; field < 2; ++field) {  // offset, device
-      do c = get();
-      while (c > ' ');
-    }
-    const std::uint64_t inode = number(c, 10);
-    bool kernel_made = false;  // [vdso], [vvar]
-    int before = 0;
-    for (; c != '\n' && c != kEnd; before = c, c = get()) {
-      if (before == '[' && c == 'v') kernel_made = true;
-    }
-    vma.private_anonymous = is_private && inode == 0 && !kernel_made;
-    return c == '\n';
-  }
-
- private:
-  static constexpr int kEnd = -1;
-
-  int get() {
-    if (at_ == filled_) {
-      const long got = fd_ < 0 ? 0 : sys::call(SYS_read, fd_, buffer_, sizeof(buffer_));
-      if (got <= 0) return kEnd;
-      at_ = 0;
-      filled_ = static_cast<std::size_t>(got);
-    }
-    return static_cast<unsigned char>(buffer_[at_++]);
-  }
-
-  // `c`: the character after the number.
-  std::uint64_t number(int& c, unsigned base) {
-    std::uint64_t value = 0;
-    for (c = get();; c = get()) {
-      unsigned digit = 99;
-      if (c >= '0' && c <= '9') digit = static_cast<unsigned>(c - '0');
-      if (c >= 'a' && c <= 'f') digit = static_cast<unsigned>(c - 'a') + 10;
-      if (digit >= base) return value;
-      value = value * base + digit;
-    }
-  }
-
-  long fd_;
-  std::size_t at_ = 0, filled_ = 0;
-  char buffer_[2048];
-};
 
 void* as_pointer(std::uint64_t address) {
   return reinterpret_cast<void*>(address);
@@ -182,10 +111,10 @@ long move_by_copy(std::uint64_t start, std::size_t old_bytes, std::size_t new_by
 
 bool spans_vmas(std::size_t start, std::size_t bytes, int& protection) {
   const std::uint64_t end = start + bytes;
-  Maps maps;
+  MapsText maps("/proc/self/maps");
   std::uint64_t reached = start;
   unsigned count = 0;
-  for (Vma vma; reached < end && maps.next(vma);) {
+  for (MapsText::Vma vma; reached < end && maps.next(vma);) {
     if (vma.end <= start) continue;
     if (vma.start > reached || !vma.private_anonymous) return false;
     if (count != 0 && vma.protection != protection) return false;
@@ -198,9 +127,10 @@ bool spans_vmas(std::size_t start, std::size_t bytes, int& protection) {
 
 bool several_vmas(std::uint64_t start, std::size_t bytes) {
   const std::uint64_t end = page_ceil(start + bytes);
-  Maps maps;
+  MapsText maps("/proc/self/maps");
   unsigned count = 0;
-  for (Vma vma; count < 2 && maps.next(vma) && vma.start < end;) count += vma.end > start ? 1 : 0;
+  for (MapsText::Vma vma; count < 2 && maps.next(vma) && vma.start < end;)
+    count += vma.end > start ? 1 : 0;
   return count > 1;
 }
 

@@ -14,7 +14,7 @@ namespace foldswap::sim {
 namespace {
 
 Processes* g_processes = nullptr;
-constexpr long kPagemapFd = 1'000;
+constexpr long kPagemapFd = 1'000, kMapsFd = 1'001;
 
 Process& running() {
   return *g_processes->find(g_processes->world.scheduler.owner());
@@ -36,6 +36,8 @@ long ioctl_call(Process& process, unsigned long request, void* argument) {
       const auto& r = *static_cast<uffdio_continue*>(argument);
       return kernel.probe(space, r.range.start, r.range.len);
     }
+    case uapi::kProcmapQuery:
+      return Kernel::query_mapping(space, *static_cast<uapi::ProcmapQuery*>(argument));
     case uapi::kUffdioMove: {
       auto& move = *static_cast<uapi::UffdMove*>(argument);
       return kernel.move(space, move.dst, move.src, move.len, move.move);
@@ -126,7 +128,8 @@ long client_call(long number, long a, long b, long c, long d, long e, long f) {
       return mincore_call(process, at, static_cast<std::uint64_t>(b),
                           reinterpret_cast<unsigned char*>(c));
     case SYS_openat:
-      return kPagemapFd;  // nothing else is opened
+      return std::strstr(reinterpret_cast<const char*>(b), "/maps") != nullptr ? kMapsFd
+                                                                               : kPagemapFd;
     case SYS_pread64:
       return pread_call(process, reinterpret_cast<std::uint64_t*>(b), static_cast<std::uint64_t>(c),
                         static_cast<std::uint64_t>(d));

@@ -49,6 +49,10 @@ UniqueFd Kernel::open_uffd(Space& space) {
   return fd;
 }
 
+UniqueFd Kernel::open_maps(Space& space) {
+  return make_handle('m', space);
+}
+
 UniqueFd Kernel::open_pagemap(Space& space) {
   return make_handle('p', space);
 }
@@ -560,6 +564,19 @@ std::string Kernel::smaps(const Space& space) {
         start, vma.end, pages * 4, vma.dont_fork ? " dc" : "", vma.registered ? " um" : "");
   }
   return text;
+}
+
+int Kernel::query_mapping(const Space& space, uapi::ProcmapQuery& query) {
+  for (const auto& [start, vma] : space.vmas) {
+    if (vma.end <= query.query_addr) continue;
+    query.vma_start = start;
+    query.vma_end = vma.end;
+    query.vma_flags = uapi::kVmaReadable | uapi::kVmaWritable;
+    query.vma_page_size = kPage;
+    query.inode = 0;
+    return 0;
+  }
+  return -ENOENT;
 }
 
 std::string Kernel::statm(const Space& space) {

@@ -150,6 +150,7 @@ class Kernel {
   [[nodiscard]] static std::uint64_t pagemap_word(const Space& space, std::uint64_t page);
   static int pagemap_scan(const Space& space, uapi::PmScanArg& arg);
   [[nodiscard]] static std::string smaps(const Space& space);
+  static int query_mapping(const Space& space, uapi::ProcmapQuery& query);
   [[nodiscard]] static std::string statm(const Space& space);
   [[nodiscard]] static bool present(const Space& space, std::uint64_t page);
   // The range is one mapping, in one state.
@@ -159,11 +160,12 @@ class Kernel {
                                        std::uint64_t bytes);
 
   // -- descriptors
-  // A new one of this space's userfaultfd, pagemap or pidfd, in the daemon's table.
+  // A new one of this space's userfaultfd, pagemap, maps or pidfd, in the daemon's table.
   UniqueFd open_uffd(Space& space);
   UniqueFd open_pagemap(Space& space);
+  UniqueFd open_maps(Space& space);
   UniqueFd open_pidfd(Space& space);
-  [[nodiscard]] Space* of_fd(int fd, char kind);  // 'u', 'p' or 'd'
+  [[nodiscard]] Space* of_fd(int fd, char kind);  // 'u', 'p', 'm' or 'd'
 
  private:
   struct Handle {

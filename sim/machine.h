@@ -84,6 +84,8 @@ class MachineOs final : public Os {
   Result<std::vector<std::string>> list_directory(const std::string& path) override;
   Result<std::string> read_link(const std::string& path) override;
   int pagemap_scan(int pagemap_fd, uapi::PmScanArg& arg) override;
+  Result<UniqueFd> open_maps(const std::string& path) override;
+  int query_mapping(int maps_fd, uapi::ProcmapQuery& query) override;
   int read_at(int fd, void* data, std::size_t bytes, std::uint64_t offset) override;
   int robust_list_head(pid_t tid, std::uint64_t& head) override;
   int pidfd_signal(int pidfd, int signal) override;

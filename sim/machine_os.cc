@@ -295,6 +295,20 @@ int MachineOs::pagemap_scan(int pagemap_fd, uapi::PmScanArg& arg) {
   return count;
 }
 
+Result<UniqueFd> MachineOs::open_maps(const std::string& path) {
+  pause(1);
+  const auto found = proc_path(path);
+  const Process* const process = found ? processes_.find(found->pid) : nullptr;
+  if (process == nullptr || process->space.gone) return fail("no " + path);
+  return kernel_.open_maps(process->space);
+}
+
+int MachineOs::query_mapping(int maps_fd, uapi::ProcmapQuery& query) {
+  pause(1);
+  const Space* const space = kernel_.of_fd(maps_fd, 'm');
+  return space == nullptr || space->gone ? -ESRCH : Kernel::query_mapping(*space, query);
+}
+
 int MachineOs::read_at(int fd, void* data, std::size_t bytes, std::uint64_t offset) {
   pause();
   Space* const space = kernel_.of_fd(fd, 'p');

@@ -117,6 +117,12 @@ class CrashOs final : public Os {
   int pagemap_scan(int pagemap_fd, uapi::PmScanArg& arg) override {
     return around(FOLDSWAP_CRASH_SITE, [&] { return os_.pagemap_scan(pagemap_fd, arg); });
   }
+  Result<UniqueFd> open_maps(const std::string& path) override {
+    return around(FOLDSWAP_CRASH_SITE, [&] { return os_.open_maps(path); });
+  }
+  int query_mapping(int maps_fd, uapi::ProcmapQuery& query) override {
+    return around(FOLDSWAP_CRASH_SITE, [&] { return os_.query_mapping(maps_fd, query); });
+  }
   int read_at(int fd, void* data, std::size_t bytes, std::uint64_t offset) override {
     return around(FOLDSWAP_CRASH_SITE, [&] { return os_.read_at(fd, data, bytes, offset); });
   }
