@@ -467,7 +467,10 @@ FaultService::Outcome FaultService::answer_none(Client& client, PendingFault& fa
   } else {
     progress = os_.uffd_zeropage(client.uffd.get(), fault.page, kPage);
   }
-  if (progress.done == 0) return settle_error(client, fault.page, progress.error);
+  if (progress.done == 0) {
+    lock.reset();  // which settle_error() may take
+    return settle_error(client, fault.page, progress.error);
+  }
   client.copied_pages.fetch_add(1, std::memory_order_relaxed);
   finish_fault(client, fault, counters_.faults_zero);
   return Outcome::done;
