@@ -5,6 +5,9 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <string>
 #include <thread>
 
 #include "preload/preload_test.h"
@@ -21,6 +24,19 @@ std::uint32_t shared(std::uint32_t& word) {
 }
 void set(std::uint32_t& word, std::uint32_t value) {
   std::atomic_ref<std::uint32_t>(word).store(value);
+}
+
+// The flags of the mapping at `address`, as smaps has them: "VmFlags: rd wr ... um".
+std::string vm_flags(pid_t pid, unsigned long address) {
+  std::ifstream smaps("/proc/" + std::to_string(pid) + "/smaps");
+  bool inside = false;
+  for (std::string line; std::getline(smaps, line);) {
+    unsigned long start = 0, end = 0;
+    if (std::sscanf(line.c_str(), "%lx-%lx ", &start, &end) == 2)
+      inside = address >= start && address < end;
+    if (inside && line.starts_with("VmFlags:")) return line + " ";
+  }
+  return {};
 }
 
 TEST_F(MoverTest, MovesPagesByteForByte) {
@@ -65,6 +81,50 @@ TEST_F(MoverTest, RunsOfSeveralRanges) {
   EXPECT_EQ(count(client->evict(0, runs, regs, 0, 0), PageResult::moved), 35U);
   EXPECT_EQ(check(a, 64, 1), 0);
   EXPECT_EQ(check(b, 64, 2), 0);
+}
+
+// HAZARDS 30: what is out in a range could be another mapping's by now.
+TEST_F(MoverTest, RegistersNothingInAClosedRange) {
+  start();
+  const unsigned long a = filled(16, 1), b = filled(16, 2);
+  const std::vector<wire::Run> runs{{a, 16, 0}, {b, 16, 1}};
+  const std::vector<wire::Range> regs{{a, 16 * kPage}, {b, 16 * kPage}};
+  client->box().commands[0].regs[wire::kClosedRegs] = {0b01, 0};
+  const wire::Command done = client->evict(0, runs, regs, shared(client->box().epoch),
+                                           shared(client->box().threads_created));
+  EXPECT_EQ(done.aborted, wire::kAbortNone);
+  EXPECT_EQ(count(done, PageResult::refused), 16U);
+  EXPECT_EQ(count(done, PageResult::moved), 16U);
+  EXPECT_EQ(done.result[0], static_cast<std::uint8_t>(PageResult::refused));
+  EXPECT_EQ(check(a, 16, 1), 0);
+  EXPECT_EQ(check(b, 16, 2), 0);
+  // What is registered already moves, closed or not.
+  EXPECT_EQ(count(client->evict(0, b, 16), PageResult::moved), 16U);
+  client->box().commands[1].regs[wire::kClosedRegs] = {0b11, 0};
+  EXPECT_EQ(check(b, 16, 2), 0);
+  const wire::Command again =
+      client->evict(1, {{b, 16, 0}}, {{b, 16 * kPage}}, shared(client->box().epoch),
+                    shared(client->box().threads_created));
+  EXPECT_EQ(count(again, PageResult::moved), 16U);
+  EXPECT_EQ(check(b, 16, 2), 0);
+}
+
+// HAZARDS 31: a part of what was ordinary memory when it was looked at is shared by now.
+TEST_F(MoverTest, RegistersNothingThatIsShared) {
+  start();
+  const unsigned long address = filled(64);
+  ASSERT_EQ(probe->address(args("mapshared", address + 16 * kPage, 16 * kPage)),
+            address + 16 * kPage);
+  const auto prefix = std::vector<wire::Run>{{address, 16, 0}, {address + 32 * kPage, 32, 0}};
+  const wire::Command done =
+      client->evict(0, prefix, {{address, 64 * kPage}}, shared(client->box().epoch),
+                    shared(client->box().threads_created));
+  EXPECT_EQ(count(done, PageResult::moved), 48U);
+  const std::string flags = vm_flags(probe->pid(), address + 16 * kPage);
+  EXPECT_NE(flags.find(" sh "), std::string::npos) << flags;
+  EXPECT_EQ(flags.find(" um "), std::string::npos) << flags;
+  EXPECT_NE(vm_flags(probe->pid(), address).find(" um "), std::string::npos);
+  EXPECT_EQ(check(address, 16), 0);
 }
 
 TEST_F(MoverTest, HolesAreToldApart) {

@@ -165,6 +165,9 @@ void fork_twice() {
 bool memory_command(const Command& c) {
   if (strcmp(c.name, "map") == 0) {
     answer_pointer(mmap(nullptr, c.a, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  } else if (strcmp(c.name, "mapshared") == 0) {
+    answer_pointer(
+        mmap(at(c.a), c.b, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
   } else if (strcmp(c.name, "fill") == 0) {
     fill(c.a, c.b, c.c);
     answer(0);
