@@ -48,6 +48,7 @@ enum class Mutation {
   h30_drop_stale,           // entries whose mapping has gone stay
   h31_mapping_in_hold,      // nobody looks what is mapped before REGISTER
   h31_unregister_others,    // a page that cannot be filled is woken, and faults again
+  h38_staging_stays,        // commands of a stopped agent are revoked, and can still move
   h38_take_over,            // nobody helps where an agent is stopped
   h38_bounded_hold,         // faults are held back although no results arrive
   kept_without_looking,     // what is kept on disk of a page is taken for what it holds now

@@ -288,7 +288,9 @@ void FaultService::revoke(Client& client) {
     add_word(client.mailbox->epoch);
     word = load_word(client.mailbox->layout);
     const int error =
-        os_.uffd_unregister(client.uffd.get(), client.record.staging, wire::kStagingBytes);
+        mutated(Mutation::h38_staging_stays)
+            ? 0
+            : os_.uffd_unregister(client.uffd.get(), client.record.staging, wire::kStagingBytes);
     if (error != 0) {
       client.revoked = had && client.revoked;
       return;

@@ -108,8 +108,15 @@ void serve_processes(Processes* processes) {
   g_processes = processes;
 }
 
+// Now and then somebody stops an agent, wherever it is (HAZARDS 38).
 void client_pause() {
   World& world = g_processes->world;
+  if (world.scheduler.name().starts_with("agent ") && world.random.once_in(1'200)) {
+    ++world.counts.stopped_agents;
+    world.trace("agent stopped", static_cast<std::uint64_t>(world.scheduler.owner()));
+    world.scheduler.wait([] { return false; },
+                         world.clock_ns + world.random.between(20, 400) * 1'000'000);
+  }
   if (world.random.once_in(6)) world.scheduler.yield();
 }
 
@@ -171,6 +178,7 @@ void client_copy(void* to, const void* from, std::size_t bytes) {
   }
   const Space& space = running().space;
   for (std::size_t at = 0; at < bytes; at += kPage) {
+    client_pause();
     const auto found = space.pages.find(address + at);
     if (found == space.pages.end() || found->second.frame == nullptr) {
       g_processes->world.fail("the agent copies a page of staging that is not there");

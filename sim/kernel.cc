@@ -53,6 +53,10 @@ UniqueFd Kernel::open_maps(Space& space) {
   return make_handle('m', space);
 }
 
+UniqueFd Kernel::open_memory(Space& space) {
+  return make_handle('r', space);
+}
+
 UniqueFd Kernel::open_pagemap(Space& space) {
   return make_handle('p', space);
 }
@@ -577,6 +581,20 @@ int Kernel::query_mapping(const Space& space, uapi::ProcmapQuery& query) {
     return 0;
   }
   return -ENOENT;
+}
+
+int Kernel::read_page(const Space& space, std::uint64_t page, std::byte* to) {
+  const Vma* const vma = find(space, page);
+  if (vma == nullptr) return -EIO;
+  const auto found = space.pages.find(page);
+  if (found != space.pages.end()) {
+    if (found->second.kind != Pte::Kind::page) return -EIO;
+    std::memcpy(to, found->second.frame->bytes.data(), kPage);
+    return static_cast<int>(kPage);
+  }
+  if (vma->registered) return -EIO;
+  std::memset(to, 0, kPage);
+  return static_cast<int>(kPage);
 }
 
 std::string Kernel::statm(const Space& space) {

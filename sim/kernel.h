@@ -151,6 +151,8 @@ class Kernel {
   static int pagemap_scan(const Space& space, uapi::PmScanArg& arg);
   [[nodiscard]] static std::string smaps(const Space& space);
   static int query_mapping(const Space& space, uapi::ProcmapQuery& query);
+  // One page, as /proc/PID/mem shows it: what is not there, and registered, is an error.
+  static int read_page(const Space& space, std::uint64_t page, std::byte* to);
   [[nodiscard]] static std::string statm(const Space& space);
   [[nodiscard]] static bool present(const Space& space, std::uint64_t page);
   // The range is one mapping, in one state.
@@ -160,12 +162,13 @@ class Kernel {
                                        std::uint64_t bytes);
 
   // -- descriptors
-  // A new one of this space's userfaultfd, pagemap, maps or pidfd, in the daemon's table.
+  // A new one of this space's userfaultfd, pagemap, maps, memory or pidfd, in the daemon's table.
   UniqueFd open_uffd(Space& space);
   UniqueFd open_pagemap(Space& space);
   UniqueFd open_maps(Space& space);
+  UniqueFd open_memory(Space& space);
   UniqueFd open_pidfd(Space& space);
-  [[nodiscard]] Space* of_fd(int fd, char kind);  // 'u', 'p', 'm' or 'd'
+  [[nodiscard]] Space* of_fd(int fd, char kind);  // 'u', 'p', 'm', 'r' or 'd'
 
  private:
   struct Handle {

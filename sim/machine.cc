@@ -372,6 +372,7 @@ void Machine::run_control(Daemon& d) {
 bool Machine::agent_parts(Process& process, std::uint64_t client_id, AgentParts& parts) {
   parts.pidfd = kernel_.open_pidfd(process.space);
   parts.pagemap = kernel_.open_pagemap(process.space);
+  parts.memory = kernel_.open_memory(process.space);
   Process::Areas areas = process.make_areas(client_id, state_->header().incarnation);
   if (const auto mapped = parts.map(areas.mailbox.get(), areas.transfer.get()); !mapped)
     return false;

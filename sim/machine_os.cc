@@ -311,6 +311,12 @@ int MachineOs::query_mapping(int maps_fd, uapi::ProcmapQuery& query) {
 
 int MachineOs::read_at(int fd, void* data, std::size_t bytes, std::uint64_t offset) {
   pause();
+  if (const Space* const memory = kernel_.of_fd(fd, 'r'); memory != nullptr) {
+    const int got =
+        memory->gone ? 0 : Kernel::read_page(*memory, offset, static_cast<std::byte*>(data));
+    pause();
+    return got;
+  }
   Space* const space = kernel_.of_fd(fd, 'p');
   if (space == nullptr) return real_os().read_at(fd, data, bytes, offset);
   if (space->gone) return 0;

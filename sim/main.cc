@@ -121,6 +121,7 @@ constexpr Mutant kMutants[] = {
     {"inbox_before_applied", Mutation::inbox_before_applied},
     {"staging_before_publish", Mutation::staging_before_publish},
     {"h16_quarantine", Mutation::h16_quarantine},
+    {"h38_staging_stays", Mutation::h38_staging_stays},
 };
 
 // False: there is none of this name, or no choice in this build.
@@ -145,7 +146,8 @@ std::string again(const Options& options) {
 void print_counts(const Counts& c) {
   std::printf(
       "%llu steps; programs: %llu accesses, %llu faults, %llu discards, %llu mmaps, %llu munmaps, "
-      "%llu mremaps, %llu forks, %llu exits; %llu agents, %llu refused; pages: %llu moved, %llu "
+      "%llu mremaps, %llu forks, %llu exits; %llu agents, %llu refused, %llu times stopped; pages: "
+      "%llu moved, %llu "
       "evicted, %llu "
       "checked "
       "at the end; faults: %llu zero, %llu same, %llu pool, %llu disk, %llu rescued; %llu aborted "
@@ -157,7 +159,8 @@ void print_counts(const Counts& c) {
       static_cast<unsigned long long>(c.maps), static_cast<unsigned long long>(c.unmaps),
       static_cast<unsigned long long>(c.remaps), static_cast<unsigned long long>(c.forks),
       static_cast<unsigned long long>(c.exits), static_cast<unsigned long long>(c.agents),
-      static_cast<unsigned long long>(c.refused_agents), static_cast<unsigned long long>(c.moved),
+      static_cast<unsigned long long>(c.refused_agents),
+      static_cast<unsigned long long>(c.stopped_agents), static_cast<unsigned long long>(c.moved),
       static_cast<unsigned long long>(c.evicted), static_cast<unsigned long long>(c.pages_checked),
       static_cast<unsigned long long>(c.faults_zero),
       static_cast<unsigned long long>(c.faults_same),

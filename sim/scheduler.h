@@ -46,6 +46,7 @@ class Scheduler {
     return current_ != nullptr && current_->owner == owner;
   }
   [[nodiscard]] Owner owner() const { return current_->owner; }
+  [[nodiscard]] const std::string& name() const { return current_->name; }
 
   // -- between turns
   // One turn of one fiber. False: none can go on, now or ever.

@@ -43,7 +43,7 @@ struct Counts {
   std::uint64_t turns = 0, accesses = 0, faults = 0, moved = 0, discards = 0, maps = 0, unmaps = 0,
                 remaps = 0, forks = 0, exits = 0, agents = 0, crashes = 0, crashes_in_recovery = 0,
                 disk_reads = 0, disk_writes = 0, disk_errors = 0, refused_memory = 0, reclaims = 0,
-                refused_agents = 0, pages_checked = 0, releases = 0;
+                refused_agents = 0, stopped_agents = 0, pages_checked = 0, releases = 0;
   // Of the daemon's own, summed up at the end of a run.
   std::uint64_t evicted = 0, faults_zero = 0, faults_same = 0, faults_pool = 0, faults_disk = 0,
                 faults_rescued = 0, aborted = 0;
