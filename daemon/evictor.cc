@@ -176,8 +176,10 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
   const std::uint32_t advised = load_word(client.mailbox->advised);
   if (client.unapplied) return give_up();
   if (advised != client.vmas_advised) client.vmas_at_us = 0;
-  if (client.mappings_changed.exchange(false)) client.vmas_at_us = 0;
-  refresh_vmas(client, now_us, 1'000'000);
+  // What it has seen of them only serves planning: the agent looks again. So it may be a little old
+  // even when it is known to be, or a program that unmaps without a pause would never be evicted.
+  constexpr std::uint64_t kOldUs = 1'000'000, kChangedUs = 100'000;
+  refresh_vmas(client, now_us, client.mappings_changed ? kChangedUs : kOldUs);
   if (client.vmas_at_us == 0) return give_up();  // it could not look: most likely the process ends
   client.vmas_advised = advised;
   const auto* never =

@@ -73,6 +73,7 @@ void Evictor::refresh_vmas(Client& client, std::uint64_t now_us, std::uint64_t m
     return;
   const std::uint32_t posted = static_cast<std::uint32_t>(client.batch_generation);
   const std::uint64_t begun_us = os_.now_us();
+  client.mappings_changed = false;  // what comes after this is not seen, perhaps
   auto vmas = read_vmas(os_, client.pid());
   client.vmas_read_us = os_.now_us();
   client.vmas_cost_us = client.vmas_read_us - begun_us;
