@@ -35,6 +35,9 @@ enum class Mutation {
   move_untold,              // what MOVE does not own up to counts as not moved
   zero_under_lock,          // new pages are filled without the layout lock
   h21_announce,             // mlockall in the middle of a move
+  h37_innermost_handlers,   // our fork handlers come after those of constructors before ours
+  h40_from_the_first_call,  // what constructors before ours make is not noted
+  advice_without_end,       // advice over what was never registered reads all of it in
   layout_epoch,             // the agent does not compare epochs
   fork_references,          // a fork's pages are shared without a reference
   fork_serialised,          // forks of several threads at once

@@ -160,6 +160,13 @@ void FaultService::serve_request(Client& client, StepResult& result) {
   const std::uint64_t asked = __atomic_load_n(&request.bytes, __ATOMIC_RELAXED);
   std::uint32_t status = 0;
   bool done = true;
+  // Staging stays as it is, whatever range the program asks for: it is the agent's.
+  const auto unregister_asked = [&](std::uint64_t from, std::uint64_t to) {
+    const std::uint64_t staging = client.record.staging, behind = staging + wire::kStagingBytes;
+    if (to <= staging || from >= behind) return unregister(client, from, to - from, true);
+    return (from >= staging || unregister(client, from, staging - from, true)) &&
+           (to <= behind || unregister(client, behind, to - behind, true));
+  };
   if (op != wire::RequestOp::retire &&
       (start >= kAddressEnd || asked == 0 || asked > kAddressEnd - start)) {
     status = EINVAL;
@@ -172,7 +179,7 @@ void FaultService::serve_request(Client& client, StepResult& result) {
       case wire::RequestOp::release:
         done = client.batches.load() == 0 &&
                bring_back(client, start, start + bytes, client.request_cursor, result) &&
-               unregister(client, start, bytes, true);
+               unregister_asked(start, start + bytes);
         break;
       case wire::RequestOp::retire:
         client.retire_wanted = true;  // the evictor stops and lists what is registered

@@ -11,6 +11,7 @@
 #include <iterator>
 
 #include "preload/child.h"
+#include "preload/exclusions.h"
 #include "preload/mover.h"
 #include "preload/signals.h"
 
@@ -133,7 +134,10 @@ void serve(Control& c) {
     }
     if (sys::load(c.mailbox->to_agent) != seen) continue;
     const long why = sys::futex_wait(c.mailbox->to_agent, seen, sys::Scope::shared, kIdleMs);
-    if (why == -ETIMEDOUT || ++wakes % kBusyWakes == 0) leave_if_alone(c);
+    if (why == -ETIMEDOUT || ++wakes % kBusyWakes == 0) {
+      leave_if_alone(c);
+      look_over_exclusions();
+    }
   }
 }
 
@@ -161,7 +165,6 @@ void settle_in(Control& c) {
     started(c, AgentStart::failed, error);
     leave();
   }
-  sys::store(c.mailbox->agent_tid, static_cast<std::uint32_t>(sys::call(SYS_gettid)));
   started(c, AgentStart::running, 0);
   serve(c);
   __builtin_unreachable();
@@ -203,7 +206,7 @@ void wait_to_attach(Control& c, long ms) {
     attached = attach_child(c);
   }
   if (!attached) {
-    sys::store(*library.alive, static_cast<std::uint32_t>(Presence::none));
+    sys::store(library.alive->presence, static_cast<std::uint32_t>(Presence::none));
     answered(c, sys::load(c.asked));
     leave();
   }

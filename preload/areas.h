@@ -46,9 +46,7 @@ struct Areas {
   Region own;  // [alive page][guard][agent's stack][Control]
   Region staging, mailbox, transfer;
 
-  [[nodiscard]] std::uint32_t* alive() const {
-    return reinterpret_cast<std::uint32_t*>(own.start());
-  }
+  [[nodiscard]] Life* alive() const { return reinterpret_cast<Life*>(own.start()); }
   [[nodiscard]] Control* control() const {
     return reinterpret_cast<Control*>(own.start() + 2 * kPage + kStackBytes);
   }

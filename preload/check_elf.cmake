@@ -16,9 +16,10 @@ execute_process(COMMAND ${READELF} --wide --dyn-syms ${LIBRARY} OUTPUT_VARIABLE 
 string(REGEX MATCHALL "(GLOBAL|WEAK) +DEFAULT +[0-9]+ [^\n]*" defined "${symbols}")
 list(TRANSFORM defined REPLACE "^.* " "")
 list(SORT defined)
-set(wanted initgroups madvise mlock mlock2 mlockall mremap pthread_create pthread_mutex_init realloc reallocarray
-  setegid seteuid setgid setgroups setns setregid setresgid setresuid setreuid setuid thrd_create
-  unshare)
+set(wanted __clone __pthread_mutex_destroy __pthread_mutex_init __register_atfork clone initgroups
+  madvise mlock mlock2 mlockall mremap pthread_create pthread_mutex_destroy pthread_mutex_init realloc
+  reallocarray setegid seteuid setgid setgroups setns setregid setresgid setresuid setreuid setuid
+  shmat thrd_create unshare)
 if(NOT "${defined}" STREQUAL "${wanted}")
   message(FATAL_ERROR "exports\n  ${defined}\ninstead of\n  ${wanted}")
 endif()

@@ -52,7 +52,7 @@ void go_live(Control& control, wire::Mailbox& box, std::uint64_t client_id) {
   publish_exclusions(box);
   library.client_id = client_id;
   sys::store(control.mailbox, &box);
-  sys::store(*library.alive, static_cast<std::uint32_t>(Presence::live));
+  sys::store(library.alive->presence, static_cast<std::uint32_t>(Presence::live));
   while (sys::load(library.quiet_calls) != 0) sys::sleep_us(50);
   publish_exclusions(box);
   look_anew(control);
@@ -101,13 +101,13 @@ void begin_child() {
   control.pid = static_cast<pid_t>(sys::call(SYS_getpid));
   control.own[0] = library.own_data;
   control.own[1] = areas.own.range();
-  std::uint32_t* const old = library.alive;
+  const Life* const old = library.alive;
   library.control = &control;
-  sys::store(*areas.alive(), static_cast<std::uint32_t>(Presence::attaching));
+  sys::store(areas.alive()->presence, static_cast<std::uint32_t>(Presence::attaching));
   sys::store(library.alive, areas.alive());
   sys::call(SYS_munmap, page_floor(reinterpret_cast<std::uint64_t>(old)), kPage);
   const bool started = start_agent(control, AgentDuty::attach);
-  if (!started) sys::store(*areas.alive(), static_cast<std::uint32_t>(Presence::none));
+  if (!started) sys::store(areas.alive()->presence, static_cast<std::uint32_t>(Presence::none));
   areas.keep();
 }
 

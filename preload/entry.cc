@@ -17,9 +17,11 @@
 #include "preload/agent.h"
 #include "preload/areas.h"
 #include "preload/enlist.h"
+#include "preload/exclusions.h"
 #include "preload/fork.h"
 #include "preload/handshake.h"
 #include "preload/settings.h"
+#include "preload/signals.h"
 
 namespace foldswap::preload {
 
@@ -84,7 +86,9 @@ wire::Hello fill_hello(const Settings& settings, const Control& control) {
   return hello;
 }
 
-// What the interposed functions need, and last of all the word that they look at first.
+// What the interposed functions need, and then the word that they look at first. Threads of other
+// constructors may be in the middle of one of them; and what they have noted must be in the mailbox
+// before there is any command.
 void go_live(const Settings& settings, const wire::Hello& hello, std::uint64_t client_id,
              const Areas& areas) {
   library.control = areas.control();
@@ -93,8 +97,15 @@ void go_live(const Settings& settings, const wire::Hello& hello, std::uint64_t c
   library.glibc_realloc = next_realloc_is_glibc();
   sys::copy_bytes(library.socket_path, settings.socket_path, sizeof(library.socket_path));
   install_fork_handlers();
-  sys::store(*areas.alive(), static_cast<std::uint32_t>(Presence::live));
+  sys::store(areas.alive()->presence, static_cast<std::uint32_t>(Presence::live));
   sys::store(library.alive, areas.alive());
+  while (sys::load(library.quiet_calls) != 0) sys::sleep_us(50);
+  wire::Mailbox& box = *library.control->mailbox;
+  {
+    const SignalBlock signals(SignalBlock::Set::asynchronous);
+    publish_exclusions(box);
+  }
+  sys::store(box.agent_tid, sys::load(library.control->tid));
 }
 
 bool register_with_daemon(Settings& settings, Reason& reason) {
@@ -146,6 +157,7 @@ bool become_client(Settings& settings, Reason& reason) {
   read_switches(settings);
   Reason reason;
   if (!become_client(settings, reason)) {
+    sys::store(library.never, 1U);
     const bool disabled_quietly = settings.disabled && !settings.required;
     if (settings.required || (!settings.quiet && !disabled_quietly)) {
       Reason line;

@@ -1,19 +1,23 @@
-// mremap, realloc, reallocarray, madvise: calls that go wrong over ranges which are partly
+// mremap, realloc, reallocarray, madvise, shmat: calls that go wrong over ranges which are partly
 // registered, or that discard pages without an event (HAZARDS 12, 13). mlock and its relatives only
-// tell that something may be locked. Each announces itself, has
-// the daemon bring its range to one state, and only then calls the real function. Without a client
-// behind it, each is a load and a jump.
+// tell that something may be locked. Each announces itself, has the daemon bring its range to one
+// state, and only then calls the real function. Without a client behind it, each is a load and a
+// jump. None does more than the kernel itself would: what the kernel refuses at once is its own
+// business, and what was never registered is left alone.
 #include <malloc.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/shm.h>
 
+#include <algorithm>
 #include <cerrno>
 
 #include "base/mutation.h"
 #include "base/uapi.h"
 #include "preload/hidden.h"
 #include "preload/next.h"
+#include "preload/registered.h"
 #include "preload/remap_fallback.h"
 #include "preload/request.h"
 
@@ -23,6 +27,8 @@ namespace {
 constinit Next<void*(void*, std::size_t, std::size_t, int, ...)> next_mremap{"mremap"};
 constinit Next<void*(void*, std::size_t)> next_realloc{"realloc"};
 constinit Next<int(void*, std::size_t, int)> next_madvise{"madvise"};
+
+constinit Next<void*(int, const void*, int)> next_shmat{"shmat"};
 
 constinit Next<int(const void*, std::size_t)> next_mlock{"mlock"};
 constinit Next<int(const void*, std::size_t, unsigned)> next_mlock2{"mlock2"};
@@ -129,6 +135,20 @@ void* remap_plain(const RemapCall& call, void* target) {
   return orphaned() ? remap_orphan(nullptr, call, target) : remap_asked(nullptr, call, target);
 }
 
+// What the kernel refuses at once, or by a look at the end of the range: nobody needs to do
+// anything for it.
+bool remap_refused(const RemapCall& call) {
+  const auto start = reinterpret_cast<std::uint64_t>(call.address);
+  const std::uint64_t bytes = page_ceil(call.old_bytes);
+  if (start % kPage != 0 || call.new_bytes == 0 || bytes < call.old_bytes || start >= kAddressEnd ||
+      bytes > kAddressEnd - start) {
+    return true;
+  }
+  unsigned char unused = 0;
+  return bytes > wire::kExtentBytes && call.new_bytes >= call.old_bytes &&
+         sys::call(SYS_mincore, start + bytes - kPage, kPage, &unused) == -ENOMEM;
+}
+
 void* remap_client(Control& control, const RemapCall& call, void* target) {
   LayoutSection section(control);
   if (mutated(Mutation::h13_unify_first)) return remap_asked(&control, call, target);
@@ -217,33 +237,81 @@ bool silent_advice(int advice) {
   return hides(advice) || advice == uapi::kMadvGuardInstall || advice == uapi::kMadvGuardRemove;
 }
 
-// Where nobody serves a request any more, faults are still served: read everything in first.
-void populate(std::uint64_t start, std::size_t bytes) {
-  const std::uint64_t first = page_floor(start), end = page_ceil(start + bytes);
-  if (sys::call(SYS_madvise, first, end - first, MADV_POPULATE_READ) == 0) return;
-  // It stops at the first page that cannot be read; what lies behind counts as well.
-  for (std::uint64_t page = first; page < end; page += kPage) {
-    sys::call(SYS_madvise, page, kPage, MADV_POPULATE_READ);
+// The pages that the kernel would apply advice to; none: it refuses at once, or does nothing.
+wire::Range advised_range(std::uint64_t start, std::uint64_t asked) {
+  const std::uint64_t bytes = page_ceil(asked);
+  const bool refused = start % kPage != 0 || bytes < asked || start + bytes < start;
+  if (refused || start >= kAddressEnd) return {};
+  return {start, std::min(bytes, kAddressEnd - start)};
+}
+
+constexpr long kPatienceMs = 20, kMostPatienceMs = 1'000'000;
+
+// Calls `call(control)`, with the control page of a client or null, when nothing of the range is
+// out or registered: it takes pages away, or hides them, without an event. Signals are blocked
+// during the call, but come through while a long range is on its way back; each such interruption
+// is given more time than the one before, so that there is an end. Where nobody serves requests any
+// more faults are still served: what may be out is read in.
+template <typename Call>
+auto with_released(const wire::Range& range, Call call) {
+  bool read_in = false;
+  for (long patience_ms = kPatienceMs;; patience_ms = std::min(2 * patience_ms, kMostPatienceMs)) {
+    {
+      const SignalBlock signals(SignalBlock::Set::asynchronous);
+      Control* control = live();
+      // What it has inherited is registered, and only a client can ask for that to change.
+      if (control == nullptr && orphaned()) control = live_or_attached();
+      if (control != nullptr) {
+        LayoutSection section(*control);
+        const Released released =
+            mutated(Mutation::h12_release_first)
+                ? Released::all
+                : section.release(range.start, range.bytes, signals, patience_ms);
+        if (released == Released::given_up) continue;
+        if (released == Released::all || read_in) return call(control);
+      } else {
+        const QuietCall quiet;
+        if (live() != nullptr) continue;
+        if (read_in || !orphaned()) return call(nullptr);
+      }
+    }
+    bring_in(range.start, range.start + range.bytes);
+    read_in = true;
   }
 }
 
 int advise_silently(void* address, std::size_t bytes, int advice) {
-  const auto start = reinterpret_cast<std::uint64_t>(address);
-  return as_client(
-      [&](Control& control) {
-        LayoutSection section(control);
-        if (!mutated(Mutation::h12_release_first) &&
-            !section.prepare(wire::RequestOp::release, start, bytes)) {
-          populate(start, bytes);
-        }
-        const int result = next_madvise(address, bytes, advice);
-        if (hides(advice) && !mutated(Mutation::h12_fresh_mappings)) look_anew(control);
-        return result;
-      },
-      [&] {
-        if (orphaned()) populate(start, bytes);
-        return next_madvise(address, bytes, advice);
-      });
+  const wire::Range range = advised_range(reinterpret_cast<std::uint64_t>(address), bytes);
+  if (range.bytes == 0) return next_madvise(address, bytes, advice);
+  if (hides(advice)) note_hidden(range.start, range.bytes);
+  if (library.alive == nullptr) return next_madvise(address, bytes, advice);
+  return with_released(range, [&](Control* control) {
+    const int result = next_madvise(address, bytes, advice);
+    if (control != nullptr && hides(advice) && !mutated(Mutation::h12_fresh_mappings)) {
+      look_anew(*control);
+    }
+    return result;
+  });
+}
+
+// Where a segment of System V shared memory will replace other mappings, of which no event tells.
+// None: it will not, or the kernel refuses.
+wire::Range attached_range(int segment, const void* address, int flags) {
+  auto start = reinterpret_cast<std::uint64_t>(address);
+  if ((flags & SHM_RND) != 0) start = page_floor(start);
+  shmid_ds about{};
+  if (start == 0 || sys::call(SYS_shmctl, segment, IPC_STAT, &about) != 0) return {};
+  return advised_range(start, about.shm_segsz);
+}
+
+void* attach_over(int segment, const void* address, int flags) {
+  const wire::Range range = attached_range(segment, address, flags);
+  if (range.bytes == 0) return next_shmat(segment, address, flags);
+  return with_released(range, [&](Control* control) {
+    void* const attached = next_shmat(segment, address, flags);
+    if (control != nullptr) look_anew(*control);
+    return attached;
+  });
 }
 
 // HAZARDS 21: it locks staging along with everything else, and between locked ranges MOVE moves. So
@@ -270,6 +338,7 @@ FOLDSWAP_EXPORT void* mremap(void* address, size_t old_bytes, size_t new_bytes, 
   }
   if (library.alive == nullptr) return next_mremap(address, old_bytes, new_bytes, flags, target);
   const RemapCall call{address, old_bytes, new_bytes, flags};
+  if (remap_refused(call)) return next_mremap(address, old_bytes, new_bytes, flags, target);
   return as_client([&](Control& control) { return remap_client(control, call, target); },
                    [&] { return remap_plain(call, target); });
 }
@@ -304,9 +373,13 @@ FOLDSWAP_EXPORT int mlockall(int flags) noexcept {
 }
 
 FOLDSWAP_EXPORT int madvise(void* address, size_t bytes, int advice) noexcept {
-  if (hides(advice)) note_hidden(reinterpret_cast<std::uint64_t>(address), bytes);
-  if (library.alive == nullptr || !silent_advice(advice)) {
-    return next_madvise(address, bytes, advice);
+  return silent_advice(advice) ? advise_silently(address, bytes, advice)
+                               : next_madvise(address, bytes, advice);
+}
+
+FOLDSWAP_EXPORT void* shmat(int segment, const void* address, int flags) noexcept {
+  if (library.alive == nullptr || (flags & SHM_REMAP) == 0) {
+    return next_shmat(segment, address, flags);
   }
-  return advise_silently(address, bytes, advice);
+  return attach_over(segment, address, flags);
 }

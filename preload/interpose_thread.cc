@@ -1,11 +1,14 @@
-// Threads: pthread_create and thrd_create tell the evictor that its list of threads is old, mutexes
-// that the kernel itself changes (robust ones, HAZARDS 9, and those with priority inheritance) are
-// kept out of eviction, and the calls that the kernel refuses to processes of several threads send
-// the agent away first.
+// Threads: pthread_create and thrd_create tell the evictor that its list of threads is old. Words
+// that the kernel itself changes are kept out of eviction from the first call on (HAZARDS 9, 40):
+// mutexes that are robust or have priority inheritance, and where clone() has the end of a thread
+// told. The calls that the kernel refuses to processes of several threads send the agent away
+// first.
 #include <fcntl.h>
 #include <linux/nsfs.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdarg.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <threads.h>
 
@@ -29,15 +32,10 @@ constinit Next<int(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*)> 
 constinit Next<int(thrd_t*, thrd_start_t, void*)> next_thrd_create{"thrd_create"};
 constinit Next<int(pthread_mutex_t*, const pthread_mutexattr_t*)> next_pthread_mutex_init{
     "pthread_mutex_init"};
+constinit Next<int(pthread_mutex_t*)> next_pthread_mutex_destroy{"pthread_mutex_destroy"};
+constinit Next<int(int (*)(void*), void*, int, void*, ...)> next_clone{"clone"};
 constinit Next<int(int)> next_unshare{"unshare"};
 constinit Next<int(int, int)> next_setns{"setns"};
-
-void exclude_mutex(const pthread_mutex_t* mutex) {
-  const SignalBlock signals(SignalBlock::Set::asynchronous);
-  const auto start = reinterpret_cast<std::uint64_t>(mutex);
-  exclude_page(page_floor(start));
-  exclude_page(page_floor(start + sizeof(*mutex) - 1));
-}
 
 // HAZARDS 9. An eviction planned without the new thread could take the pages around its thread
 // block. A plan made before or while `create` runs is void by the count, which changes on both
@@ -45,7 +43,7 @@ void exclude_mutex(const pthread_mutex_t* mutex) {
 // is being excluded. Signals stay as they are: the new thread inherits the mask.
 template <typename Create>
 auto announced(Create create) {
-  if (sys::load(library.alive) == nullptr) return create();
+  if (sys::load(library.never) != 0) return create();
   Control* control = live();
   if (control == nullptr) {
     const QuietCall quiet;
@@ -71,6 +69,99 @@ bool changed_by_kernel(const pthread_mutexattr_t* attributes) {
           protocol == PTHREAD_PRIO_INHERIT && !mutated(Mutation::inheriting_mutexes));
 }
 
+// As libc's. Twice, because whoever goes through the notes meanwhile finds no mutex there yet.
+int make_noted(pthread_mutex_t* mutex, const pthread_mutexattr_t* attributes) {
+  const auto note = [address = reinterpret_cast<std::uint64_t>(mutex)] {
+    const SignalBlock signals(SignalBlock::Set::asynchronous);
+    note_mutex(address);
+  };
+  note();
+  const int result = next_pthread_mutex_init(mutex, attributes);
+  if (result == 0) note();
+  return result;
+}
+
+int init_mutex(pthread_mutex_t* mutex, const pthread_mutexattr_t* attributes) {
+  if (!changed_by_kernel(attributes) || !notes_matter()) {
+    return next_pthread_mutex_init(mutex, attributes);
+  }
+  return announced([&] { return make_noted(mutex, attributes); });
+}
+
+// glibc's kinds of mutexes that changed_by_kernel() speaks of; one that is destroyed has -1.
+constexpr int kKindRobust = 16, kKindInherits = 32;
+
+int destroy_mutex(pthread_mutex_t* mutex) {
+  const int kind = mutex->__data.__kind;
+  const int result = next_pthread_mutex_destroy(mutex);
+  if (result != 0 || kind < 0 || (kind & (kKindRobust | kKindInherits)) == 0 || !notes_matter()) {
+    return result;
+  }
+  const SignalBlock signals(SignalBlock::Set::asynchronous);
+  forget_mutex(reinterpret_cast<std::uint64_t>(mutex));
+  return result;
+}
+
+struct CloneCall {
+  int (*function)(void*);
+  void* stack;
+  int flags;
+  void* argument;
+  void* parent_word;
+  void* tls;
+  void* child_word;
+};
+
+int clone_asked(const CloneCall& call) {
+  return next_clone(call.function, call.stack, call.flags, call.argument, call.parent_word,
+                    call.tls, call.child_word);
+}
+
+// The kernel clears the word when the thread ends, and does not wait for us then: so it stays, and
+// if it is out it comes back before the thread is there.
+std::uint32_t keep_word(const void* word) {
+  const SignalBlock signals(SignalBlock::Set::asynchronous);
+  const auto address = reinterpret_cast<std::uint64_t>(word);
+  const std::uint32_t note = note_word(address);
+  const std::uint64_t first = page_floor(address);
+  const std::uint64_t end = page_ceil(address + sizeof(std::uint32_t));
+  sys::call(SYS_madvise, first, end - first, MADV_POPULATE_READ);
+  return note;
+}
+
+void settle_word(std::uint32_t note, int result) {
+  const SignalBlock signals(SignalBlock::Set::asynchronous);
+  if (result > 0) {
+    word_owned_by(note, static_cast<std::uint32_t>(result));
+  } else {
+    forget_word(note);
+  }
+}
+
+// With CLONE_VFORK the caller stands still until the new one has ended or is another program, and
+// nothing may be announced for so long; by then its word is settled, too.
+int clone_and_stand_still(const CloneCall& call) {
+  const std::uint32_t note = announced([&] { return keep_word(call.child_word); });
+  const int result = clone_asked(call);
+  settle_word(note, 0);
+  return result;
+}
+
+int clone_noted(const CloneCall& call) {
+  constexpr int kKernelWrites = CLONE_VM | CLONE_CHILD_CLEARTID;
+  if ((call.flags & kKernelWrites) != kKernelWrites || call.child_word == nullptr ||
+      !notes_matter()) {
+    return clone_asked(call);
+  }
+  if ((call.flags & CLONE_VFORK) != 0) return clone_and_stand_still(call);
+  return announced([&] {
+    const std::uint32_t note = keep_word(call.child_word);
+    const int result = clone_asked(call);
+    settle_word(note, result);
+    return result;
+  });
+}
+
 // The program has threads of its own: the kernel will refuse the call, whatever becomes of the
 // agent.
 bool has_more_threads() {
@@ -93,7 +184,7 @@ void retire_agent() {
   if (live() == nullptr || tid == 0) return;
   if (!ask_daemon(*control, wire::RequestOp::retire, 0, 0)) return;
   library.nothing_registered = true;
-  sys::store(*library.alive, static_cast<std::uint32_t>(Presence::none));
+  sys::store(library.alive->presence, static_cast<std::uint32_t>(Presence::none));
   (void)ask_agent(*control, AgentOp::leave);
   await_agent_exit(*control, tid);
 }
@@ -124,13 +215,43 @@ FOLDSWAP_EXPORT int thrd_create(thrd_t* thread, thrd_start_t start, void* argume
 
 FOLDSWAP_EXPORT int pthread_mutex_init(pthread_mutex_t* mutex,
                                        const pthread_mutexattr_t* attributes) noexcept {
-  if (library.alive == nullptr || !changed_by_kernel(attributes)) {
-    return next_pthread_mutex_init(mutex, attributes);
-  }
-  return announced([&] {
-    exclude_mutex(mutex);
-    return next_pthread_mutex_init(mutex, attributes);
-  });
+  return init_mutex(mutex, attributes);
+}
+
+FOLDSWAP_EXPORT int __pthread_mutex_init(pthread_mutex_t* mutex,
+                                         const pthread_mutexattr_t* attributes) noexcept {
+  return init_mutex(mutex, attributes);
+}
+
+FOLDSWAP_EXPORT int pthread_mutex_destroy(pthread_mutex_t* mutex) noexcept {
+  return destroy_mutex(mutex);
+}
+
+FOLDSWAP_EXPORT int __pthread_mutex_destroy(pthread_mutex_t* mutex) noexcept {
+  return destroy_mutex(mutex);
+}
+
+// libc's takes whatever lies where the last three would be, too.
+FOLDSWAP_EXPORT int clone(int (*function)(void*), void* stack, int flags, void* argument,
+                          ...) noexcept {
+  va_list rest;
+  va_start(rest, argument);
+  void* const parent_word = va_arg(rest, void*);
+  void* const tls = va_arg(rest, void*);
+  void* const child_word = va_arg(rest, void*);
+  va_end(rest);
+  return clone_noted({function, stack, flags, argument, parent_word, tls, child_word});
+}
+
+FOLDSWAP_EXPORT int __clone(int (*function)(void*), void* stack, int flags, void* argument,
+                            ...) noexcept {
+  va_list rest;
+  va_start(rest, argument);
+  void* const parent_word = va_arg(rest, void*);
+  void* const tls = va_arg(rest, void*);
+  void* const child_word = va_arg(rest, void*);
+  va_end(rest);
+  return clone_noted({function, stack, flags, argument, parent_word, tls, child_word});
 }
 
 FOLDSWAP_EXPORT int unshare(int flags) noexcept {

@@ -15,7 +15,7 @@ namespace {
 constexpr char kPath[] = "/proc/thread-self/maps";
 
 Mappings::Answer find_in_text(std::uint64_t address, MappingInfo& info) {
-  MapsText maps(kPath);
+  MapsText maps;
   bool any = false;
   for (MapsText::Vma vma; maps.next(vma); any = true) {
     if (vma.end <= address) continue;

@@ -8,6 +8,7 @@
 
 #include "base/uapi.h"
 #include "preload/maps_text.h"
+#include "preload/registered.h"
 #include "preload/state.h"
 
 namespace foldswap::preload {
@@ -32,8 +33,8 @@ bool all_zero(const std::uint64_t* page) {
   return true;
 }
 
-// Which pages are guards (MADV_GUARD_INSTALL): whoever reads one gets SIGSEGV. Asked in order. None
-// is where the kernel does not tell.
+// The page table, and which pages are guards (MADV_GUARD_INSTALL): whoever reads one gets SIGSEGV.
+// Asked in order. None is where the kernel does not tell.
 class Guards {
  public:
   Guards() : fd_(sys::call(SYS_openat, AT_FDCWD, "/proc/self/pagemap", O_RDONLY | O_CLOEXEC)) {}
@@ -47,6 +48,10 @@ class Guards {
     const std::uint64_t page = address / kPage;
     if (page - first_ >= kWords) look_from(page);
     return page - first_ < kWords && (words_[page - first_] & uapi::kPagemapGuard) != 0;
+  }
+  // How many regions were found, or a negative errno.
+  [[nodiscard]] long scan(uapi::PmScanArg& what) const {
+    return sys::call(SYS_ioctl, fd_, uapi::kPagemapScan, &what);
   }
 
  private:
@@ -63,20 +68,75 @@ class Guards {
   std::uint64_t words_[kWords];
 };
 
-// Holes stay holes in the copy, or a sparse mapping would grow to its full size; and guards guards.
-// A negative errno: a guard could not be made.
-long copy_pages(std::uint64_t to, std::uint64_t from, std::size_t bytes) {
-  Guards guards;
-  for (std::size_t at = 0; at < bytes; at += kPage) {
-    if (guards.at(from + at)) {
-      const long made = sys::call(SYS_madvise, to + at, kPage, uapi::kMadvGuardInstall);
-      if (made != 0) return made;
-    } else if (!all_zero(reinterpret_cast<const std::uint64_t*>(from + at))) {
-      sys::copy_bytes(as_pointer(to + at), as_pointer(from + at), kPage);
+// Copies pages of the range at `from` to `to`. Holes stay holes in the copy, or a sparse mapping
+// would grow to its full size; and guards guards.
+class Copy {
+ public:
+  Copy(std::uint64_t to, std::uint64_t from, std::size_t bytes)
+      : to_(to), from_(from), bytes_(bytes) {}
+
+  // 0, or a negative errno: a guard could not be made.
+  long run() {
+    const std::uint64_t end = from_ + bytes_;
+    for (std::uint64_t at = from_; at < end;) {
+      wire::Range parts[kMostParts];
+      const int count = registered_parts(at, end, parts);
+      if (count < 0) return each(at, end);
+      for (int i = 0; i < count; ++i) {
+        const std::uint64_t part_end = parts[i].start + parts[i].bytes;
+        long error = what_is_there(at, parts[i].start);
+        if (error == 0) error = each(parts[i].start, part_end);
+        if (error != 0) return error;
+        at = part_end;
+      }
+      if (count < kMostParts) return what_is_there(at, end);
     }
+    return 0;
   }
-  return 0;
-}
+
+ private:
+  // Where pages may be out, all are looked at: reading brings them back.
+  long each(std::uint64_t start, std::uint64_t end) {
+    for (std::uint64_t page = start; page < end; page += kPage) {
+      const std::uint64_t copy = to_ + (page - from_);
+      if (guards_.at(page)) {
+        const long made = sys::call(SYS_madvise, copy, kPage, uapi::kMadvGuardInstall);
+        if (made != 0) return made;
+      } else if (!all_zero(reinterpret_cast<const std::uint64_t*>(page))) {
+        sys::copy_bytes(as_pointer(copy), as_pointer(page), kPage);
+      }
+    }
+    return 0;
+  }
+
+  // Elsewhere only what the page table knows of.
+  long what_is_there(std::uint64_t start, std::uint64_t end) {
+    for (std::uint64_t at = start; at < end;) {
+      uapi::PageRegion regions[kRegions];
+      uapi::PmScanArg scan{};
+      scan.size = sizeof(scan);
+      scan.start = at;
+      scan.end = end;
+      scan.vec = reinterpret_cast<std::uint64_t>(regions);
+      scan.vec_len = kRegions;
+      scan.category_anyof_mask = uapi::kPageIsPresent | uapi::kPageIsSwapped;
+      scan.return_mask = scan.category_anyof_mask;
+      const long found = guards_.scan(scan);
+      if (found < 0 || scan.walk_end <= at) return each(at, end);
+      for (long i = 0; i < found; ++i) {
+        const long error = each(regions[i].start, regions[i].end);
+        if (error != 0) return error;
+      }
+      at = scan.walk_end;
+    }
+    return 0;
+  }
+
+  static constexpr std::uint64_t kRegions = 32;
+  Guards guards_;
+  const std::uint64_t to_, from_;
+  const std::size_t bytes_;
+};
 
 // A tail behind the range, when there is room.
 bool grow_in_place(std::uint64_t end, std::size_t more, int protection) {
@@ -94,8 +154,9 @@ long move_by_copy(std::uint64_t start, std::size_t old_bytes, std::size_t new_by
   const long made = map_anonymous(place, new_bytes, PROT_READ | PROT_WRITE,
                                   MAP_NORESERVE | (place != 0 ? MAP_FIXED : 0));
   if (is_error(made)) return made;
-  const long copied = copy_pages(static_cast<std::uint64_t>(made), start,
-                                 old_bytes < new_bytes ? old_bytes : new_bytes);
+  const long copied =
+      Copy(static_cast<std::uint64_t>(made), start, old_bytes < new_bytes ? old_bytes : new_bytes)
+          .run();
   if (copied != 0) {
     sys::call(SYS_munmap, made, new_bytes);
     return copied;
@@ -111,7 +172,7 @@ long move_by_copy(std::uint64_t start, std::size_t old_bytes, std::size_t new_by
 
 bool spans_vmas(std::size_t start, std::size_t bytes, int& protection) {
   const std::uint64_t end = start + bytes;
-  MapsText maps("/proc/self/maps");
+  MapsText maps;
   std::uint64_t reached = start;
   unsigned count = 0;
   for (MapsText::Vma vma; reached < end && maps.next(vma);) {
@@ -127,7 +188,7 @@ bool spans_vmas(std::size_t start, std::size_t bytes, int& protection) {
 
 bool several_vmas(std::uint64_t start, std::size_t bytes) {
   const std::uint64_t end = page_ceil(start + bytes);
-  MapsText maps("/proc/self/maps");
+  MapsText maps;
   unsigned count = 0;
   for (MapsText::Vma vma; count < 2 && maps.next(vma) && vma.start < end;)
     count += vma.end > start ? 1 : 0;

@@ -12,26 +12,28 @@ constexpr int kPatienceSlices = 75;
 constexpr std::uint32_t kPatienceSliceUs = 200;
 }  // namespace
 
-void RequestLock::acquire() {
+bool RequestLock::acquire() {
   const auto me = static_cast<std::uint32_t>(sys::call(SYS_gettid));
-  std::uint32_t& word = library.request_lock;
+  std::uint32_t& word = library.alive->request_lock;
   for (;;) {
     const std::uint32_t holder = sys::load(word);
     if (holder == 0) {
-      if (sys::exchange_if(word, 0, me)) return;
+      if (sys::exchange_if(word, 0, me)) return true;
       continue;
     }
+    if (holder == me) return false;
     const long why = sys::futex_wait(word, holder, sys::Scope::own, kSliceMs);
     if (why == -ETIMEDOUT && sys::call(SYS_tkill, holder, 0) == -ESRCH &&
         sys::exchange_if(word, holder, me)) {
-      return;
+      return true;
     }
   }
 }
 
 void RequestLock::release() {
-  sys::store(library.request_lock, 0U);
-  sys::futex_wake(library.request_lock, sys::Scope::own);
+  std::uint32_t& word = library.alive->request_lock;
+  sys::store(word, 0U);
+  sys::futex_wake(word, sys::Scope::own);
 }
 
 Control* live_or_attached() {
@@ -48,8 +50,11 @@ bool agentless(const Control& control) {
                                             static_cast<std::uint32_t>(wire::ClientMode::agentless);
 }
 
-bool ask_daemon(Control& control, wire::RequestOp op, std::uint64_t start, std::uint64_t bytes) {
-  wire::Mailbox& box = *control.mailbox;
+namespace {
+
+// The number of the request.
+std::uint32_t post(wire::Mailbox& box, wire::RequestOp op, std::uint64_t start,
+                   std::uint64_t bytes) {
   wire::Request& request = box.request;
   request.op = static_cast<std::uint32_t>(op);
   request.start = page_floor(start);
@@ -58,11 +63,53 @@ bool ask_daemon(Control& control, wire::RequestOp op, std::uint64_t start, std::
   sys::store(request.seq, seq);
   sys::add(box.to_daemon, 1);
   sys::futex_wake(box.to_daemon, sys::Scope::shared);
+  return seq;
+}
+
+enum class Answer { yes, no, not_yet };
+
+// One wait for the answer to request `seq`, or none if it is there.
+Answer await(const Control& control, std::uint32_t seq, long ms) {
+  const wire::Request& request = control.mailbox->request;
+  const std::uint32_t served = sys::load(request.served);
+  if (served == seq) return sys::load(request.status) == 0 ? Answer::yes : Answer::no;
+  if (agentless(control)) return Answer::no;
+  sys::futex_wait(request.served, served, sys::Scope::shared, ms);
+  return Answer::not_yet;
+}
+
+std::uint64_t now_ms() {
+  timespec now{};
+  sys::call(SYS_clock_gettime, CLOCK_MONOTONIC, &now);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1000 +
+         static_cast<std::uint64_t>(now.tv_nsec) / 1'000'000;
+}
+
+}  // namespace
+
+bool ask_daemon(Control& control, wire::RequestOp op, std::uint64_t start, std::uint64_t bytes) {
+  const std::uint32_t seq = post(*control.mailbox, op, start, bytes);
+  Answer answer = Answer::not_yet;
+  while (answer == Answer::not_yet) answer = await(control, seq, kSliceMs);
+  return answer == Answer::yes;
+}
+
+// The daemon looks at the request again at each of its steps: one that is given up is cut down to
+// its first page, and soon answered.
+Released ask_for_release(Control& control, std::uint64_t start, std::uint64_t bytes,
+                         const SignalBlock& signals, long patience_ms) {
+  const std::uint32_t seq = post(*control.mailbox, wire::RequestOp::release, start, bytes);
+  const std::uint64_t end = now_ms() + static_cast<std::uint64_t>(patience_ms);
+  bool given_up = false;
   for (;;) {
-    const std::uint32_t served = sys::load(request.served);
-    if (served == seq) return sys::load(request.status) == 0;
-    if (agentless(control)) return false;
-    sys::futex_wait(request.served, served, sys::Scope::shared, kSliceMs);
+    const long slice_ms = given_up || patience_ms > kSliceMs ? kSliceMs : patience_ms;
+    const Answer answer = await(control, seq, slice_ms);
+    if (answer == Answer::no) return Released::nobody_answers;
+    if (answer == Answer::yes) return given_up ? Released::given_up : Released::all;
+    if (!given_up && now_ms() >= end && signals.one_waits()) {
+      given_up = true;
+      sys::store(control.mailbox->request.bytes, std::uint64_t{kPage});
+    }
   }
 }
 
@@ -88,13 +135,23 @@ void Announcement::end(Control& control) {
   sys::add(control.mailbox->layout_busy, ~0U);
 }
 
+bool LayoutSection::nothing_to_prepare() const {
+  return sys::load(control_.mailbox->registered) == 0 ||
+         sys::load(control_.mailbox->mode) ==
+             static_cast<std::uint32_t>(wire::ClientMode::released);
+}
+
 bool LayoutSection::prepare(wire::RequestOp op, std::uint64_t start, std::uint64_t bytes) {
-  if (sys::load(control_.mailbox->registered) == 0) return true;
-  if (sys::load(control_.mailbox->mode) == static_cast<std::uint32_t>(wire::ClientMode::released)) {
-    return true;
-  }
+  if (nothing_to_prepare()) return true;
   const RequestLock lock;
   return ask_daemon(control_, op, start, bytes);
+}
+
+Released LayoutSection::release(std::uint64_t start, std::uint64_t bytes,
+                                const SignalBlock& signals, long patience_ms) {
+  if (nothing_to_prepare()) return Released::all;
+  const RequestLock lock;
+  return ask_for_release(control_, start, bytes, signals, patience_ms);
 }
 
 }  // namespace foldswap::preload

@@ -1,10 +1,11 @@
 // Requests of the program's threads to the daemon, and the announcement that keeps daemon and agent
 // from changing what is registered under a call (HAZARDS 12, 13).
 //
-// Thread safety: for the program's threads; never the agent. RequestLock is process-local, so that
-// a fork child can simply forget it; its word is the holder's thread id, and a waiter takes it over
-// from a holder that no longer exists (a vfork child killed half-way). Errors: a request that
-// cannot be answered, because the agent is gone or the daemon says so, is false.
+// Thread safety: for the program's threads; never the agent. RequestLock is process-local, and a
+// fork child finds it free (Life in state.h). Its word is the holder's thread id: whoever holds it
+// may ask for it again, and a waiter takes it over from a holder that no longer exists (a vfork
+// child killed half-way). Errors: a request that cannot be answered, because the agent is gone or
+// the daemon says so, is false.
 #pragma once
 
 #include <cstdint>
@@ -14,25 +15,37 @@
 
 namespace foldswap::preload {
 
-// Held with asynchronous signals blocked, so that no handler asks for it again.
+// Held with asynchronous signals blocked: its holder is needed by others. For processes that are,
+// or become, a client.
 class RequestLock {
  public:
-  RequestLock() { acquire(); }
+  RequestLock() : taken_(acquire()) {}
   RequestLock(const RequestLock&) = delete;
   RequestLock& operator=(const RequestLock&) = delete;
-  ~RequestLock() { release(); }
+  ~RequestLock() {
+    if (taken_) release();
+  }
 
-  // Without a scope: across fork().
-  static void acquire();
+  // Without a scope: across fork(). acquire() is false when the calling thread held it already, and
+  // must not release it then.
+  [[nodiscard]] static bool acquire();
   static void release();
 
  private:
   SignalBlock signals_{SignalBlock::Set::asynchronous};
+  const bool taken_;
 };
 
 // Posts the request and waits until the daemon has served it. The caller holds the request lock.
 [[nodiscard]] bool ask_daemon(Control& control, wire::RequestOp op, std::uint64_t start,
                               std::uint64_t bytes);
+
+// `release` of a range of any size, which the caller's signals may end: once it has taken
+// `patience_ms` and one of those waits that `signals` blocks, it is given up. What has come back by
+// then stays, unless it is taken out again.
+enum class Released { all, given_up, nobody_answers };
+[[nodiscard]] Released ask_for_release(Control& control, std::uint64_t start, std::uint64_t bytes,
+                                       const SignalBlock& signals, long patience_ms);
 
 // The control page of this process as a client, which a forked child that is still attaching
 // becomes now, if it can. Null: it is none.
@@ -81,8 +94,13 @@ class LayoutSection {
   // Brings [start, start + bytes) into the state that `op` names, rounded to pages. True at once
   // when nothing is registered.
   [[nodiscard]] bool prepare(wire::RequestOp op, std::uint64_t start, std::uint64_t bytes);
+  // Likewise, as ask_for_release().
+  [[nodiscard]] Released release(std::uint64_t start, std::uint64_t bytes,
+                                 const SignalBlock& signals, long patience_ms);
 
  private:
+  [[nodiscard]] bool nothing_to_prepare() const;
+
   SignalBlock signals_{SignalBlock::Set::asynchronous};
   Announcement announcement_;
   Control& control_;

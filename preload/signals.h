@@ -24,6 +24,13 @@ class SignalBlock {
   SignalBlock& operator=(const SignalBlock&) = delete;
   ~SignalBlock() { restore(saved_); }
 
+  // Whether a signal waits that the mask as it was would let through.
+  [[nodiscard]] bool one_waits() const {
+    std::uint64_t pending = 0;
+    sys::call(SYS_rt_sigpending, &pending, sizeof(pending));
+    return (pending & ~saved_) != 0;
+  }
+
   // Without a scope: across fork(). block() answers the mask as it was.
   [[nodiscard]] static std::uint64_t block(Set set) {
     std::uint64_t mask = ~std::uint64_t{0}, saved = 0;

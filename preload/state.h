@@ -5,9 +5,9 @@
 //            serves.
 //   Library  the program's threads' part, in the library's own data.
 //
-// Being alive: Library::alive points to a word (Presence) on a MADV_WIPEONFORK page. It is `live`
-// while this process is a client with an agent, and the kernel makes it `none` in every kind of
-// fork child, raw clone() included, where Control, mailbox, transfer area and staging are not
+// Being alive: Library::alive points to a word (Presence) on a MADV_WIPEONFORK page (Life). It is
+// `live` while this process is a client with an agent, and the kernel makes it `none` in every kind
+// of fork child, raw clone() included, where Control, mailbox, transfer area and staging are not
 // mapped. So every use of them starts with live(). A child of fork() gets a Control and an agent of
 // its own at once, but becomes a client only a moment later (child.h): until then it is
 // `attaching`. Thread safety: words marked (atomic) through syscalls.h; the rest is constant once
@@ -88,33 +88,34 @@ struct Control {
 
 // The private area: [alive page][guard page][agent's stack][Control].
 inline constexpr std::size_t kPage = wire::kPageBytes;
+inline constexpr std::uint64_t kAddressEnd = 1ULL << 47;  // no client has anything registered above
 inline constexpr std::size_t kStackBytes = 4 * kPage;
 inline constexpr std::size_t kPrivateBytes = 2 * kPage + kStackBytes + kPage;
 static_assert(sizeof(Control) <= kPage);
 
-// Pages that hold robust mutexes, which must not be evicted (HAZARDS 9): the list that a mailbox
-// gets a copy of, and a child its own.
-struct Exclusions {
-  std::uint32_t
-      lock;  // (atomic) 1: taken; held for a few instructions, asynchronous signals blocked
-  std::uint32_t count;  // may be one more than there is room for: too many, evict nothing
-  std::uint64_t page[wire::kExclusions];
+// On the MADV_WIPEONFORK page: what the kernel itself takes from every kind of fork child, so that
+// none waits for a lock that a thread of its parent held. (A vfork child shares it, and waits.)
+struct Life {
+  std::uint32_t presence;      // (atomic) Presence
+  std::uint32_t request_lock;  // (atomic) see request.h
 };
 
 struct Library {
-  std::uint32_t* alive;  // (atomic) null: never was a client
-  Control* control;      // may be touched only while live() or attaching() answers it
+  Life* alive;          // (atomic) null: never was a client
+  std::uint32_t never;  // (atomic) 1: the constructor has decided that this will be no client
+  Control* control;     // may be touched only while live() or attaching() answers it
   std::uint64_t client_id;
-  std::uint32_t request_lock;  // (atomic) see request.h
-  std::uint32_t quiet_calls;   // (atomic) see QuietCall in request.h
-  std::uint32_t fork_seq;      // of the fork under way, for the child
-  bool fork_of_client;         // the fork under way; only under the request lock
-  std::uint64_t fork_mask;     // likewise: the forking thread's signal mask before it
+  std::uint32_t quiet_calls;  // (atomic) see QuietCall in request.h
+  // Of the fork under way; written by the thread that holds the lock of the notes (exclusions.h).
+  std::uint64_t forker;     // (atomic) pthread_self() of that thread, which its child inherits
+  std::uint64_t fork_mask;  // its signal mask before the fork
+  std::uint32_t fork_seq;   // Mailbox::fork_seq, for the child
+  bool fork_of_client;
+  bool fork_took_lock;      // the request lock was not its own already
   bool nothing_registered;  // in a process that is no longer live: no userfaultfd range can be left
   bool glibc_realloc;       // the next realloc is glibc's: chunk headers can be read
   wire::Range own_data;     // the library's own, never to be evicted
   std::uint64_t hidden_from = ~0ULL, hidden_to = 0;  // (atomic) see hidden.h
-  Exclusions exclusions;
   wire::Hello identity;  // what the process said when it registered, for its children to repeat
   char socket_path[108];
 };
@@ -122,8 +123,8 @@ struct Library {
 extern constinit Library library;
 
 [[nodiscard]] inline Presence presence() {
-  const std::uint32_t* alive = sys::load(library.alive);
-  return alive == nullptr ? Presence::none : static_cast<Presence>(sys::load(*alive));
+  const Life* const alive = sys::load(library.alive);
+  return alive == nullptr ? Presence::none : static_cast<Presence>(sys::load(alive->presence));
 }
 
 // The control page while this process is a client with an agent, else null.

@@ -123,8 +123,8 @@ void Process::go_live(std::uint64_t client_id) {
   agent.tid = tid;
   kernel_.tasks[pid()].push_back(agent);
   space.held_by_client = true;
-  alive_word_ = static_cast<std::uint32_t>(Presence::live);
-  library.alive = &alive_word_;
+  life_.presence = static_cast<std::uint32_t>(Presence::live);
+  library.alive = &life_;
   library.control = control_.get();
   library.client_id = client_id;
   live_ = true;
@@ -479,10 +479,10 @@ void Process::note_discarded(std::uint64_t start, std::uint64_t end) {
 void Process::do_fork(Thread& thread) {
   if (all_.alive() >= all_.most) return;
   ++world_.counts.forks;
-  preload::RequestLock::acquire();
   preload::Control* const control = preload::live();
   std::uint32_t seq = 0;
   if (control != nullptr) {
+    (void)preload::RequestLock::acquire();
     preload::Announcement::begin(*control);
     seq = sys::add(control->mailbox->fork_seq, 1);
   }
@@ -502,8 +502,8 @@ void Process::do_fork(Thread& thread) {
   if (control != nullptr) {
     sys::add(control->mailbox->fork_seq, 1);
     preload::Announcement::end(*control);
+    preload::RequestLock::release();
   }
-  preload::RequestLock::release();
   std::erase(forking_, child);  // from here it is a process of its own
   if (forked.gone || child->dead) {
     child->dead = true;

@@ -127,7 +127,7 @@ class Process {
   std::uint64_t last_unmapped_ = 0;
   std::vector<Process*> forking_;  // its children whose fork has not returned
   std::unique_ptr<preload::Control> control_;
-  std::uint32_t alive_word_ = 0;
+  preload::Life life_{};
   Mapping mailbox_, transfer_;
   bool live_ = false;
   unsigned running_ = 0;

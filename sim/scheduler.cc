@@ -18,6 +18,7 @@ constexpr std::size_t kStackBytes = 512 * 1024;
 void Scheduler::spawn(Owner owner, std::string name, std::function<void()> body) {
   auto fiber = std::make_unique<Fiber>();
   fiber->owner = owner;
+  fiber->number = ++spawned_;
   fiber->name = std::move(name);
   fiber->body = std::move(body);
   if (spare_stacks_.empty()) {

@@ -47,6 +47,8 @@ class Scheduler {
   }
   [[nodiscard]] Owner owner() const { return current_->owner; }
   [[nodiscard]] const std::string& name() const { return current_->name; }
+  // Another one for each fiber that there ever was, from 1 on.
+  [[nodiscard]] std::uint32_t number() const { return current_->number; }
 
   // -- between turns
   // One turn of one fiber. False: none can go on, now or ever.
@@ -63,6 +65,7 @@ class Scheduler {
  private:
   struct Fiber {
     Owner owner;
+    std::uint32_t number;
     std::string name;
     std::function<void()> body;
     ucontext_t context{};
@@ -85,6 +88,7 @@ class Scheduler {
   Fiber* current_ = nullptr;
   ucontext_t outside_{};
   std::uint64_t turns_ = 0;
+  std::uint32_t spawned_ = 0;
   std::function<void(Owner)> hook_;
 };
 
