@@ -254,31 +254,35 @@ void raw_child_remaps(Region&) {
   for (std::size_t i = 0; i < kUsedPages; ++i) check_page(reserved + i * kStep, i + 1, Kind::heap);
 }
 
-// A segment of System V shared memory takes the place of pages that are out.
+// A segment of System V shared memory takes the place of pages that are out, and an ordinary
+// mapping that of the segment and of what lies behind it. What was never written there is new.
 void attach_over(Region& region) {
-  constexpr std::size_t kSegmentPages = 300, kFirst = 700;
+  constexpr std::size_t kPages = 2048, kSegmentPages = 1024, kFirst = kPages - kSegmentPages;
+  Region area(map_aligned(2 * kPages * kPage), 2 * kPages, region.key(0), Kind::heap);
+  must(munmap(area.page(kPages), kPages * kPage), "munmap");
   const int segment = shmget(IPC_PRIVATE, kSegmentPages * kPage - 100, IPC_CREAT | 0600);
   if (segment < 0) broken("shmget");
   for (int round = 0; round < 3; ++round) {
+    for (std::size_t i = 0; i < kPages; ++i) area.write(i);
     evict();
-    std::byte* const place = region.page(kFirst) + (round == 1 ? 123 : 0);
+    std::byte* const place = area.page(kFirst) + (round == 1 ? 123 : 0);
     const int flags = SHM_REMAP | (round == 1 ? SHM_RND : 0);
-    if (shmat(segment, place, flags) != region.page(kFirst)) broken("shmat");
-    for (std::size_t i = 0; i < kSegmentPages; ++i) {
-      check_zero(region.page(kFirst + i));
-      region.forget(kFirst + i);
+    if (shmat(segment, place, flags) != area.page(kFirst)) broken("shmat");
+    for (std::size_t i = kFirst; i < kPages; ++i) {
+      check_zero(area.page(i));
+      area.forget(i);
     }
-    region.check_all();
-    must(shmdt(region.page(kFirst)), "shmdt");
-    if (mmap(region.page(kFirst), kSegmentPages * kPage, PROT_READ | PROT_WRITE,
+    must(shmdt(area.page(kFirst)), "shmdt");
+    if (mmap(area.page(kFirst), 2 * kSegmentPages * kPage, PROT_READ | PROT_WRITE,
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED) {
       broken("mmap");
     }
-    // Some pages, so that the range is registered again; and what is between them still is new.
-    for (std::size_t i = 0; i < kSegmentPages; i += 4) region.write(kFirst + i);
+    for (std::size_t i = kFirst; i < kFirst + 2 * kSegmentPages; i += i < kPages ? 2 : 1) {
+      area.write(i);
+    }
     evict();
-    region.check_all();
-    for (std::size_t i = 0; i < kSegmentPages; ++i) region.write(kFirst + i);
+    for (std::size_t i = 0; i < kFirst + 2 * kSegmentPages; ++i) area.check(i);
+    must(munmap(area.page(kPages), kSegmentPages * kPage), "munmap");
   }
   errno = 0;
   if (shmat(segment, region.base() + 1, SHM_REMAP) != reinterpret_cast<void*>(-1) ||
