@@ -55,6 +55,8 @@ enum class Mutation {
   h38_take_over,            // nobody helps where an agent is stopped
   h38_bounded_hold,         // faults are held back although no results arrive
   kept_without_looking,     // what is kept on disk of a page is taken for what it holds now
+  h32_mapping_limit,        // slices of sparse memory are registered without counting mappings
+  sparse_scan,              // a sparse mapping is looked at slice by slice
 };
 
 #if defined(FOLDSWAP_MUTATIONS)

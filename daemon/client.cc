@@ -129,6 +129,14 @@ void Client::kill(const std::string& why) {
   if (pidfd() >= 0) (void)os.pidfd_signal(pidfd(), SIGKILL);
 }
 
+// What a posted command is about to register was not to be seen yet.
+void Client::mappings_counted(std::uint64_t seen, std::uint64_t before) {
+  std::uint64_t coming = 0;
+  for (const Batch& b : batch) coming += b.phase == Batch::Phase::posted ? b.splits : 0;
+  mappings_seen_ = seen;
+  splits.fetch_sub(before - std::min(before, coming));
+}
+
 void Client::learn_pid(pid_t pid) {
   if (pid <= 0 || pidfd_.load() >= 0) return;
   UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));

@@ -64,6 +64,7 @@ struct Batch {
   std::atomic<const std::byte*> source{nullptr};
   Mapping taken;  // from a stopped agent (Evictor::take_over_batch); made when first needed
   std::uint64_t reserved_bytes = 0;  // of the pool
+  std::uint32_t splits = 0;          // mappings that its REGISTERs may add
   std::uint32_t next_slot = 0;       // settling: slots before it have been dealt with once
   bool for_reclaim = false;
 };
@@ -173,6 +174,11 @@ class Client {
   void learn_pid(pid_t pid);
   [[nodiscard]] int pidfd() const { return pidfd_.load(); }
   [[nodiscard]] int pagemap_fd() const { return pagemap_fd_.load(); }
+  // How many mappings its address space has at most, as far as we know: those of the last look, and
+  // what we may have split since (HAZARDS 32). Any thread.
+  [[nodiscard]] std::uint64_t mappings() const { return mappings_seen_.load() + splits.load(); }
+  // The evictor has seen `seen` of them; `splits` was `before` when it began to look.
+  void mappings_counted(std::uint64_t seen, std::uint64_t before);
 
   KeptCopies kept;  // has locks of its own
 
@@ -201,6 +207,7 @@ class Client {
   // tries, until a whole turn finds none and there was no further fork.
   std::atomic<bool> may_share{false};
   std::atomic<std::uint32_t> forks{0};
+  std::atomic<std::uint64_t> splits{0};  // see mappings(); raised before what may split
   // Changes of the address space follow each other so fast that no COPY gets through (HAZARDS 5):
   // its threads are to be stopped until the reader has caught up. The reader raises and lowers it.
   std::atomic<bool> stop_wanted{false};
@@ -272,12 +279,15 @@ class Client {
   std::uint64_t budget_bytes = wire::kNoLimit;  // what it may have resident now
   unsigned rss_still = 0;                       // samples in a row that found nothing new
   std::uint64_t clock_cursor = 0;               // address where the eviction clock stands
-  std::uint64_t moved_this_turn = 0;            // pages taken since the clock last passed its end
+  bool scanning = false;               // the clock has found nothing yet, and should soon go on
+  std::uint64_t moved_this_turn = 0;   // pages taken since the clock last passed its end
   std::uint64_t shared_this_turn = 0;  // pages passed over because a relative has them, too
   std::uint32_t forks_seen = 0;        // Client::forks at the start of the turn
   bool turn_open = false;  // it passed its end, what is in flight tells whether that was in vain
   std::uint64_t batch_generation = 0;
   std::uint64_t reclaim_seen_pages = 0, reclaim_seen_us = 0;  // an order's progress
+  std::uint64_t clock_steps = 0, clock_turns = 0;  // plans that found nothing yet; turns that ended
+  std::uint64_t reclaim_seen_steps = 0, reclaim_seen_turns = 0;  // likewise an order's progress
   unsigned aborts_in_row = 0;
   unsigned poor_batches = 0;  // in a row of which hardly a page could leave: pinned or shared
   std::uint64_t fruitless_turns = 0;
@@ -296,6 +306,7 @@ class Client {
   std::atomic<bool> doomed_{false};
   AgentParts agent_;
   std::atomic<int> pidfd_{-1}, pagemap_fd_{-1};
+  std::atomic<std::uint64_t> mappings_seen_{0};
 };
 
 // The daemon's side of the layout lock. Only ever tries (DESIGN §5). A client without a mailbox has

@@ -54,6 +54,7 @@ std::uint64_t Evictor::step(Client& client) {
     if (client.batch[h].phase == Batch::Phase::posted) take_results(client, h, now_us);
   }
   const std::uint64_t watch_us = watch_agent(client, now_us);
+  client.scanning = false;
   // The agent gets its next command before we compress what it has just delivered.
   bool fruitful = true;
   for (std::uint32_t h = 0; h < wire::kHalves && fruitful; ++h) {
@@ -78,6 +79,7 @@ std::uint64_t Evictor::step(Client& client) {
   const bool busy = client.release_wanted || client.reclaim_running;
   const std::uint64_t most = busy ? 5'000 : 100'000;
   if (client.reclaim_running && client.blocked_until_us <= later) return 0;
+  if (client.scanning) return 100;
   return due > later ? std::min(due - later, most) : 1'000;
 }
 
@@ -191,6 +193,9 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
   }
   const EvictionWish wish{wanted, client.reclaim_running, client.fruitless_turns != 0};
   EvictionPlan plan = policy_->choose(client, wish, *never);
+  client.scanning = plan.unfinished;
+  client.clock_steps += plan.unfinished || plan.turn_ended ? 1 : 0;
+  client.clock_turns += plan.turn_ended ? 1 : 0;
   if (plan.turn_ended) {
     // Nothing else in flight, or a page has moved: the turn's result is known.
     client.turn_open = client.batches.load() != 1 && client.moved_this_turn == 0;
@@ -202,6 +207,8 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
   note_closed(client, plan, client.mailbox->commands[half]);
   if (plan.pages == 0 || mark_out(client, half, plan) == 0) return give_up();
   batch.reserved_bytes = reserve;
+  batch.splits = plan.splits;
+  client.splits.fetch_add(plan.splits);
   batch.posted_at_us = now_us;
   batch.for_reclaim = client.reclaim_running;
   batch.phase = Batch::Phase::posted;

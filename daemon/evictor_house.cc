@@ -72,13 +72,14 @@ void Evictor::refresh_vmas(Client& client, std::uint64_t now_us, std::uint64_t m
   if (client.vmas_cost_us > kCheapUs && now_us - client.vmas_read_us < 5 * client.vmas_cost_us)
     return;
   const std::uint32_t posted = static_cast<std::uint32_t>(client.batch_generation);
-  const std::uint64_t begun_us = os_.now_us();
+  const std::uint64_t begun_us = os_.now_us(), splits = client.splits.load();
   client.mappings_changed = false;  // what comes after this is not seen, perhaps
   auto vmas = read_vmas(os_, client.pid());
   client.vmas_read_us = os_.now_us();
   client.vmas_cost_us = client.vmas_read_us - begun_us;
   if (!vmas) return;
   client.vmas = std::move(*vmas);
+  client.mappings_counted(client.vmas.size(), splits);
   // The process may be another program by now, while a relative keeps the address space.
   const std::uint64_t staging = client.record.staging;
   const bool ours =
@@ -208,6 +209,15 @@ void Evictor::finish_reclaim(Client& client) {
   const std::uint64_t now_us = os_.now_us(), taken = client.reclaimed_pages.load();
   if (taken != client.reclaim_seen_pages || client.reclaim_seen_us == 0) {
     client.reclaim_seen_pages = taken;
+    client.reclaim_seen_us = now_us;
+    client.reclaim_seen_turns = client.clock_turns;
+  }
+  // The way to the next page may be long, and is progress, too. But when the clock has been all
+  // around without one, what there is does not come, because its agent does not let it.
+  constexpr std::uint64_t kMostTurns = 4;
+  if (client.clock_steps != client.reclaim_seen_steps &&
+      client.clock_turns - client.reclaim_seen_turns < kMostTurns) {
+    client.reclaim_seen_steps = client.clock_steps;
     client.reclaim_seen_us = now_us;
   }
   if (stalled || now_us - client.reclaim_seen_us > kPatienceUs) {

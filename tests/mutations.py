@@ -61,6 +61,8 @@ CAUGHT_BY = {
     "h31_unregister_others": ("daemon", 1),
     "h38_take_over": ("stopped_agent_read", 2),
     "h38_bounded_hold": ("daemon", 1),
+    "h32_mapping_limit": ("daemon", 1),
+    "sparse_scan": ("daemon", 1),
     "entry_before_checksum": ("simulator_deaths", 1),
     "free_before_copy": ("simulator_deaths", 1),
     "inbox_before_applied": ("simulator_deaths", 1),
