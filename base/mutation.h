@@ -57,6 +57,8 @@ enum class Mutation {
   kept_without_looking,     // what is kept on disk of a page is taken for what it holds now
   h32_mapping_limit,        // slices of sparse memory are registered without counting mappings
   sparse_scan,              // a sparse mapping is looked at slice by slice
+  h39_unregister,           // a fault starved by threads that others trace is left to its fate
+  stop_restarts_calls,      // system calls of threads that were stopped end with EINTR
 };
 
 #if defined(FOLDSWAP_MUTATIONS)

@@ -29,6 +29,7 @@
 #include "daemon/page_map.h"
 #include "daemon/proc_reader.h"
 #include "daemon/quarantine.h"
+#include "daemon/starvation.h"
 #include "daemon/state.h"
 
 namespace foldswap {
@@ -226,6 +227,10 @@ class Client {
   // An UNMAP or REMAP was read: what the evictor has seen of the mappings is old (HAZARDS 31).
   std::atomic<bool> mappings_changed{false};
   std::atomic<std::uint64_t> results_at_us{0};  // when a command was last answered
+  // Some could not be stopped, because somebody else traces them (HAZARDS 39). The stopper's to
+  // say.
+  std::atomic<bool> unstoppable{false};
+  std::atomic<std::uint64_t> no_eviction_until_us{0};  // the reader is making it quiet
   // Who asks raises `wanted`; the reader copies it to `passed` when every event that had been read
   // by then, FORKs above all, has been applied.
   std::atomic<std::uint32_t> barrier_wanted{0}, barrier_passed{0};
@@ -262,6 +267,7 @@ class Client {
   bool fill_waits = false;             // a fault on a new page waits for the layout lock
   std::uint64_t starved_since_us = 0;  // a fault has been waiting for events to end; 0: none
   std::uint64_t stopped_at_us = 0;     // when the threads were last asked to stop
+  Starvation starvation;               // it cannot be helped by stopping its threads
   std::uint64_t inbox_full_since_us = 0;
   unsigned pid_tries = 0;                // faults that did not tell whose address space it is
   std::uint64_t retry_at_us = 0;         // 0: nothing to retry

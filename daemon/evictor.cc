@@ -1,6 +1,7 @@
 #include "daemon/evictor.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <utility>
 
@@ -146,6 +147,10 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
   wire::Command& command = client.mailbox->commands[half];
   if (load_word(command.state) == static_cast<std::uint32_t>(wire::CommandState::posted))
     return false;
+  if (now_us < client.no_eviction_until_us) {
+    client.blocked_until_us = std::max(client.blocked_until_us, client.no_eviction_until_us.load());
+    return false;
+  }
   if (client.turn_open) {
     if (client.batches.load() != 0) return false;
     end_turn(client, now_us);
@@ -259,12 +264,23 @@ void Evictor::end_turn(Client& client, std::uint64_t now_us) {
   }
 }
 
-// HAZARDS 30: which ranges have pages out in them already, those of the other half's command too.
-void Evictor::note_closed(const Client& client, const EvictionPlan& plan, wire::Command& command) {
+// HAZARDS 30. A range is cut to what lies around its runs without a page that is out, those of the
+// other half's command too; and closed, when there is one between its runs.
+void Evictor::note_closed(const Client& client, EvictionPlan& plan, wire::Command& command) {
+  std::array<wire::Range, wire::kMaxRegs> used{};  // from the first run of a range to the last one
+  for (const wire::Run& run : plan.runs) {
+    wire::Range& range = used[run.reg];
+    const std::uint64_t end = run.start + run.pages * kPage;
+    if (range.bytes == 0) range.start = run.start;
+    range.bytes = std::max(range.start + range.bytes, end) - range.start;
+  }
   std::uint64_t closed = 0;
   for (std::size_t i = 0; i < plan.regs.size() && i < wire::kClosedRegs; ++i) {
-    const std::uint64_t start = plan.regs[i].start, end = start + plan.regs[i].bytes;
-    if (client.map->next_out(start, end) < end) closed |= std::uint64_t{1} << i;
+    const std::uint64_t from = used[i].start, to = from + used[i].bytes;
+    if (client.map->next_out(from, to) < to) closed |= std::uint64_t{1} << i;
+    wire::Range& reg = plan.regs[i];
+    const std::uint64_t start = client.map->end_of_out(reg.start, from);
+    reg = {start, client.map->next_out(to, reg.start + reg.bytes) - start};
   }
   command.regs[wire::kClosedRegs] = {closed, 0};
 }

@@ -48,7 +48,7 @@ class Evictor {
   void note_pool_full(Client& client, std::uint64_t now_us);
   void end_turn(Client& client, std::uint64_t now_us);
   [[nodiscard]] std::uint32_t mark_out(Client& client, std::uint32_t half, EvictionPlan& plan);
-  static void note_closed(const Client& client, const EvictionPlan& plan, wire::Command& command);
+  static void note_closed(const Client& client, EvictionPlan& plan, wire::Command& command);
   void post(Client& client, std::uint32_t half, const EvictionPlan& plan, std::uint32_t epoch,
             std::uint32_t threads_created);
   void take_results(Client& client, std::uint32_t half, std::uint64_t now_us);

@@ -48,6 +48,7 @@ FaultService::FaultService(Os& os, State& state, PageStore& store, ForkHost& hos
       tunables_(tunables),
       codec_(std::move(codec)),
       stop_threads_(std::move(stop_threads)),
+      limit_(os),
       buffer_(Mapping::anonymous(kMostWindow * kPage).value()),
       window_(kMostWindow) {
   keep_reserve();
@@ -151,12 +152,14 @@ void FaultService::note_starved(Client& client) {
   const std::uint64_t now_us = os_.now_us();
   if (client.pending.empty() && !crowded) {
     client.starved_since_us = 0;
+    let_callers_go(client);
     return;
   }
   if (client.starved_since_us == 0) client.starved_since_us = now_us;
   const bool stormy = client.stopped_at_us != 0 && now_us - client.stopped_at_us < kStorminess;
   const std::uint64_t patience = stormy ? kLessPatienceUs : kPatienceUs;
   if (!crowded && now_us - client.starved_since_us < patience) return;
+  if (client.stop_wanted && client.unstoppable) make_quiet(client, now_us);
   if (client.stop_wanted && now_us - client.stopped_at_us < kAgainUs) return;
   if (!stop_threads_ || mutated(Mutation::h05_stop_threads) ||
       os_.uffd_probe(client.uffd.get(), kPage) != Probe::changing)
@@ -168,6 +171,7 @@ void FaultService::note_starved(Client& client) {
 
 void FaultService::note_fed(Client& client) {
   client.starved_since_us = 0;
+  note_quiet(client);
   if (!client.stop_wanted || client.record.inbox_count != 0) return;
   client.stop_wanted = false;
   client.stop_armed = false;
@@ -309,6 +313,10 @@ void FaultService::revoke(Client& client) {
 bool FaultService::take_message(Client& client, uffd_msg& message, std::uint32_t fork_seq,
                                 std::uint64_t now_ns) {
   if (is_address_event(message)) {
+    if (message.event == UFFD_EVENT_REMOVE && client.starved_since_us != 0)
+      client.starvation.discarded.note(
+          {message.arg.remove.start, message.arg.remove.end - message.arg.remove.start});
+    if (message.event == UFFD_EVENT_REMAP) check_move(client, message);
     if (message.event == UFFD_EVENT_FORK) {
       client.forks.fetch_add(1);
       client.may_share = true;

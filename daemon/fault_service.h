@@ -19,6 +19,7 @@
 #include "daemon/address_space.h"
 #include "daemon/client.h"
 #include "daemon/disk_reader.h"
+#include "daemon/map_limit.h"
 #include "daemon/page_store.h"
 #include "daemon/tunables.h"
 
@@ -65,6 +66,17 @@ class FaultService {
   void forget_unmapped(Client& client, std::uint64_t page);
   void note_busy(Client& client);
   void revoke(Client& client);
+
+  // -- a starved client whose threads cannot be stopped (fault_service_starved.cc)
+  void make_quiet(Client& client, std::uint64_t now_us);
+  void hold_callers(Client& client, std::uint64_t now_us);
+  void let_callers_go(Client& client);
+  [[nodiscard]] static wire::Range widened(const Client& client, const wire::Range& range);
+  [[nodiscard]] int give_up_range(Client& client, const wire::Range& range);
+  [[nodiscard]] int give_up_locked(Client& client, const wire::Range& range);
+  void check_move(Client& client, const uffd_msg& message);
+  void note_quiet(Client& client);
+  void say_starved(Client& client, std::uint64_t now_us);
 
   [[nodiscard]] ReadResult read_messages(Client& client);
   [[nodiscard]] bool take_message(Client& client, uffd_msg& message, std::uint32_t fork_seq,
@@ -146,6 +158,7 @@ class FaultService {
   const Tunables& tunables_;
   std::unique_ptr<PageCodec> codec_;
   StopThreads stop_threads_;
+  MapLimit limit_;
   std::vector<UniqueFd>
       reserve_;  // descriptors kept for a FORK that finds the table full (HAZARDS 6)
   std::uint64_t read_error_said_us_ = 0;

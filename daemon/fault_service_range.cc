@@ -130,6 +130,7 @@ bool FaultService::unregister(Client& client, std::uint64_t start, std::uint64_t
              })) {
     done = false;  // whoever accesses one when nobody serves it must find the marker
   } else {
+    client.splits.fetch_add(2);
     client.record.unregistering.note(start, bytes);
     if (os_.uffd_unregister(client.uffd.get(), start, bytes) == 0 &&
         os_.uffd_probe(client.uffd.get(), start) == Probe::changing &&
@@ -175,6 +176,8 @@ void FaultService::serve_request(Client& client, StepResult& result) {
     switch (op) {
       case wire::RequestOp::unify:
         done = unify(client, start, bytes);
+        if (done && !client.starvation.given_up.all().empty())
+          client.starvation.asked.note({start, bytes});
         break;
       case wire::RequestOp::release:
         done = client.batches.load() == 0 &&

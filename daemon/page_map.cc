@@ -220,6 +220,29 @@ std::uint64_t PageMap::next_out(std::uint64_t from, std::uint64_t end) const {
   return end;
 }
 
+std::uint64_t PageMap::end_of_out(std::uint64_t start, std::uint64_t end) const {
+  std::uint64_t at = page_floor(std::min(end, kAddressEnd));
+  while (at > start) {
+    const std::uint32_t extent = extent_of(at - kPage);
+    const std::uint32_t node = directory_[extent / kFan].load(std::memory_order_acquire);
+    if (node == 0) {
+      at = std::uint64_t{extent / kFan} * kFan * wire::kExtentBytes;
+      continue;
+    }
+    const std::uint32_t leaf =
+        nodes_[std::size_t{node - 1} * kFan + extent % kFan].load(std::memory_order_acquire);
+    if (leaf == 0 || infos_[leaf - 1].out_pages.load(std::memory_order_relaxed) == 0) {
+      at = std::uint64_t{extent} * wire::kExtentBytes;
+      continue;
+    }
+    const auto* words = leaf_words(leaf);
+    for (std::uint32_t slot = slot_of(at - kPage) + 1; slot-- > 0 && at > start; at -= kPage) {
+      if (Entry(words[slot].load(std::memory_order_acquire)).state() != PageState::none) return at;
+    }
+  }
+  return start;
+}
+
 std::uint64_t PageMap::out_in_extents(std::uint64_t start, std::uint64_t end) const {
   std::uint64_t pages = 0;
   for (std::uint64_t at = extent_floor(start); at < end; at += wire::kExtentBytes) {

@@ -57,6 +57,8 @@ class PageMap {
   // Address of the first page at or after `from`, and before `end`, that is not none; `end` if
   // there is none.
   [[nodiscard]] std::uint64_t next_out(std::uint64_t from, std::uint64_t end) const;
+  // The end of the last page in [start, end) that is not none; `start` if there is none.
+  [[nodiscard]] std::uint64_t end_of_out(std::uint64_t start, std::uint64_t end) const;
   // Entries that are not none in the extents that [start, end) touches.
   [[nodiscard]] std::uint64_t out_in_extents(std::uint64_t start, std::uint64_t end) const;
   [[nodiscard]] std::uint64_t out_total() const;

@@ -134,5 +134,22 @@ TEST(PageMap, EmptyLeavesGiveTheirMemoryBack) {
   EXPECT_EQ(map->load(1ULL << 40), Entry());
 }
 
+TEST(PageMap, TheLastPageThatIsOutIsFoundFromBehind) {
+  constexpr std::uint64_t kBase = 0x7f00000fe000 - (64ULL << 40);
+  const auto map = PageMap::create(real_os()).value();
+  constexpr std::uint64_t kFar = 20ULL << 40;  // beyond what one node covers
+  for (const std::uint64_t page : {kBase, kBase + 5 * kPage, kBase + kFar}) {
+    ASSERT_NE(map->ensure(page), nullptr);
+    ASSERT_TRUE(map->replace(page, Entry(), Entry::object(1)));
+  }
+  EXPECT_EQ(map->end_of_out(kBase, kBase + kFar), kBase + 6 * kPage);
+  EXPECT_EQ(map->end_of_out(kBase, kBase + kFar + kPage), kBase + kFar + kPage);
+  EXPECT_EQ(map->end_of_out(kBase, kBase + 5 * kPage), kBase + kPage);
+  EXPECT_EQ(map->end_of_out(kBase + kPage, kBase + 5 * kPage), kBase + kPage);
+  EXPECT_EQ(map->end_of_out(kBase + 6 * kPage, kBase + kFar), kBase + 6 * kPage);
+  EXPECT_EQ(map->end_of_out(0, kBase), 0U);
+  EXPECT_EQ(map->end_of_out(0, kAddressEnd), kBase + kFar + kPage);
+}
+
 }  // namespace
 }  // namespace foldswap

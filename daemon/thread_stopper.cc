@@ -6,9 +6,12 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <csignal>
+#include <string>
 #include <utility>
 
+#include "daemon/call_restart.h"
 #include "daemon/log.h"
 
 namespace foldswap {
@@ -19,6 +22,12 @@ constexpr std::uint64_t kLookUs = 100;
 // A signal on its way to a stopped thread, to be given to it when it is let go; 0: none.
 int signal_of(int status) {
   return status >> 16 == 0 ? WSTOPSIG(status) : 0;
+}
+
+// False: it was killed meanwhile, and is still to be reaped.
+bool detach(pid_t tid, int status) {
+  let_call_restart(tid, status);
+  return ::ptrace(PTRACE_DETACH, tid, nullptr, static_cast<long>(signal_of(status))) == 0;
 }
 
 // The traced threads of one client.
@@ -32,22 +41,24 @@ class Traced {
     look();
     for (const Thread& thread : threads_) {
       // One that was killed while it was stopped is to be reaped, or its parent waits for ever.
-      if (!thread.stopped ||
-          ::ptrace(PTRACE_DETACH, thread.tid, nullptr, static_cast<long>(thread.signal)) != 0) {
-        late.push_back(thread.tid);
-      }
+      if (!thread.stopped || !detach(thread.tid, thread.status)) late.push_back(thread.tid);
     }
     threads_.clear();
   }
 
-  // Threads that came since the last look are seized, too.
+  // Threads that came since the last look are seized, too. `late` are ours already.
   // False: there was none.
-  bool seize_new() {
+  bool seize_new(const std::vector<pid_t>& late) {
     bool any = false;
+    somebody_elses_ = false;
     for (const pid_t tid : read_tids(real_os(), pid_)) {
       if (tid == agent_ || std::ranges::find(threads_, tid, &Thread::tid) != threads_.end())
         continue;
-      if (::ptrace(PTRACE_SEIZE, tid, nullptr, nullptr) != 0) continue;
+      if (::ptrace(PTRACE_SEIZE, tid, nullptr, nullptr) != 0) {
+        somebody_elses_ = somebody_elses_ || (errno != ESRCH && lives(tid) &&
+                                              std::ranges::find(late, tid) == late.end());
+        continue;
+      }
       (void)::ptrace(PTRACE_INTERRUPT, tid, nullptr, nullptr);
       threads_.push_back({tid, false, 0});
       any = true;
@@ -65,21 +76,32 @@ class Traced {
         continue;
       }
       thread.stopped = true;
-      thread.signal = signal_of(status);
+      thread.status = status;
     }
     std::erase_if(threads_, [](const Thread& thread) { return thread.tid == 0; });
   }
 
   [[nodiscard]] bool empty() const { return threads_.empty(); }
+  // At the last look: some thread is traced by somebody else, or may not be traced.
+  [[nodiscard]] bool somebody_elses() const { return somebody_elses_; }
 
  private:
   struct Thread {
     pid_t tid;
     bool stopped;
-    int signal;
+    int status;
   };
 
+  // A zombie cannot be traced either, and does nothing.
+  [[nodiscard]] bool lives(pid_t tid) const {
+    const auto stat = real_os().read_file("/proc/" + std::to_string(pid_) + "/task/" +
+                                          std::to_string(tid) + "/stat");
+    ThreadInfo thread;
+    return stat && parse_stat(*stat, thread) && thread.state != 'Z' && thread.state != 'X';
+  }
+
   const pid_t pid_, agent_;
+  bool somebody_elses_ = false;
   std::vector<Thread> threads_;
 };
 
@@ -128,8 +150,7 @@ void ThreadStopper::let_go_later() {
     int status = 0;
     const pid_t got = ::waitpid(tid, &status, __WALL | WNOHANG);
     if (got == 0) return false;
-    if (got == tid && WIFSTOPPED(status))
-      (void)::ptrace(PTRACE_DETACH, tid, nullptr, static_cast<long>(signal_of(status)));
+    if (got == tid && WIFSTOPPED(status)) (void)detach(tid, status);
     return true;
   });
 }
@@ -147,9 +168,13 @@ void ThreadStopper::hold(Client& client) {
   Traced traced(pid, agent);
   const std::uint64_t end_us = os_.now_us() + kMostStopUs;
   while (client.stop_wanted && !client.gone() && !ending_ && os_.now_us() < end_us) {
-    if (!traced.seize_new()) client.stop_armed = true;
+    if (!traced.seize_new(late_)) client.stop_armed = true;
+    client.unstoppable = traced.somebody_elses();
     traced.look();
-    if (traced.empty()) return;
+    if (traced.empty()) {
+      kick_reader_(client);
+      return;
+    }
     kick_reader_(client);
     os_.sleep_us(kLookUs);
   }

@@ -1,12 +1,13 @@
 // ThreadStopper: the last resort of HAZARDS 5. Threads of a client that change its address space
 // without a pause keep every COPY at EAGAIN, so that no fault is ever answered. Then all threads of
 // that client but its agent are stopped (ptrace: seize, interrupt), the reader catches up, and they
-// go on. Its parent and the program itself do not see it, but for what any stop may show: a system
-// call that is never restarted (epoll_wait, for one) ends with EINTR.
+// go on. Its parent and the program itself do not see it: system calls that the stop has ended go
+// on as well (daemon/call_restart.h).
 //
 // Thread safety: stop() from any thread. One thread of its own, because the kernel ties a traced
 // thread to the one that traces it; so one client at a time, each for kMostStopUs at most.
-// Errors: a client that cannot be traced (a debugger has it, no privilege) just goes on as before.
+// Errors: threads that cannot be traced (a debugger has them, no privilege) go on as before, and
+// Client::unstoppable says so: then the reader must find another way (HAZARDS 39).
 #pragma once
 
 #include <functional>

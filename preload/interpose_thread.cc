@@ -182,7 +182,7 @@ void retire_agent() {
   if (attaching() != nullptr) (void)ask_agent(*control, AgentOp::attach);
   const std::uint32_t tid = sys::load(control->tid);
   if (live() == nullptr || tid == 0) return;
-  if (!ask_daemon(*control, wire::RequestOp::retire, 0, 0)) return;
+  if (ask_daemon(*control, wire::RequestOp::retire, 0, 0) != 0) return;
   library.nothing_registered = true;
   sys::store(library.alive->presence, static_cast<std::uint32_t>(Presence::none));
   (void)ask_agent(*control, AgentOp::leave);

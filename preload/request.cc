@@ -10,6 +10,7 @@ constexpr long kSliceMs = 100;
 // The evictor's longest pause between two commands is 5 ms.
 constexpr int kPatienceSlices = 75;
 constexpr std::uint32_t kPatienceSliceUs = 200;
+constexpr int kMostTries = 1'000;
 }  // namespace
 
 bool RequestLock::acquire() {
@@ -78,6 +79,12 @@ Answer await(const Control& control, std::uint32_t seq, long ms) {
   return Answer::not_yet;
 }
 
+// Of a request that was answered with `no`.
+std::uint32_t error_of(const Control& control, std::uint32_t seq) {
+  const wire::Request& request = control.mailbox->request;
+  return sys::load(request.served) == seq ? sys::load(request.status) : EOWNERDEAD;
+}
+
 std::uint64_t now_ms() {
   timespec now{};
   sys::call(SYS_clock_gettime, CLOCK_MONOTONIC, &now);
@@ -87,11 +94,12 @@ std::uint64_t now_ms() {
 
 }  // namespace
 
-bool ask_daemon(Control& control, wire::RequestOp op, std::uint64_t start, std::uint64_t bytes) {
+std::uint32_t ask_daemon(Control& control, wire::RequestOp op, std::uint64_t start,
+                         std::uint64_t bytes) {
   const std::uint32_t seq = post(*control.mailbox, op, start, bytes);
   Answer answer = Answer::not_yet;
   while (answer == Answer::not_yet) answer = await(control, seq, kSliceMs);
-  return answer == Answer::yes;
+  return answer == Answer::yes ? 0 : error_of(control, seq);
 }
 
 // The daemon looks at the request again at each of its steps: one that is given up is cut down to
@@ -104,7 +112,9 @@ Released ask_for_release(Control& control, std::uint64_t start, std::uint64_t by
   for (;;) {
     const long slice_ms = given_up || patience_ms > kSliceMs ? kSliceMs : patience_ms;
     const Answer answer = await(control, seq, slice_ms);
-    if (answer == Answer::no) return Released::nobody_answers;
+    if (answer == Answer::no) {
+      return error_of(control, seq) == EAGAIN ? Released::not_now : Released::nobody_answers;
+    }
     if (answer == Answer::yes) return given_up ? Released::given_up : Released::all;
     if (!given_up && now_ms() >= end && signals.one_waits()) {
       given_up = true;
@@ -127,6 +137,13 @@ void Announcement::begin(Control& control) {
   sys::Backoff backoff;
   while (sys::load(box.layout_agent) != 0 || sys::load(box.layout_daemon) != 0) {
     if (agentless(control)) break;
+    // The daemon may be waiting until nobody is in such a call (HAZARDS 39).
+    if (sys::load(box.layout_daemon) != 0) {
+      sys::add(box.layout_busy, ~0U);
+      while (sys::load(box.layout_daemon) != 0 && !agentless(control)) backoff.next();
+      sys::add(box.layout_busy, 1);
+      continue;
+    }
     backoff.next();
   }
 }
@@ -141,17 +158,40 @@ bool LayoutSection::nothing_to_prepare() const {
              static_cast<std::uint32_t>(wire::ClientMode::released);
 }
 
+// The daemon cannot do it while anybody is in such a call, and asks all to stand back.
+void LayoutSection::stand_back() {
+  Announcement::end(control_);
+  sys::sleep_us(kPatienceSliceUs);
+  Announcement::begin(control_);
+}
+
 bool LayoutSection::prepare(wire::RequestOp op, std::uint64_t start, std::uint64_t bytes) {
-  if (nothing_to_prepare()) return true;
-  const RequestLock lock;
-  return ask_daemon(control_, op, start, bytes);
+  for (int tries = 0; tries < kMostTries; ++tries) {
+    if (nothing_to_prepare()) return true;
+    std::uint32_t error = 0;
+    {
+      const RequestLock lock;
+      error = ask_daemon(control_, op, start, bytes);
+    }
+    if (error != EAGAIN) return error == 0;
+    stand_back();
+  }
+  return false;
 }
 
 Released LayoutSection::release(std::uint64_t start, std::uint64_t bytes,
                                 const SignalBlock& signals, long patience_ms) {
-  if (nothing_to_prepare()) return Released::all;
-  const RequestLock lock;
-  return ask_for_release(control_, start, bytes, signals, patience_ms);
+  for (int tries = 0; tries < kMostTries; ++tries) {
+    if (nothing_to_prepare()) return Released::all;
+    Released released = Released::all;
+    {
+      const RequestLock lock;
+      released = ask_for_release(control_, start, bytes, signals, patience_ms);
+    }
+    if (released != Released::not_now) return released;
+    stand_back();
+  }
+  return Released::nobody_answers;
 }
 
 }  // namespace foldswap::preload

@@ -36,14 +36,15 @@ class RequestLock {
   const bool taken_;
 };
 
-// Posts the request and waits until the daemon has served it. The caller holds the request lock.
-[[nodiscard]] bool ask_daemon(Control& control, wire::RequestOp op, std::uint64_t start,
-                              std::uint64_t bytes);
+// Posts the request and waits until the daemon has served it. 0, or an errno value; EOWNERDEAD:
+// nobody serves it. The caller holds the request lock.
+[[nodiscard]] std::uint32_t ask_daemon(Control& control, wire::RequestOp op, std::uint64_t start,
+                                       std::uint64_t bytes);
 
 // `release` of a range of any size, which the caller's signals may end: once it has taken
 // `patience_ms` and one of those waits that `signals` blocks, it is given up. What has come back by
-// then stays, unless it is taken out again.
-enum class Released { all, given_up, nobody_answers };
+// then stays, unless it is taken out again. `not_now`: the daemon wants all callers to stand back.
+enum class Released { all, given_up, not_now, nobody_answers };
 [[nodiscard]] Released ask_for_release(Control& control, std::uint64_t start, std::uint64_t bytes,
                                        const SignalBlock& signals, long patience_ms);
 
@@ -100,6 +101,7 @@ class LayoutSection {
 
  private:
   [[nodiscard]] bool nothing_to_prepare() const;
+  void stand_back();
 
   SignalBlock signals_{SignalBlock::Set::asynchronous};
   Announcement announcement_;
