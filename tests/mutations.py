@@ -63,6 +63,8 @@ CAUGHT_BY = {
     "h38_bounded_hold": ("daemon", 1),
     "h32_mapping_limit": ("daemon", 1),
     "sparse_scan": ("daemon", 1),
+    "h39_unregister": ("daemon", 1),
+    "stop_restarts_calls": ("stopped_calls_go_on", 2),
     "entry_before_checksum": ("simulator_deaths", 1),
     "free_before_copy": ("simulator_deaths", 1),
     "inbox_before_applied": ("simulator_deaths", 1),
