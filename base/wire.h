@@ -198,7 +198,7 @@ enum class RequestOp : std::uint32_t {
 };
 
 // One request of an interposed call to the daemon; the library serialises its own callers with a
-// process-local lock. The caller writes op, start, bytes, then stores seq = served + 1 (release),
+// process-local lock. The caller writes op, start, bytes, then stores seq + 1 (release),
 // bumps to_daemon and futex-wakes it; then waits (futex on `served`) until served == seq. status: 0
 // or an errno value.
 struct Request {

@@ -170,11 +170,7 @@ LayoutTryLock::LayoutTryLock(Client& client, std::uint32_t incarnation, Side sid
   held_ = __atomic_compare_exchange_n(&mailbox_->layout, &free,
                                       (incarnation << 2) | wire::kLayoutDaemon, false,
                                       __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-  if (held_) {
-    // Whoever was stopped has let go, and will find that its command is void.
-    if (side == Side::reader) client.revoked = false;
-    return;
-  }
+  if (held_) return;
   rank_check::released(LockRank::layout);
   mailbox_ = nullptr;
   held_ = side == Side::reader && client.revoked && (free & 3) == wire::kLayoutAgent;

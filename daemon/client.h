@@ -60,7 +60,7 @@ struct Batch {
   std::array<std::atomic<bool>, wire::kHalfPages> moved{};  // valid once in_transfer is seen
   std::atomic<std::uint32_t> pages{0};
   std::uint64_t posted_at_us = 0;
-  std::uint32_t revocations = 0;  // Client::revocations when it was planned; the evictor's
+  std::uint32_t epoch = 0;  // of its command; the evictor's
   // Where its pages lie, slot by slot, from `in_transfer` on: in the transfer area, or in `taken`.
   std::atomic<const std::byte*> source{nullptr};
   Mapping taken;  // from a stopped agent (Evictor::take_over_batch); made when first needed
@@ -216,11 +216,16 @@ class Client {
   // then the reader of a crowded inbox had better not let them go on.
   std::atomic<bool> stop_armed{false};
   // A stopped agent (HAZARDS 38). The evictor raises `overdue` when somebody waits for a command
-  // that is not answered; the reader then revokes: from there no command posted before can move
-  // anything, and until `revoked` is lowered again, by a reader that gets the layout lock, it goes
-  // on without that lock, and nothing is posted. `revocations` counts, when each is complete.
+  // that is not answered; the reader then revokes: a command of an epoch before `void_before` (0:
+  // none) can move nothing any more. While `revoked` is up the agent has the layout lock, the
+  // reader goes on without, and nothing is posted; whoever gets the lock lowers it.
   std::atomic<bool> agent_overdue{false}, revoked{false};
-  std::atomic<std::uint32_t> revocations{0};
+  std::atomic<std::uint64_t> void_before{0};  // an epoch, and kEpochKnown
+  static constexpr std::uint64_t kEpochKnown = 1ULL << 32;
+  [[nodiscard]] bool is_void(std::uint32_t epoch) const {
+    const std::uint64_t before = void_before.load();
+    return before != 0 && static_cast<std::int32_t>(static_cast<std::uint32_t>(before) - epoch) > 0;
+  }
   // A FORK was read while the only copy of a page may have been in staging: if the client ends
   // before that is settled, so do those children.
   std::atomic<bool> fork_over_batch{false}, batch_lost{false};

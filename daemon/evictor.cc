@@ -1,5 +1,7 @@
 #include "daemon/evictor.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -176,9 +178,7 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
   // The epoch and the thread count come before anything is looked at: whatever changes later makes
   // the agent stop.
   const std::uint32_t epoch = load_word(client.mailbox->epoch);
-  // In this order: a reader that revokes raises `revoked`, then the epoch, then the count.
-  const std::uint32_t revocations = client.revocations.load();
-  if (client.revoked) return give_up();
+  if (client.revoked) return give_up();  // after the epoch was read: see FaultService::revoke
   const std::uint32_t threads = load_word(client.mailbox->threads_created);
   const std::uint32_t advised = load_word(client.mailbox->advised);
   if (client.unapplied) return give_up();
@@ -208,7 +208,7 @@ bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t want
   }
   Batch& batch = client.batch[half];
   batch.generation = ++client.batch_generation;
-  batch.revocations = revocations;
+  batch.epoch = epoch;
   note_closed(client, plan, client.mailbox->commands[half]);
   if (plan.pages == 0 || mark_out(client, half, plan) == 0) return give_up();
   batch.reserved_bytes = reserve;
@@ -492,6 +492,9 @@ void Evictor::settle(Client& client, std::uint32_t half, std::uint64_t now_us) {
 void Evictor::end_batch(Client& client, std::uint32_t half) {
   Batch& batch = client.batch[half];
   batch.in_transfer.store(false, std::memory_order_release);
+  // Not unmapped: a reader may be looking at it, and will find that its entry has changed.
+  if (batch.source == batch.taken.data() && batch.taken.valid())
+    (void)::madvise(batch.taken.data(), batch.taken.size(), uapi::kMadvDontneedLocked);
   store_.pool().release_reservation(batch.reserved_bytes);
   client.record.batch[half].pages = 0;
   batch.pages = 0;

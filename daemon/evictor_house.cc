@@ -162,7 +162,10 @@ bool Evictor::is_ours(Client& client, const VmaInfo& vma) {
   const LayoutTryLock lock(client, tunables_.incarnation, LayoutTryLock::Side::evictor);
   if (!lock.held()) return true;  // not known now: asked again before anything rests on it
   // It may have become something else since smaps was read (HAZARDS 31).
-  if (os_.uffd_probe(client.uffd.get(), vma.start) == Probe::unregistered) return false;
+  const int fd = client.uffd.get();
+  if (os_.uffd_probe(fd, vma.start) == Probe::unregistered &&
+      os_.uffd_probe(fd, vma.end - kPage) == Probe::unregistered)
+    return false;
   return os_.uffd_register(client.uffd.get(), vma.start, vma.end - vma.start) != -EBUSY;
 }
 

@@ -29,13 +29,14 @@ bool Evictor::agent_stopped(const Client& client) const {
 }
 
 std::uint64_t Evictor::watch_agent(Client& client, std::uint64_t now_us) {
-  constexpr std::uint64_t kSoonUs = 2'000, kLateUs = 20'000, kLongUs = 1'000'000;
+  constexpr std::uint64_t kSoonUs = 2'000, kLateUs = 50'000, kLongUs = 1'000'000;
+  if (!client.has_agent()) return 0;
   std::uint64_t oldest_us = now_us;
   bool posted = false, may_move = false;
   for (const Batch& batch : client.batch) {
     if (batch.phase != Batch::Phase::posted) continue;
     posted = true;
-    may_move = may_move || batch.revocations == client.revocations.load();
+    may_move = may_move || !client.is_void(batch.epoch);
     oldest_us = std::min(oldest_us, batch.posted_at_us);
   }
   if (client.revoked && !posted) {
@@ -45,8 +46,9 @@ std::uint64_t Evictor::watch_agent(Client& client, std::uint64_t now_us) {
   const wire::Mailbox& mailbox = *client.mailbox;
   const bool waited_for = client.unapplied || client.faults_parked || client.restore_wanted ||
                           client.release_wanted || load_word(mailbox.reader_waits) != 0 ||
+                          load_word(mailbox.layout_busy) != 0 ||
                           load_word(mailbox.request.seq) != load_word(mailbox.request.served);
-  if (!posted || !waited_for || !client.has_agent()) return 0;
+  if (!posted || !waited_for) return 0;
   const std::uint64_t age_us = now_us - oldest_us;
   const std::uint64_t again_us = age_us < kLongUs ? kSoonUs : kLateUs;
   if (age_us < kStoppedUs || (age_us < kOverdueUs && !agent_stopped(client))) return again_us;
@@ -79,12 +81,16 @@ void Evictor::take_over_batch(Client& client, std::uint32_t half) {
 // Into private memory, because an agent that goes on writes to the transfer area. If it does so
 // now, it notes a result before it empties staging: so what was read of staging is good if there is
 // no result afterwards. /proc/PID/mem never waits for a userfaultfd, whoever has registered staging
-// (HAZARDS 4): it fails.
+// (HAZARDS 4): it fails. A file could make it wait: so staging must be what it was, just before (a
+// client that changes that in between holds its evict thread up: HAZARDS 41).
 bool Evictor::fetch_staging(Client& client, std::uint32_t half) {
   constexpr std::uint64_t kThere = 1ULL << 63;
   Batch& batch = client.batch[half];
   const wire::Command& command = client.mailbox->commands[half];
   const std::uint64_t staging = client.record.staging + half * wire::kHalfBytes;
+  const ProcessMappings mappings(os_, client.pid());
+  const auto parts = mappings.of_range(staging, staging + wire::kHalfBytes);
+  if (parts && !std::ranges::all_of(*parts, &ProcessMapping::ordinary)) return false;
   if (!batch.taken.valid()) {
     auto made = Mapping::anonymous(wire::kHalfBytes);
     if (!made) return false;

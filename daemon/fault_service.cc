@@ -217,6 +217,7 @@ FaultService::ReadResult FaultService::read_messages(Client& client) {
       return ReadResult::busy;
     }
     client.busy_since_us = 0;
+    if (client.revoked && !lock.past_agent()) end_revocation(client);
     std::memset(static_cast<void*>(tail), 0,
                 inbox.size_bytes());  // HAZARDS 19: entries validate themselves
     // Which fork it is that may be read now; the child will say the same number. The atfork
@@ -278,35 +279,39 @@ void FaultService::note_busy(Client& client) {
   if (now_us - client.busy_since_us > kMostBusyUs) revoke(client);
 }
 
-// HAZARDS 38. From here no command that was posted before moves anything: an agent that has
-// registered staging before it is unregistered here gets an error from MOVE, and one that registers
-// it afterwards finds another epoch before it moves. What it has moved already it may copy out.
-// Nothing is posted while `revoked` is up, so the agent can do nothing with a lock that it has.
+// HAZARDS 38. From here no command of an older epoch moves anything. If the agent does not have the
+// lock it compares epochs before it moves. If it has, it may have done so: then staging is
+// unregistered, and MOVE fails; and whenever it registers staging again it compares them after
+// that. What it has moved already it may copy out.
 void FaultService::revoke(Client& client) {
   if (client.mailbox == nullptr || mutated(Mutation::h38_take_over)) return;
-  const bool had =
-      client.revoked.exchange(true);  // before the epoch moves: see Evictor::begin_batch
-  std::uint32_t word = wire::kLayoutFree;
-  {
-    const LayoutTryLock lock(client, tunables_.incarnation);  // lowers it again if it gets the word
-    add_word(client.mailbox->epoch);
-    word = load_word(client.mailbox->layout);
-    const int error =
-        mutated(Mutation::h38_staging_stays)
-            ? 0
-            : os_.uffd_unregister(client.uffd.get(), client.record.staging, wire::kStagingBytes);
-    if (error != 0) {
-      client.revoked = had && client.revoked;
-      return;
-    }
-    client.revocations.fetch_add(1);
-  }
-  if ((word & 3) != wire::kLayoutAgent) {
-    client.revoked = false;
+  wire::Mailbox& mailbox = *client.mailbox;
+  // Before the epoch moves: what the evictor posts without having seen it is of an older epoch.
+  const bool had = client.revoked.exchange(true);
+  const LayoutTryLock lock(client, tunables_.incarnation);
+  const std::uint32_t epoch = __atomic_add_fetch(&mailbox.epoch, 1U, __ATOMIC_SEQ_CST);
+  if (!lock.held()) {  // the evictor has it for a moment
+    client.revoked = had;
     return;
   }
-  if (!had) log::debug("{}: its agent does not go on: nobody waits for it", client.label());
-  store_word(client.mailbox->layout_agent, 0);
+  if (lock.past_agent() && !mutated(Mutation::h38_staging_stays) &&
+      os_.uffd_unregister(client.uffd.get(), client.record.staging, wire::kStagingBytes) != 0) {
+    client.revoked = had;
+    return;
+  }
+  client.void_before = epoch | Client::kEpochKnown;
+  // Callers wait for it, and nothing will come of what it announced.
+  store_word(mailbox.layout_agent, 0);
+  if (!lock.past_agent()) client.revoked = false;
+  if (lock.past_agent() && !had)
+    log::debug("{}: its agent does not go on: nobody waits for it", client.label());
+}
+
+// Under the lock, which the agent has let go of. An agent of an older library would not notice that
+// its staging is registered no more.
+void FaultService::end_revocation(Client& client) {
+  if (os_.uffd_register(client.uffd.get(), client.record.staging, wire::kStagingBytes) == 0)
+    client.revoked = false;
 }
 
 // Whether it is an event that stays in the inbox. Faults leave it: they can be raised again.

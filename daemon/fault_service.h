@@ -66,6 +66,7 @@ class FaultService {
   void forget_unmapped(Client& client, std::uint64_t page);
   void note_busy(Client& client);
   void revoke(Client& client);
+  void end_revocation(Client& client);
 
   // -- a starved client whose threads cannot be stopped (fault_service_starved.cc)
   void make_quiet(Client& client, std::uint64_t now_us);
@@ -127,6 +128,9 @@ class FaultService {
 
   void serve_request(Client& client, StepResult& result);
   // -- what is mapped where, and whose it is (fault_service_mappings.cc)
+  [[nodiscard]] Result<std::vector<ProcessMapping>> mapping_of(const Client& client,
+                                                               std::uint64_t start,
+                                                               std::uint64_t end) const;
   [[nodiscard]] bool unify(Client& client, std::uint64_t start, std::uint64_t bytes);
   // A page that is registered, and cannot be filled: its mapping is none of ours.
   [[nodiscard]] Outcome let_go_of_mapping(Client& client, std::uint64_t page);

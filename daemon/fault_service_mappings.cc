@@ -13,6 +13,21 @@ constexpr std::uint64_t kMostForgotten = 2'048;  // pages asked for in a step
 
 }  // namespace
 
+// Error: it cannot be told; or the process is another program by now, and a relative of it keeps
+// the address space.
+Result<std::vector<ProcessMapping>> FaultService::mapping_of(const Client& client,
+                                                             std::uint64_t start,
+                                                             std::uint64_t end) const {
+  const std::uint64_t staging = client.record.staging;
+  const ProcessMappings mappings(os_, client.pid());
+  const auto known =
+      staging == 0 ? fail("it has no staging") : mappings.of_range(staging, staging + kPage);
+  if (!known) return std::unexpected(known.error());
+  if (known->empty() || known->front().whole_start != staging)
+    return fail("its staging is not there");
+  return mappings.of_range(start, end);
+}
+
 // Before an mremap: the whole range in one state (HAZARDS 13). A range in which nothing is
 // registered stays as it is, whatever it is; what is not ours is not touched in any case (HAZARDS
 // 31).
@@ -23,8 +38,7 @@ bool FaultService::unify(Client& client, std::uint64_t start, std::uint64_t byte
   const std::uint64_t end = start + bytes;
   if (os_.uffd_probe(fd, start) == Probe::changing) return false;
   store_word(client.mailbox->registered, 1);
-  const ProcessMappings mappings(os_, client.pid());
-  const auto parts = mappings.of_range(start, end);
+  const auto parts = mapping_of(client, start, end);
   if (!parts ||
       mutated(Mutation::h31_mapping_in_hold)) {  // nobody tells: the kernel has the last word
     (void)os_.uffd_register(fd, start, bytes);
@@ -40,7 +54,7 @@ bool FaultService::unify(Client& client, std::uint64_t start, std::uint64_t byte
     if (error != 0)
       log::debug("{}: range {:#x}-{:#x} cannot be registered: {}", client.label(), part.start,
                  part.end, -error);
-    const auto now = mappings.of_range(part.start, part.end);
+    const auto now = mapping_of(client, part.start, part.end);
     for (const ProcessMapping& other : now.value_or(std::vector<ProcessMapping>())) {
       if (!other.ordinary) (void)os_.uffd_unregister(fd, other.start, other.end - other.start);
     }
@@ -66,7 +80,7 @@ FaultService::Outcome FaultService::let_go_of_mapping(Client& client, std::uint6
   if (probe == Probe::unregistered || client.record.inbox_count != 0) return wake(client, page);
   const LayoutTryLock lock(client, tunables_.incarnation);
   if (!lock.held()) return Outcome::later;
-  const auto found = ProcessMappings(os_, client.pid()).of_range(page, page + kPage);
+  const auto found = mapping_of(client, page, page + kPage);
   // Nobody tells what it is: huge pages are of 2 MiB, mostly.
   ProcessMapping mapping{extent_floor(page), extent_floor(page) + wire::kExtentBytes, false};
   if (found && found->empty()) return wake(client, page);
@@ -78,13 +92,14 @@ FaultService::Outcome FaultService::let_go_of_mapping(Client& client, std::uint6
   } else if (client.map->next_out(mapping.start, mapping.end) < mapping.end) {
     return wake(client, page);
   }
-  // Nothing was ever taken out of such memory: what the map has there is of another one.
-  store_.clear_range(client, mapping.start, mapping.end);
   client.record.unregistering.note(mapping.start, mapping.end - mapping.start);
   const int error = os_.uffd_unregister(fd, mapping.start, mapping.end - mapping.start);
   const bool changing = os_.uffd_probe(fd, page) == Probe::changing;
   if (changing) (void)os_.uffd_register(fd, mapping.start, mapping.end - mapping.start);
   client.record.unregistering.clear();
+  // Nothing was ever taken out of such memory: what the map has there is of one that has gone
+  // without an event. Sure only now: nothing was on its way elsewhere when it was looked at.
+  if (!changing && error == 0) store_.clear_range(client, mapping.start, mapping.end);
   log::debug("{}: {:#x}-{:#x} is no memory of ours: unregistered ({})", client.label(),
              mapping.start, mapping.end, -error);
   return changing ? Outcome::changing : wake(client, page);

@@ -45,7 +45,8 @@ class SimOs final : public Os {
   int texts_read = 0;
   int scans = 0;  // of page maps
   std::function<void(int fd)> before_read;
-  std::function<void()> before_fill;  // runs once, when the next page is about to be filled
+  std::function<void()> before_register;  // and before UNREGISTER; each time
+  std::function<void()> before_fill;      // runs once, when the next page is about to be filled
 
   void add_range(int fd, std::uint64_t start, std::uint64_t pages) {
     for (std::uint64_t i = 0; i < pages; ++i) spaces[fd].registered.insert(start + i * kPage);
@@ -90,6 +91,7 @@ class SimOs final : public Os {
   void sleep_us(std::uint64_t us) override { clock_ns += us * 1'000; }
   int uffd_api(int, std::uint64_t) override { return 0; }
   int uffd_register(int fd, std::uint64_t start, std::uint64_t bytes) override {
+    if (before_register) before_register();
     const auto& others = spaces[fd].not_anonymous;
     const auto first = others.lower_bound(start);
     if (first != others.end() && *first < start + bytes) return -EINVAL;
@@ -97,6 +99,7 @@ class SimOs final : public Os {
     return 0;
   }
   int uffd_unregister(int fd, std::uint64_t start, std::uint64_t bytes) override {
+    if (before_register) before_register();
     for (std::uint64_t p = start; p < start + bytes; p += kPage) spaces[fd].registered.erase(p);
     return 0;
   }

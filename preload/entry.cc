@@ -98,7 +98,7 @@ void go_live(const Settings& settings, const wire::Hello& hello, std::uint64_t c
   sys::copy_bytes(library.socket_path, settings.socket_path, sizeof(library.socket_path));
   install_fork_handlers();
   sys::store(areas.alive()->presence, static_cast<std::uint32_t>(Presence::live));
-  sys::store(library.alive, areas.alive());
+  move_notes_lock(*areas.alive());
   while (sys::load(library.quiet_calls) != 0) sys::sleep_us(50);
   wire::Mailbox& box = *library.control->mailbox;
   {

@@ -7,6 +7,7 @@
 #include <initializer_list>
 
 #include "base/mutation.h"
+#include "preload/request.h"
 #include "preload/state.h"
 
 namespace foldswap::preload {
@@ -38,15 +39,16 @@ struct Word {
 
 // In the library's own data, which is never evicted, and touched only as far as it is used.
 struct Notes {
-  std::uint32_t lock;   // (atomic) the holder's thread id
-  std::uint32_t alive;  // pages with anything in them
-  std::uint32_t used;   // of `page`
+  std::uint32_t early_lock;  // (atomic) the lock while there is no Life; see move_notes_lock()
+  std::uint32_t alive;       // pages with anything in them
+  std::uint32_t used;        // of `page`
   std::uint16_t free;
   std::uint32_t words_used;
   std::uint32_t slots_used;
   std::uint32_t look_at;         // pages at which the list is gone through again
   std::uint64_t looked_over_ms;  // when it was
-  bool lost;                     // something could not be noted
+  std::uint32_t lost_mutexes;    // so many could not be noted
+  bool lost_words;               // likewise, and nobody will say when they are over
   std::uint16_t bucket[kBuckets];
   std::uint64_t slot[wire::kExclusions];  // what a mailbox gets; 0: free
   Page page[kPages];
@@ -56,11 +58,19 @@ constinit Notes notes{};
 
 constexpr std::uint64_t kLookAgainMs = 1'000;
 
+constexpr std::uint32_t kMoved = ~0U;  // of early_lock: for ever
+
+std::uint32_t& lock_word() {
+  Life* const life = sys::load(library.alive);
+  return life == nullptr ? notes.early_lock : life->notes_lock;
+}
+
 bool try_lock(std::uint32_t me) {
-  const std::uint32_t holder = sys::load(notes.lock);
-  if (holder == 0) return sys::exchange_if(notes.lock, 0, me);
+  std::uint32_t& word = lock_word();
+  const std::uint32_t holder = sys::load(word);
+  if (holder == 0) return sys::exchange_if(word, 0, me);
   // A vfork child that was killed half-way.
-  return sys::call(SYS_tkill, holder, 0) == -ESRCH && sys::exchange_if(notes.lock, holder, me);
+  return holder != kMoved && thread_is_over(holder) && sys::exchange_if(word, holder, me);
 }
 
 class Lock {
@@ -102,7 +112,7 @@ void take_slot(Page& page) {
 }
 
 bool too_many() {
-  return notes.lost || notes.alive > wire::kExclusions;
+  return notes.lost_mutexes != 0 || notes.lost_words || notes.alive > wire::kExclusions;
 }
 
 // Those that were too many have room now.
@@ -155,7 +165,6 @@ Page* obtain(std::uint64_t address) {
   } else if (notes.used < kPages) {
     index = static_cast<std::uint16_t>(notes.used++);
   } else {
-    notes.lost = true;
     return nullptr;
   }
   Page& page = notes.page[index];
@@ -234,7 +243,11 @@ bool still_a_mutex(std::uint64_t address) {
   const iovec from{reinterpret_cast<void*>(address + offsetof(pthread_mutex_t, __data.__kind)),
                    sizeof(kind)};
   const long got = sys::call(SYS_process_vm_readv, sys::call(SYS_getpid), &to, 1, &from, 1, 0);
-  if (got == -EFAULT) return false;
+  if (got == -EFAULT) {  // unmapped, or only closed to everybody for a while (PROT_NONE)
+    unsigned char unused = 0;
+    return sys::call(SYS_mincore, page_floor(reinterpret_cast<std::uint64_t>(from.iov_base)), kPage,
+                     &unused) != -ENOMEM;
+  }
   if (got != static_cast<long>(sizeof(kind))) return true;
   return (kind & ~kEveryKind) == 0 && (kind & (kRobust | kInherits)) != 0;
 }
@@ -280,14 +293,17 @@ bool notes_matter() {
   return presence() != Presence::none;
 }
 
-void note_mutex(std::uint64_t address) {
+void note_mutex(std::uint64_t address, bool again) {
   const Lock lock;
   if (Page* const known = find(page_floor(address)); known == nullptr) make_room();
   Page* const page = obtain(page_floor(address));
   if (page != nullptr) {
     std::uint64_t* word = nullptr;
     const std::uint64_t bit = bit_of(address, page->mutexes, word);
+    if (again && (*word & bit) != 0) return;
     *word |= bit;
+  } else if (!again) {
+    ++notes.lost_mutexes;
   }
   const std::uint64_t last = page_floor(address + kMutexBytes - 1);
   if (last != page_floor(address)) {
@@ -299,8 +315,12 @@ void note_mutex(std::uint64_t address) {
 void forget_mutex(std::uint64_t address) {
   const Lock lock;
   Page* const page = find(page_floor(address));
-  if (page == nullptr) return;
-  drop_mutex(*page, address);
+  std::uint64_t* word = nullptr;
+  if (page != nullptr && (bit_of(address, page->mutexes, word) & *word) != 0) {
+    drop_mutex(*page, address);
+  } else if (notes.lost_mutexes != 0 && --notes.lost_mutexes == 0 && !too_many()) {
+    fill_slots();
+  }
   tell();
 }
 
@@ -311,14 +331,18 @@ std::uint32_t note_word(std::uint64_t address) {
   std::uint32_t note = 0;
   while (note < notes.words_used && notes.word[note].used) ++note;
   if (note == kWords) {
-    notes.lost = true;
+    notes.lost_words = true;
     tell();
     return kNoNote;
   }
   if (note == notes.words_used) ++notes.words_used;
   notes.word[note] = {.address = address, .tid = 0, .used = true};
   for (const std::uint64_t end : {address, address + kWordBytes - 1}) {
-    if (Page* const page = obtain(page_floor(end))) ++page->words;
+    if (Page* const page = obtain(page_floor(end))) {
+      ++page->words;
+    } else {
+      notes.lost_words = true;
+    }
   }
   tell();
   return note;
@@ -363,7 +387,15 @@ void lock_notes() {
 }
 
 void unlock_notes() {
-  sys::store(notes.lock, 0U);
+  sys::store(lock_word(), 0U);
+}
+
+void move_notes_lock(Life& life) {
+  lock_notes();
+  sys::store(life.notes_lock, static_cast<std::uint32_t>(sys::call(SYS_gettid)));
+  sys::store(library.alive, &life);
+  sys::store(notes.early_lock, kMoved);
+  unlock_notes();
 }
 
 void notes_after_fork() {

@@ -18,14 +18,16 @@
 #include <cstdint>
 
 #include "base/wire.h"
+#include "preload/state.h"
 
 namespace foldswap::preload {
 
 // Whether notes of this process can matter: it is a client, or may become one.
 [[nodiscard]] bool notes_matter();
 
-// A mutex of the kinds above lies at `address`, or does no longer. Noting twice is noting once.
-void note_mutex(std::uint64_t address);
+// A mutex of the kinds above lies at `address`, or does no longer. `again`: it was noted a moment
+// ago, and may have been taken for none since.
+void note_mutex(std::uint64_t address, bool again);
 void forget_mutex(std::uint64_t address);
 
 // A thread about to be made will have its end told at `address`. The answer stands for the note;
@@ -46,6 +48,8 @@ void look_over_exclusions();
 // their words are no more.
 void lock_notes();
 void unlock_notes();
+// Makes `life` the process's (Library::alive), whose word is the lock from here on.
+void move_notes_lock(Life& life);
 void notes_after_fork();
 
 }  // namespace foldswap::preload

@@ -10,9 +10,6 @@
 #include "preload/request.h"
 #include "preload/state.h"
 
-// What the loader, and libc, tell this library apart by; it comes with the compiler's start files.
-extern "C" __attribute__((visibility("hidden"))) void* __dso_handle;
-
 namespace foldswap::preload {
 namespace {
 
@@ -72,8 +69,14 @@ void parent() {
 void child() {
   if (sys::load(library.forker) != myself()) return;
   sys::store(library.forker, std::uint64_t{0});
+  sys::add(library.forks, 1);
   sys::store(library.quiet_calls, 0U);
-  notes_after_fork();
+  // In a raw fork's child another thread of its parent may have been in the middle of them.
+  if (library.fork_of_client || sys::load(library.alive) == nullptr) {
+    notes_after_fork();
+  } else {
+    unlock_notes();
+  }
   // If not a client's: what its parent knew still holds.
   if (library.fork_of_client) begin_child();
   SignalBlock::restore(library.fork_mask);
@@ -96,7 +99,8 @@ void install_fork_handlers() {
     if (now == kInstalled || now == me) return;
     backoff.next();
   }
-  const bool done = next_register_atfork(prepare, parent, child, &__dso_handle) == 0;
+  // Of nobody: they stay while others' destructors run at the end.
+  const bool done = next_register_atfork(prepare, parent, child, nullptr) == 0;
   sys::store(installing, done ? kInstalled : 0U);
 }
 

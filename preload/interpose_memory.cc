@@ -144,8 +144,11 @@ bool remap_refused(const RemapCall& call) {
       bytes > kAddressEnd - start) {
     return true;
   }
+  // Since 6.17 a move of several mappings passes over holes.
+  const bool plain_move = (call.flags & MREMAP_FIXED) != 0 && call.old_bytes == call.new_bytes;
+  constexpr std::uint64_t kAbsurd = 64ULL << 30;
   unsigned char unused = 0;
-  return bytes > wire::kExtentBytes && call.new_bytes >= call.old_bytes &&
+  return bytes >= kAbsurd && !plain_move && call.new_bytes >= call.old_bytes &&
          sys::call(SYS_mincore, start + bytes - kPage, kPage, &unused) == -ENOMEM;
 }
 
@@ -301,7 +304,9 @@ wire::Range attached_range(int segment, const void* address, int flags) {
   if ((flags & SHM_RND) != 0) start = page_floor(start);
   shmid_ds about{};
   if (start == 0 || sys::call(SYS_shmctl, segment, IPC_STAT, &about) != 0) return {};
-  return advised_range(start, about.shm_segsz);
+  // Of huge pages the kernel maps whole ones.
+  const std::uint64_t bytes = about.shm_segsz + wire::kExtentBytes - 1;
+  return advised_range(start, bytes - bytes % wire::kExtentBytes);
 }
 
 void* attach_over(int segment, const void* address, int flags) {

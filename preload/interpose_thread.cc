@@ -50,10 +50,15 @@ auto announced(Create create) {
     control = live();
     if (control == nullptr) return create();
   }
-  const Announcement announcement(*control);
+  // A signal handler may fork in here, and return in the child, which has none of this any more.
+  const Life* const life = sys::load(library.alive);
+  Announcement::begin(*control);
   sys::add(control->mailbox->threads_created, 1);
   const auto result = create();
-  sys::add(control->mailbox->threads_created, 1);
+  if (sys::load(library.alive) == life && live() == control) {
+    sys::add(control->mailbox->threads_created, 1);
+    Announcement::end(*control);
+  }
   return result;
 }
 
@@ -71,13 +76,10 @@ bool changed_by_kernel(const pthread_mutexattr_t* attributes) {
 
 // As libc's. Twice, because whoever goes through the notes meanwhile finds no mutex there yet.
 int make_noted(pthread_mutex_t* mutex, const pthread_mutexattr_t* attributes) {
-  const auto note = [address = reinterpret_cast<std::uint64_t>(mutex)] {
-    const SignalBlock signals(SignalBlock::Set::asynchronous);
-    note_mutex(address);
-  };
-  note();
+  const auto address = reinterpret_cast<std::uint64_t>(mutex);
+  note_mutex(address, false);
   const int result = next_pthread_mutex_init(mutex, attributes);
-  if (result == 0) note();
+  if (result == 0) note_mutex(address, true);
   return result;
 }
 
@@ -85,6 +87,7 @@ int init_mutex(pthread_mutex_t* mutex, const pthread_mutexattr_t* attributes) {
   if (!changed_by_kernel(attributes) || !notes_matter()) {
     return next_pthread_mutex_init(mutex, attributes);
   }
+  const SignalBlock signals(SignalBlock::Set::asynchronous);
   return announced([&] { return make_noted(mutex, attributes); });
 }
 
@@ -119,13 +122,17 @@ int clone_asked(const CloneCall& call) {
 
 // The kernel clears the word when the thread ends, and does not wait for us then: so it stays, and
 // if it is out it comes back before the thread is there.
-std::uint32_t keep_word(const void* word) {
-  const SignalBlock signals(SignalBlock::Set::asynchronous);
+void bring_word_in(const void* word) {
   const auto address = reinterpret_cast<std::uint64_t>(word);
-  const std::uint32_t note = note_word(address);
   const std::uint64_t first = page_floor(address);
   const std::uint64_t end = page_ceil(address + sizeof(std::uint32_t));
   sys::call(SYS_madvise, first, end - first, MADV_POPULATE_READ);
+}
+
+std::uint32_t keep_word(const void* word) {
+  const SignalBlock signals(SignalBlock::Set::asynchronous);
+  const std::uint32_t note = note_word(reinterpret_cast<std::uint64_t>(word));
+  bring_word_in(word);
   return note;
 }
 
@@ -149,8 +156,12 @@ int clone_and_stand_still(const CloneCall& call) {
 
 int clone_noted(const CloneCall& call) {
   constexpr int kKernelWrites = CLONE_VM | CLONE_CHILD_CLEARTID;
-  if ((call.flags & kKernelWrites) != kKernelWrites || call.child_word == nullptr ||
-      !notes_matter()) {
+  if ((call.flags & kKernelWrites) != kKernelWrites || call.child_word == nullptr) {
+    return clone_asked(call);
+  }
+  if (!notes_matter()) {
+    // Nothing of an orphan is taken out, but what it has inherited may be out.
+    if (orphaned()) bring_word_in(call.child_word);
     return clone_asked(call);
   }
   if ((call.flags & CLONE_VFORK) != 0) return clone_and_stand_still(call);

@@ -275,20 +275,25 @@ class Executor {
       mark(piece.slot, PageResult::refused, piece.pages);
       return wire::kAbortNone;
     }
+    if (may_register(piece.reg)) {
+      const wire::Range& reg = cmd_.regs[piece.reg];
+      const long all = probe_bytes(sys::load(reg.start), sys::load(reg.bytes));
+      if (all == -EAGAIN) return wire::kAbortEpoch;
+      if (all != -EINVAL && !register_source(piece.reg)) {
+        mark(piece.slot, PageResult::refused, piece.pages);
+        return wire::kAbortRegister;
+      }
+    }
     const long whole = probe(piece.source, piece.pages);
     if (whole == -EAGAIN) return wire::kAbortEpoch;
-    if (whole == -EINVAL) return move_pages(piece);
-    if (may_register(piece.reg) && !register_source(piece.reg)) {
-      mark(piece.slot, PageResult::refused, piece.pages);
-      return wire::kAbortRegister;
-    }
-    return move_what_is_registered(piece);
+    return whole == -EINVAL ? move_pages(piece) : move_what_is_registered(piece);
   }
 
   // HAZARDS 30: REGISTER must never cover a page that is out. If its mapping has gone without an
   // event (shmat raises none) and another one has come there, the other one would show its bytes.
-  // So a range with pages out is closed, and any other is registered once, before something of it
-  // moves. What is not registered then stays: it is looked at anew, as a mapping of its own.
+  // So a range with pages out is closed, and any other is registered once in a command, before
+  // anything of it moves. What is not registered then stays: it is looked at anew, as a mapping of
+  // its own.
   [[nodiscard]] bool may_register(std::uint32_t reg) {
     const std::uint64_t bit = std::uint64_t{1} << reg;
     const bool may = (closed_ & bit) == 0;
@@ -318,8 +323,11 @@ class Executor {
   // UFFDIO_CONTINUE changes nothing in anonymous memory: EINVAL when all of it is one registered
   // mapping, ENOENT when not, EAGAIN when an event waits.
   [[nodiscard]] long probe(std::uint64_t start, std::uint32_t pages) const {
+    return probe_bytes(start, pages * wire::kPageBytes);
+  }
+  [[nodiscard]] long probe_bytes(std::uint64_t start, std::uint64_t bytes) const {
     uffdio_continue probe{};
-    probe.range = {start, pages * wire::kPageBytes};
+    probe.range = {start, bytes};
     return sys::call(SYS_ioctl, c_.uffd, UFFDIO_CONTINUE, &probe);
   }
 

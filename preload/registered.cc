@@ -60,41 +60,42 @@ void read_in(std::uint64_t start, std::uint64_t end) {
 
 }  // namespace
 
-int registered_parts(std::uint64_t start, std::uint64_t end, wire::Range (&parts)[kMostParts]) {
-  ProcText smaps("/proc/thread-self/smaps");
-  if (!smaps.open()) return -1;
-  int count = 0;
-  bool flags_seen = false;
-  std::uint64_t from = 0, to = 0;  // the mapping whose lines are being read
-  for (int c = smaps.get(); c != ProcText::kEnd && count < kMostParts; c = smaps.get()) {
+RegisteredParts::RegisteredParts(std::uint64_t start, std::uint64_t end)
+    : smaps_("/proc/thread-self/smaps"), start_(start), end_(end), over_(!smaps_.open()) {}
+
+RegisteredParts::Next RegisteredParts::next(wire::Range& part) {
+  int c = over_ ? ProcText::kEnd : smaps_.get();
+  for (; c != ProcText::kEnd; c = smaps_.get()) {
+    bool found = false;
     if (c >= 'A' && c <= 'Z') {
-      if (is_flags(smaps, c)) {
-        flags_seen = true;
-        if (read_flags(smaps, c) && from < end && to > start) {
-          const std::uint64_t first = std::max(from, start);
-          parts[count++] = {first, std::min(to, end) - first};
-        }
+      if (is_flags(smaps_, c)) {
+        flags_seen_ = true;
+        found = read_flags(smaps_, c) && from_ < end_ && to_ > start_;
       }
     } else {
-      from = smaps.rest_of_number(c, 16);
-      to = smaps.number(c, 16);
-      if (from >= end) break;
+      from_ = smaps_.rest_of_number(c, 16);
+      to_ = smaps_.number(c, 16);
+      if (from_ >= end_) break;
     }
-    skip_line(smaps, c);
+    skip_line(smaps_, c);
+    if (!found) continue;
+    const std::uint64_t first = std::max(from_, start_);
+    part = {first, std::min(to_, end_) - first};
+    return Next::part;
   }
-  return flags_seen || from >= end ? count : -1;
+  over_ = true;
+  return flags_seen_ || from_ >= end_ ? Next::end : Next::unknown;
 }
 
 void bring_in(std::uint64_t start, std::uint64_t end) {
   if (mutated(Mutation::advice_without_end)) return read_in(start, end);
-  for (std::uint64_t from = start; from < end;) {
-    wire::Range parts[kMostParts];
-    const int count = registered_parts(from, end, parts);
-    if (count < 0) return read_in(from, std::min(end, from + kMostUnknown));
-    for (int i = 0; i < count; ++i) read_in(parts[i].start, parts[i].start + parts[i].bytes);
-    if (count < kMostParts) return;
-    from = parts[count - 1].start + parts[count - 1].bytes;
+  RegisteredParts parts(start, end);
+  wire::Range part;
+  RegisteredParts::Next next = RegisteredParts::Next::part;
+  while ((next = parts.next(part)) == RegisteredParts::Next::part) {
+    read_in(part.start, part.start + part.bytes);
   }
+  if (next == RegisteredParts::Next::unknown) read_in(start, std::min(end, start + kMostUnknown));
 }
 
 }  // namespace foldswap::preload

@@ -8,15 +8,24 @@
 #include <cstdint>
 
 #include "base/wire.h"
+#include "preload/proc_text.h"
 
 namespace foldswap::preload {
 
-// The first parts of [start, end) that are registered, in order of addresses, into `parts`; how
-// many these are. As many as there is room for: there may be more behind the last. -1: it cannot be
-// known.
-inline constexpr int kMostParts = 32;
-[[nodiscard]] int registered_parts(std::uint64_t start, std::uint64_t end,
-                                   wire::Range (&parts)[kMostParts]);
+// The parts of [start, end) that are registered, in order of addresses, in one pass over the file.
+class RegisteredParts {
+ public:
+  enum class Next { part, end, unknown };
+  RegisteredParts(std::uint64_t start, std::uint64_t end);
+  // `unknown`: it cannot be known, and nothing was told before.
+  [[nodiscard]] Next next(wire::Range& part);
+
+ private:
+  ProcText smaps_;
+  const std::uint64_t start_, end_;
+  std::uint64_t from_ = 0, to_ = 0;  // the mapping whose lines are being read
+  bool flags_seen_ = false, over_ = false;
+};
 
 // Reads everything in that can be out in [start, end), bit by bit: signals of the program that are
 // not blocked come through in between. Nothing else is touched; what cannot be read stays.

@@ -78,20 +78,17 @@ class Copy {
   // 0, or a negative errno: a guard could not be made.
   long run() {
     const std::uint64_t end = from_ + bytes_;
-    for (std::uint64_t at = from_; at < end;) {
-      wire::Range parts[kMostParts];
-      const int count = registered_parts(at, end, parts);
-      if (count < 0) return each(at, end);
-      for (int i = 0; i < count; ++i) {
-        const std::uint64_t part_end = parts[i].start + parts[i].bytes;
-        long error = what_is_there(at, parts[i].start);
-        if (error == 0) error = each(parts[i].start, part_end);
-        if (error != 0) return error;
-        at = part_end;
-      }
-      if (count < kMostParts) return what_is_there(at, end);
+    std::uint64_t at = from_;
+    RegisteredParts parts(at, end);
+    wire::Range part;
+    RegisteredParts::Next next = RegisteredParts::Next::part;
+    while ((next = parts.next(part)) == RegisteredParts::Next::part) {
+      long error = what_is_there(at, part.start);
+      at = part.start + part.bytes;
+      if (error == 0) error = each(part.start, at);
+      if (error != 0) return error;
     }
-    return 0;
+    return next == RegisteredParts::Next::unknown ? each(at, end) : what_is_there(at, end);
   }
 
  private:

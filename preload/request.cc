@@ -1,5 +1,8 @@
 #include "preload/request.h"
 
+#include <signal.h>
+#include <sys/wait.h>
+
 #include <cerrno>
 
 #include "preload/agent.h"
@@ -13,6 +16,14 @@ constexpr std::uint32_t kPatienceSliceUs = 200;
 constexpr int kMostTries = 1'000;
 }  // namespace
 
+bool thread_is_over(std::uint32_t tid) {
+  if (sys::call(SYS_tkill, tid, 0) == -ESRCH) return true;
+  siginfo_t info{};
+  return sys::call(SYS_waitid, P_PID, tid, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, nullptr) ==
+             0 &&
+         info.si_pid == static_cast<pid_t>(tid);
+}
+
 bool RequestLock::acquire() {
   const auto me = static_cast<std::uint32_t>(sys::call(SYS_gettid));
   std::uint32_t& word = library.alive->request_lock;
@@ -24,8 +35,7 @@ bool RequestLock::acquire() {
     }
     if (holder == me) return false;
     const long why = sys::futex_wait(word, holder, sys::Scope::own, kSliceMs);
-    if (why == -ETIMEDOUT && sys::call(SYS_tkill, holder, 0) == -ESRCH &&
-        sys::exchange_if(word, holder, me)) {
+    if (why == -ETIMEDOUT && thread_is_over(holder) && sys::exchange_if(word, holder, me)) {
       return true;
     }
   }
@@ -60,7 +70,9 @@ std::uint32_t post(wire::Mailbox& box, wire::RequestOp op, std::uint64_t start,
   request.op = static_cast<std::uint32_t>(op);
   request.start = page_floor(start);
   request.bytes = page_ceil(start + bytes) - page_floor(start);
-  const std::uint32_t seq = sys::load(request.served) + 1;
+  // Not `served` + 1: that may be the number of one whose caller was killed, and is still under
+  // way.
+  const std::uint32_t seq = sys::load(request.seq) + 1;
   sys::store(request.seq, seq);
   sys::add(box.to_daemon, 1);
   sys::futex_wake(box.to_daemon, sys::Scope::shared);

@@ -15,6 +15,10 @@
 
 namespace foldswap::preload {
 
+// Whether a thread has ended, of this process or of a vfork child that shares its memory: that may
+// wait to be reaped, by whoever asks.
+[[nodiscard]] bool thread_is_over(std::uint32_t tid);
+
 // Held with asynchronous signals blocked: its holder is needed by others. For processes that are,
 // or become, a client.
 class RequestLock {
@@ -78,10 +82,16 @@ class Announcement {
 // answers. Asynchronous signals should be blocked, so that no handler leaves the call half-way.
 class QuietCall {
  public:
-  QuietCall() { sys::add(library.quiet_calls, 1); }
+  QuietCall() : forks_(sys::load(library.forks)) { sys::add(library.quiet_calls, 1); }
   QuietCall(const QuietCall&) = delete;
   QuietCall& operator=(const QuietCall&) = delete;
-  ~QuietCall() { sys::add(library.quiet_calls, ~0U); }
+  ~QuietCall() {
+    // Not in a child of a fork in a handler meanwhile, which began to count anew.
+    if (sys::load(library.forks) == forks_) sys::add(library.quiet_calls, ~0U);
+  }
+
+ private:
+  const std::uint32_t forks_;
 };
 
 // An announced call over a range, with asynchronous signals blocked: no handler may leave it

@@ -98,6 +98,7 @@ static_assert(sizeof(Control) <= kPage);
 struct Life {
   std::uint32_t presence;      // (atomic) Presence
   std::uint32_t request_lock;  // (atomic) see request.h
+  std::uint32_t notes_lock;    // (atomic) see exclusions.h
 };
 
 struct Library {
@@ -106,6 +107,7 @@ struct Library {
   Control* control;     // may be touched only while live() or attaching() answers it
   std::uint64_t client_id;
   std::uint32_t quiet_calls;  // (atomic) see QuietCall in request.h
+  std::uint32_t forks;        // (atomic) from the first process of all to this one
   // Of the fork under way; written by the thread that holds the lock of the notes (exclusions.h).
   std::uint64_t forker;     // (atomic) pthread_self() of that thread, which its child inherits
   std::uint64_t fork_mask;  // its signal mask before the fork
