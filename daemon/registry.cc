@@ -23,6 +23,9 @@ Registry::Registry(Os& os, State& state) : os_(os), state_(state) {
       doom(ForkedUffd(message));
     message.event = 0;
   }
+  // Faults that the one before us had read, and not answered, are raised again.
+  constexpr std::uint64_t kStart = 1 << 20, kEnd = kAddressEnd - kPage;
+  for (const UniqueFd& uffd : doomed_) (void)os_.uffd_wake(uffd.get(), kStart, kEnd - kStart);
 }
 
 void Registry::add(std::shared_ptr<Client> client) {
