@@ -95,7 +95,9 @@ class Foreign(E2E):
 class StoppedAgent(E2E):
     """HAZARDS 38: nobody waits for an agent that somebody has stopped."""
 
-    def churned(self, what, rounds, resident_max=None):
+    SETTINGS = {**E2E.SETTINGS, "log.level": "debug"}
+
+    def churned(self, what, rounds, resident_max=None, taken_over=False):
         client = self.client([Place.program("stopworld"), f"--what={what}", f"--rounds={rounds}",
                               f"--seed={self.seed}"], resident_max)
         client.expect("ready")
@@ -106,28 +108,30 @@ class StoppedAgent(E2E):
         self.assertEqual(client.finish(), 0, client.stderr())
         print(f"{churn.rounds} reclaims took out {churn.pages} pages")
         self.assertGreater(churn.pages, 0)
+        if taken_over:
+            self.assertIn("taken over from its agent", self.daemon.log())
         self.finish_daemon()
 
     def test_read(self):
-        self.churned("read", 60)
+        self.churned("read", 24, taken_over=True)
 
     def test_read_under_a_budget(self):
-        self.churned("read", 30, "8M")
+        self.churned("read", 12, "8M")
 
     def test_remap(self):
-        self.churned("remap", 40)
+        self.churned("remap", 16)
 
     def test_fork(self):
-        self.churned("fork", 20)
+        self.churned("fork", 16)
 
     def test_agent_alone(self):
-        self.churned("agent", 40)
+        self.churned("agent", 24, taken_over=True)
 
     def test_agent_alone_under_a_budget(self):
-        self.churned("agent", 30, "8M")
+        self.churned("agent", 12, "8M")
 
     def test_vfork_parent(self):
-        self.churned("vfork", 40)
+        self.churned("vfork", 16)
 
     def test_frozen_agent(self):
         """The freezer stops the agent alone; it does not show in the thread's state."""

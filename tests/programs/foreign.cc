@@ -88,7 +88,7 @@ void replaced(bool huge) {
   auto* const at = reinterpret_cast<std::byte*>(0x600000000000);
   const int file = huge ? -1 : must(memfd_create("foreign", 0), "memfd_create");
   if (!huge) must(ftruncate(file, kBytes), "ftruncate");
-  for (unsigned round = 0; round < 12; ++round) {
+  for (unsigned round = 0; round < 7; ++round) {
     ordinary_at(at, round + 1);
     sleep_ms(200 + round * 60);
     must(munmap(at, kBytes), "munmap");
