@@ -130,6 +130,9 @@ class StoppedAgent(E2E):
     def test_agent_alone_under_a_budget(self):
         self.churned("agent", 12, "8M")
 
+    def test_announced_calls(self):
+        self.churned("announce", 200)
+
     def test_vfork_parent(self):
         self.churned("vfork", 16)
 

@@ -45,6 +45,22 @@ class Words(Calls):
         self.run_operation("words", "ended")
 
 
+    def test_closed_for_a_while(self):
+        self.run_operation("words", "closed_for_a_while")
+
+    def test_beyond_counting(self):
+        self.run_operation("words", "beyond_counting")
+
+    def test_raw_forks(self):
+        self.run_operation("words", "raw_forks")
+
+    def test_ends_in_a_raw_child(self):
+        self.run_operation("words", "ends_in_a_raw_child")
+
+    def test_fork_within_a_call(self):
+        self.run_operation("words", "fork_within_a_call")
+
+
 class ForkHandlers(Calls):
     """Each also under a budget, which takes out again what the handlers touch."""
 
@@ -99,6 +115,9 @@ class Lengths(Calls):
 
     def test_absurd_mremap(self):
         self.run_operation("advice_length", "absurd_mremap")
+
+    def test_moved_with_holes(self):
+        self.run_operation("advice_length", "moved_with_holes")
 
     def test_attach_over(self):
         self.run_operation("advice_length", "attach_over")

@@ -227,6 +227,38 @@ void absurd_mremap(Region& region) {
   same_remap(region, plain, kPage, 0, MREMAP_MAYMOVE);
 }
 
+// Since Linux 6.17 one call moves several mappings, and holes between and behind them. With pages
+// out it does what it does without; before, it fails, and everything is where it was.
+void moved_with_holes(Region&) {
+  constexpr std::size_t kBytes = 8U << 20, kUsed = 7U << 20, kPart = 2U << 20;
+  const auto make = [](std::byte* at) {
+    Region made(at, kUsed / kPage, 11, Kind::mixed);
+    made.write_all();
+    must(madvise(at + kUsed - kPart, kPart, MADV_NOHUGEPAGE), "madvise");
+    must(mprotect(made.page(512), kPage, PROT_READ), "mprotect");
+    must(munmap(at + kUsed, kBytes - kUsed), "munmap");
+    return made;
+  };
+  Region there = make(map_aligned(kBytes));
+  evict();
+  std::byte* const target = map_aligned(kBytes);
+  must(munmap(target, kBytes), "munmap");
+  // What the kernel says of memory that is not registered.
+  std::byte* const plain = map_aligned(kBytes);
+  (void)make(plain);
+  std::byte* const other = map_aligned(kBytes);
+  must(munmap(other, kBytes), "munmap");
+  const auto move = [](std::byte* from, std::byte* to) {
+    return mremap(from, kBytes, kBytes, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to;
+  };
+  const bool known =
+      reinterpret_cast<std::byte*>(syscall(SYS_mremap, plain, kBytes, kBytes,
+                                           MREMAP_MAYMOVE | MREMAP_FIXED, other)) == other;
+  if (move(there.base(), target) != known) wrong("a move of several mappings with a hole");
+  if (known) there.moved_to(target);
+  there.check_all();
+}
+
 // In a child that nobody serves requests of, with a little of a large range out: what is out and
 // what is there moves, and nothing else is even looked at.
 void raw_child_remaps(Region&) {
@@ -299,6 +331,7 @@ void run(const std::string& op, Region& region) {
   if (op == "reservation") return reservation(region);
   if (op == "signals") return signals(region);
   if (op == "raw_child_remaps") return raw_child_remaps(region);
+  if (op == "moved_with_holes") return moved_with_holes(region);
   if (op == "absurd_mremap") return absurd_mremap(region);
   if (op == "attach_over") return attach_over(region);
   errno = EINVAL;

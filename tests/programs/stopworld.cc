@@ -6,6 +6,9 @@
 //   --what=fork      it forks, and the child verifies everything
 //   --what=agent     only the agent is stopped, by the test program itself: what threads read, move
 //                    and discard meanwhile
+//   --what=announce  only the agent is stopped, until the program has moved memory that is not out,
+//   and
+//                    made a thread
 //   --what=vfork     the test stops the process while a vfork child that shares its memory reads
 // "ready" when the memory is filled, "done" after the last round.
 #include <fcntl.h>
@@ -146,11 +149,47 @@ int stop_agent(void*) {
   return 0;
 }
 
+std::atomic<int> g_announced{0};  // 1: the agent is stopped; 2: the calls have returned
+
+int stop_agent_for_calls(void*) {
+  Threads threads;
+  list_threads(threads);
+  pid_t agent = 0;
+  for (int i = 0; i < threads.count; ++i) {
+    if (is_agent(threads.tid[i])) agent = threads.tid[i];
+  }
+  if (agent == 0 || !stop_one(agent)) syscall(SYS_exit, 1);
+  g_announced = 1;
+  const double begun = seconds_now();
+  while (g_announced != 2 && seconds_now() - begun < kPatienceS / 3) {
+    const timespec moment{0, 500'000};
+    syscall(SYS_nanosleep, &moment, nullptr);
+  }
+  const bool returned = g_announced == 2;
+  syscall(SYS_ptrace, PTRACE_DETACH, agent, 0, 0);
+  syscall(SYS_exit, returned ? 0 : 1);
+  return 0;
+}
+
+void call_while_the_agent_is_stopped() {
+  while (g_announced != 1) sleep_ms(1);
+  std::byte* const fresh = map_bytes(4 * kPage);
+  fill_page(fresh, 7, Kind::heap);
+  void* const moved = mremap(fresh, 4 * kPage, 1024 * kPage, MREMAP_MAYMOVE);
+  if (moved == MAP_FAILED) broken("mremap");
+  check_page(static_cast<std::byte*>(moved), 7, Kind::heap);
+  must(munmap(moved, 1024 * kPage), "munmap");
+  std::thread([] {}).join();
+  g_announced = 2;
+  ++g_progress;
+}
+
 void run_relative(int (*work)(void*), std::byte* stack) {
   const pid_t relative =
       must(clone(work, stack + kStackBytes - 64,
                  CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_UNTRACED | SIGCHLD, nullptr),
            "clone");
+  if (work == stop_agent_for_calls) call_while_the_agent_is_stopped();
   int status = 0;
   must(waitpid(relative, &status, __WALL), "waitpid");
   if (WIFEXITED(status) && WEXITSTATUS(status) == kExitWrongBytes) _exit(kExitWrongBytes);
@@ -204,8 +243,13 @@ int main(int argc, char** argv) {
     if (g_what == "vfork") {
       in_a_vfork_child();
     } else {
-      run_relative(g_what == "agent" ? stop_agent : stop_everybody, stack);
+      g_announced = 0;
+      run_relative(g_what == "agent"      ? stop_agent
+                   : g_what == "announce" ? stop_agent_for_calls
+                                          : stop_everybody,
+                   stack);
     }
+    if (g_what == "announce" && round % 16 != 0) continue;
     sleep_ms(10);
     region.check_all();
     for (std::size_t i = round % 5; i < region.pages(); i += 5) region.write(i);

@@ -274,7 +274,123 @@ void ended() {
   evict();
 }
 
+// Memory that nobody may read for a while is not gone, and what lies in it is a mutex again later.
+void closed_for_a_while() {
+  const auto mutexes = robust_pages(40);
+  must(mprotect(mutexes.front(), 40 * kPage, PROT_NONE), "mprotect");
+  for (pthread_mutex_t* mutex : robust_pages(130)) pthread_mutex_destroy(mutex);
+  must(mprotect(mutexes.front(), 40 * kPage, PROT_READ | PROT_WRITE), "mprotect");
+  {
+    const Owners owners(mutexes);
+    evict();
+  }
+  for (pthread_mutex_t* mutex : mutexes) expect_owner_dead(*mutex);
+}
+
+// More at once than the library has room to note; when they are destroyed it is as before.
+void beyond_counting() {
+  constexpr std::size_t kBeyond = 17'000;
+  for (pthread_mutex_t* mutex : robust_pages(kBeyond)) pthread_mutex_destroy(mutex);
+  evict();
+}
+
+void expect_exit(pid_t child, const char* what) {
+  int status = 0;
+  const double begun = seconds_now();
+  while (must(waitpid(child, &status, WNOHANG), "waitpid") == 0) {
+    if (seconds_now() - begun > kMostSeconds) {
+      kill(child, SIGKILL);
+      wrong(what);
+    }
+    sleep_ms(1);
+  }
+  if (status != 0) wrong(what);
+}
+
+// The child of a fork that runs no handlers forks in its turn, whatever another thread of its
+// parent was doing.
+void raw_forks() {
+  std::atomic<bool> stop{false};
+  std::thread maker([&] {
+    pthread_mutex_t mutex;
+    while (!stop) {
+      make_robust(mutex);
+      pthread_mutex_destroy(&mutex);
+    }
+  });
+  for (int i = 0; i < 60; ++i) {
+    const auto child = static_cast<pid_t>(must(_Fork(), "_Fork"));
+    if (child == 0) {
+      const pid_t grandchild = fork();
+      if (grandchild == 0) _exit(0);
+      int status = 1;
+      waitpid(grandchild, &status, 0);
+      _exit(status == 0 ? 0 : 1);
+    }
+    expect_exit(child, "the child of a raw fork hangs in its own fork");
+  }
+  stop = true;
+  maker.join();
+  evict();
+}
+
+// In such a child the words are out, and nobody takes requests.
+void ends_in_a_raw_child() {
+  std::byte* const memory = map_bytes(4 * kPage);
+  for (std::size_t i = 0; i < 4; ++i) *word_of(memory, i) = 1;
+  evict();
+  const auto child = static_cast<pid_t>(must(syscall(SYS_fork), "fork"));
+  if (child == 0) {
+    for (std::size_t i = 0; i < 4; ++i)
+      must(clone(stand, new_stack(), kThread, nullptr, nullptr, nullptr, word_of(memory, i)),
+           "clone");
+    sleep_ms(100);
+    __atomic_store_n(&go_on, 1, __ATOMIC_SEQ_CST);
+    for (std::size_t i = 0; i < 4; ++i) expect_end(word_of(memory, i));
+    _exit(0);
+  }
+  expect_exit(child, "a thread of the child of a raw fork");
+}
+
+bool in_child = false;
+void fork_in_handler(int) {
+  if (in_child) return;
+  if (fork() == 0) in_child = true;
+}
+
+// A handler forks in the middle of a call of ours, and both go on with it.
+void fork_within_a_call() {
+  signal(SIGALRM, fork_in_handler);
+  pthread_mutex_t mutex;
+  for (int round = 0; round < 200 && !in_child; ++round) {
+    ualarm(200, 0);
+    for (int i = 0; i < 100 && !in_child; ++i) {
+      make_robust(mutex);
+      pthread_mutex_destroy(&mutex);
+    }
+  }
+  if (in_child) {  // it becomes a client, and is one like any other
+    sleep_ms(120);
+    const pid_t grandchild = fork();
+    if (grandchild == 0) _exit(0);
+    int status = 1;
+    waitpid(grandchild, &status, 0);
+    _exit(status == 0 && seteuid(geteuid()) == 0 ? 0 : 1);
+  }
+  ualarm(0, 0);
+  int status = 0;
+  for (pid_t child = 0; (child = waitpid(-1, &status, 0)) > 0;) {
+    if (status != 0) wrong("a child that was forked in a handler");
+  }
+  evict();
+}
+
 void run(const std::string& op) {
+  if (op == "closed_for_a_while") return closed_for_a_while();
+  if (op == "beyond_counting") return beyond_counting();
+  if (op == "raw_forks") return raw_forks();
+  if (op == "ends_in_a_raw_child") return ends_in_a_raw_child();
+  if (op == "fork_within_a_call") return fork_within_a_call();
   if (op == "early_robust") return early_robust();
   if (op == "early_inheriting") return early_inheriting();
   if (op == "ends_are_told") return ends_are_told();
