@@ -85,6 +85,16 @@ bool stop_one(pid_t tid) {
   return true;
 }
 
+pid_t stop_the_agent() {
+  Threads threads;
+  list_threads(threads);
+  for (int i = 0; i < threads.count; ++i) {
+    if (is_agent(threads.tid[i]) && stop_one(threads.tid[i])) return threads.tid[i];
+  }
+  syscall(SYS_exit, 1);
+  return 0;
+}
+
 void look_around() {
   Region& region = *g_region;
   if (g_what == "remap") {
@@ -126,13 +136,7 @@ int stop_everybody(void*) {
 
 // The agent alone is stopped, for as long as `work` takes.
 int stop_agent(void*) {
-  Threads threads;
-  list_threads(threads);
-  pid_t agent = 0;
-  for (int i = 0; i < threads.count; ++i) {
-    if (is_agent(threads.tid[i])) agent = threads.tid[i];
-  }
-  if (agent == 0 || !stop_one(agent)) syscall(SYS_exit, 1);
+  const pid_t agent = stop_the_agent();
   Region& region = *g_region;
   for (std::size_t i = 0; i < region.pages(); i += 3) region.check(i);
   // Discards, a move and growth beside a command that may be half done.
@@ -152,13 +156,7 @@ int stop_agent(void*) {
 std::atomic<int> g_announced{0};  // 1: the agent is stopped; 2: the calls have returned
 
 int stop_agent_for_calls(void*) {
-  Threads threads;
-  list_threads(threads);
-  pid_t agent = 0;
-  for (int i = 0; i < threads.count; ++i) {
-    if (is_agent(threads.tid[i])) agent = threads.tid[i];
-  }
-  if (agent == 0 || !stop_one(agent)) syscall(SYS_exit, 1);
+  const pid_t agent = stop_the_agent();
   g_announced = 1;
   const double begun = seconds_now();
   while (g_announced != 2 && seconds_now() - begun < kPatienceS / 3) {
