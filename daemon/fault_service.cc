@@ -300,7 +300,9 @@ void FaultService::revoke(Client& client) {
     return;
   }
   client.void_before = epoch | Client::kEpochKnown;
-  // Callers wait for it, and nothing will come of what it announced.
+  // Callers wait for it, and nothing moves any more. It may still register something: so they ask
+  // us first, and we register all that they are about to move (unify).
+  if (lock.past_agent()) store_word(mailbox.registered, 1);
   store_word(mailbox.layout_agent, 0);
   if (!lock.past_agent()) client.revoked = false;
   if (lock.past_agent() && !had)

@@ -44,9 +44,15 @@ bool FaultService::unify(Client& client, std::uint64_t start, std::uint64_t byte
     (void)os_.uffd_register(fd, start, bytes);
     return os_.uffd_probe(fd, start) != Probe::changing;
   }
-  const bool any = std::ranges::any_of(*parts, [&](const ProcessMapping& part) {
-    return part.ordinary && os_.uffd_probe(fd, part.start) == Probe::registered;
-  });
+  // An agent that was stopped in a command may be about to register a part of it, and nobody waits
+  // for that one (HAZARDS 38): that changes nothing if all of it is registered.
+  const bool agent_may =
+      std::ranges::any_of(client.mailbox->commands, [](const wire::Command& command) {
+        return load_word(command.state) == static_cast<std::uint32_t>(wire::CommandState::posted);
+      });
+  const bool any = agent_may || std::ranges::any_of(*parts, [&](const ProcessMapping& part) {
+                     return part.ordinary && os_.uffd_probe(fd, part.start) == Probe::registered;
+                   });
   for (const ProcessMapping& part : *parts) {
     if (!any || !part.ordinary || os_.uffd_probe(fd, part.start) == Probe::registered) continue;
     if (!forget_stale(client, part.start, part.end)) return false;

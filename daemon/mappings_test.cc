@@ -126,6 +126,16 @@ TEST_F(MappingsTest, UnifyLeavesAloneWhatIsNotRegisteredAtAll) {
   for (unsigned i = 0; i < 16; ++i) EXPECT_FALSE(registered(kA + i * kPage)) << i;
 }
 
+TEST_F(MappingsTest, UnifyRegistersAllThatAStoppedAgentMayRegisterInPart) {
+  show({mapping(kA, 16)});
+  store_word(client->mailbox->commands[1].state,
+             static_cast<std::uint32_t>(wire::CommandState::posted));
+  ask(wire::RequestOp::unify, kA, 16 * kPage);
+  (void)step();
+  EXPECT_TRUE(served());
+  for (unsigned i = 0; i < 16; ++i) EXPECT_TRUE(registered(kA + i * kPage)) << i;
+}
+
 TEST_F(MappingsTest, UnifyRegistersNothingThatIsShared) {
   show({mapping(kA, 8), mapping(kA + 8 * kPage, 8, kPage, uapi::kVmaShared)});
   os.add_range(fd(), kA, 8);

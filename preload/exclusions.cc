@@ -13,7 +13,7 @@
 namespace foldswap::preload {
 namespace {
 
-constexpr std::uint32_t kPages = 16'384, kWords = 4'096, kBuckets = 4'096;
+constexpr std::uint32_t kPages = 8'192, kWords = 4'096, kBuckets = 4'096;
 constexpr std::uint64_t kStep = 8;  // mutexes are aligned to this
 constexpr std::uint8_t kNoSlot = 0xff;
 static_assert(wire::kExclusions < kNoSlot && kPages < 0xffff);

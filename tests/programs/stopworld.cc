@@ -1,6 +1,6 @@
 // What leak checkers do: a relative that shares the memory stops every thread of the process with
 // ptrace (the agent, too), reads the heap, and lets them go on.
-//   --rounds=N       how often
+//   --rounds=N       how often at least; it goes on until its input ends
 //   --what=read      it reads every page; and writes to some of the stack that is its own
 //   --what=remap     it moves what it has by mremap, and grows it, while all are stopped
 //   --what=fork      it forks, and the child verifies everything
@@ -237,7 +237,7 @@ int main(int argc, char** argv) {
   std::thread busy([&] { keep_busy(stop); });
   say("ready");
   const std::uint64_t rounds = options.number("rounds", 20);
-  for (std::uint64_t round = 0; round < rounds; ++round) {
+  for (std::uint64_t round = 0; round < rounds || !stdin_closed(); ++round) {
     if (g_what == "vfork") {
       in_a_vfork_child();
     } else {
