@@ -404,6 +404,7 @@ for line in sys.stdin:
                      and struct.unpack_from("<Q", head, i + 8)[0] == 0)
             state.seek(at + 8)
             state.write(struct.pack("<Q", now))
+            time.sleep(0.05)  # when a process began is known in ticks of 10 ms, rounded down
             self.assertEqual(status(), "status 0")
             self.assertNotIn("lost with a daemon", self.log())
             state.seek(at + 8)
