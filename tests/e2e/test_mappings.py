@@ -115,10 +115,10 @@ class StoppedAgent(E2E):
         self.finish_daemon()
 
     def test_read(self):
-        self.churned("read", 12, taken_over=True)
+        self.churned("read", 12)
 
     def test_read_under_a_budget(self):
-        self.churned("read", 12, "8M")
+        self.churned("read", 12, "8M", taken_over=True)
 
     def test_remap(self):
         self.churned("remap", 16)
@@ -127,10 +127,10 @@ class StoppedAgent(E2E):
         self.churned("fork", 16)
 
     def test_agent_alone(self):
-        self.churned("agent", 12, taken_over=True)
+        self.churned("agent", 12)
 
     def test_agent_alone_under_a_budget(self):
-        self.churned("agent", 12, "8M")
+        self.churned("agent", 12, "8M", taken_over=True)
 
     def test_announced_calls(self):
         self.churned("announce", 200)
