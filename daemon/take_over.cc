@@ -308,6 +308,15 @@ std::vector<std::shared_ptr<Client>> TakeOver::complete(
   return whole;
 }
 
+// The one that died may have read a FORK past a stopped agent (HAZARDS 38), which then still has
+// the lock, and in staging the only copy of what it had moved.
+bool TakeOver::forked_past_agent(const Client& client) {
+  return (load_word(client.mailbox->layout) & 3) == wire::kLayoutAgent &&
+         std::ranges::any_of(
+             std::span(client.record.inbox, client.record.inbox_count),
+             [](const uffd_msg& message) { return message.event == UFFD_EVENT_FORK; });
+}
+
 // A command that the agent has not finished is finished as if nothing had happened. What it has
 // moved is in the transfer area, until the next command of the same half.
 void TakeOver::take_batches(Client& client) {
@@ -330,8 +339,7 @@ void TakeOver::take_batches(Client& client) {
       store_word(command.state, static_cast<std::uint32_t>(wire::CommandState::done));
     }
     batch.posted_at_us = os_.now_us();
-    // The one that died may have read a FORK past a stopped agent.
-    client.fork_over_batch = true;
+    client.fork_over_batch = forked_past_agent(client);
     batch.phase = Batch::Phase::posted;
     client.batches.fetch_add(1);
   }

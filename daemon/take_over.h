@@ -92,6 +92,7 @@ class TakeOver {
   void take_events(Client& client);
   void resume_forks(Client& parent, const std::vector<std::shared_ptr<Client>>& clients);
   [[nodiscard]] bool doomed(std::uint32_t uffd) const;
+  [[nodiscard]] static bool forked_past_agent(const Client& client);
   void take_batches(Client& client);
   void look_at_pages(Client& client, PageStore& store);
   void look_at_extent(Client& client, PageStore& store, std::uint64_t start);
