@@ -173,6 +173,14 @@ int clone_noted(const CloneCall& call) {
   });
 }
 
+// libc's takes whatever lies where the last three would be, too.
+int clone_listed(int (*function)(void*), void* stack, int flags, void* argument, va_list rest) {
+  void* const parent_word = va_arg(rest, void*);
+  void* const tls = va_arg(rest, void*);
+  void* const child_word = va_arg(rest, void*);
+  return clone_noted({function, stack, flags, argument, parent_word, tls, child_word});
+}
+
 // The program has threads of its own: the kernel will refuse the call, whatever becomes of the
 // agent.
 bool has_more_threads() {
@@ -242,27 +250,22 @@ FOLDSWAP_EXPORT int __pthread_mutex_destroy(pthread_mutex_t* mutex) noexcept {
   return destroy_mutex(mutex);
 }
 
-// libc's takes whatever lies where the last three would be, too.
 FOLDSWAP_EXPORT int clone(int (*function)(void*), void* stack, int flags, void* argument,
                           ...) noexcept {
   va_list rest;
   va_start(rest, argument);
-  void* const parent_word = va_arg(rest, void*);
-  void* const tls = va_arg(rest, void*);
-  void* const child_word = va_arg(rest, void*);
+  const int result = clone_listed(function, stack, flags, argument, rest);
   va_end(rest);
-  return clone_noted({function, stack, flags, argument, parent_word, tls, child_word});
+  return result;
 }
 
 FOLDSWAP_EXPORT int __clone(int (*function)(void*), void* stack, int flags, void* argument,
                             ...) noexcept {
   va_list rest;
   va_start(rest, argument);
-  void* const parent_word = va_arg(rest, void*);
-  void* const tls = va_arg(rest, void*);
-  void* const child_word = va_arg(rest, void*);
+  const int result = clone_listed(function, stack, flags, argument, rest);
   va_end(rest);
-  return clone_noted({function, stack, flags, argument, parent_word, tls, child_word});
+  return result;
 }
 
 FOLDSWAP_EXPORT int unshare(int flags) noexcept {
