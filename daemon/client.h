@@ -349,5 +349,9 @@ inline void store_word(std::uint32_t& word, std::uint32_t value) {
 inline void add_word(std::uint32_t& word) {
   __atomic_fetch_add(&word, 1U, __ATOMIC_SEQ_CST);
 }
+// The command is the agent's.
+[[nodiscard]] inline bool is_posted(const wire::Command& command) {
+  return load_word(command.state) == static_cast<std::uint32_t>(wire::CommandState::posted);
+}
 
 }  // namespace foldswap

@@ -147,8 +147,7 @@ std::uint32_t Evictor::pages_wanted(Client& client, std::uint64_t now_us) {
 bool Evictor::begin_batch(Client& client, std::uint32_t half, std::uint32_t wanted,
                           std::uint64_t now_us) {
   wire::Command& command = client.mailbox->commands[half];
-  if (load_word(command.state) == static_cast<std::uint32_t>(wire::CommandState::posted))
-    return false;
+  if (is_posted(command)) return false;
   if (now_us < client.no_eviction_until_us) {
     client.blocked_until_us = std::max(client.blocked_until_us, client.no_eviction_until_us.load());
     return false;

@@ -142,11 +142,8 @@ bool Evictor::list_registered(Client& client, bool everything) {
 // register.
 bool Evictor::note_unregistered(Client& client, std::uint32_t served) {
   const LayoutTryLock lock(client, tunables_.incarnation, LayoutTryLock::Side::evictor);
-  const auto posted = [](const wire::Command& command) {
-    return load_word(command.state) == static_cast<std::uint32_t>(wire::CommandState::posted);
-  };
   // One that was taken over from a stopped agent is posted still, and may register.
-  if (std::ranges::any_of(client.mailbox->commands, posted)) return false;
+  if (std::ranges::any_of(client.mailbox->commands, is_posted)) return false;
   if (!lock.held() || client.batches.load() != 0 ||
       load_word(client.mailbox->request.served) != served ||
       client.vmas_generation != static_cast<std::uint32_t>(client.batch_generation)) {

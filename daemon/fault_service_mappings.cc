@@ -46,10 +46,7 @@ bool FaultService::unify(Client& client, std::uint64_t start, std::uint64_t byte
   }
   // An agent that was stopped in a command may be about to register a part of it, and nobody waits
   // for that one (HAZARDS 38): that changes nothing if all of it is registered.
-  const bool agent_may =
-      std::ranges::any_of(client.mailbox->commands, [](const wire::Command& command) {
-        return load_word(command.state) == static_cast<std::uint32_t>(wire::CommandState::posted);
-      });
+  const bool agent_may = std::ranges::any_of(client.mailbox->commands, is_posted);
   const bool any = agent_may || std::ranges::any_of(*parts, [&](const ProcessMapping& part) {
                      return part.ordinary && os_.uffd_probe(fd, part.start) == Probe::registered;
                    });
