@@ -24,42 +24,12 @@
 
 #include "base/os.h"
 #include "daemon/client.h"
+#include "daemon/events.h"
 #include "daemon/fork_clone.h"
+#include "daemon/fork_host.h"
 #include "daemon/page_store.h"
 
 namespace foldswap {
-
-// The descriptor of a FORK, with the stamp that it has had since it was read (NotedFd in state.h).
-struct ForkedUffd {
-  UniqueFd fd;
-  std::uint64_t stamp = 0;
-  ForkedUffd(UniqueFd uffd, std::uint64_t its_stamp = 0) : fd(std::move(uffd)), stamp(its_stamp) {}
-  explicit ForkedUffd(const uffd_msg& message)
-      : fd(static_cast<int>(message.arg.fork.ufd)), stamp(message.arg.reserved.reserved3) {}
-};
-
-// Who makes the Client of a forked child; the registry, in the daemon.
-class ForkHost {
- public:
-  virtual ~ForkHost() = default;
-  // nullptr: it could not be made (table full, no memory); it was doomed.
-  virtual std::shared_ptr<Client> adopt_child(Client& parent, ForkedUffd uffd,
-                                              std::uint32_t fork_seq) = 0;
-  // The child's page map is complete: it may be served.
-  virtual void child_ready(std::shared_ptr<Client> child) = 0;
-  // Nobody can say what the child of this descriptor should read: SIGBUS, never zeros.
-  virtual void doom(ForkedUffd uffd) = 0;
-  // A FORK was read this moment, and its descriptor exists nowhere else.
-  virtual void fork_read(uffd_msg& message) = 0;
-};
-
-[[nodiscard]] constexpr bool is_address_event(const uffd_msg& message) {
-  return message.event == UFFD_EVENT_FORK || message.event == UFFD_EVENT_REMAP ||
-         message.event == UFFD_EVENT_UNMAP || message.event == UFFD_EVENT_REMOVE;
-}
-
-// The descriptor of a FORK in the inbox whose child has a record of its own by now.
-inline constexpr std::uint32_t kForkTaken = ~0U;
 
 class AddressSpace {
  public:

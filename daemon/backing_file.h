@@ -46,13 +46,14 @@
 #include "base/unique_fd.h"
 #include "daemon/segment_set.h"
 #include "daemon/state.h"
+#include "daemon/versions.h"
 #include "pool/record.h"
 
 namespace foldswap {
 
 class BackingFile {
  public:
-  static constexpr std::uint32_t kVersion = 2;  // of its account
+  static constexpr std::uint32_t kVersion = kDiskVersion;  // of its account
   static constexpr std::uint64_t kSegmentBytes = 512 * 1024;
   static constexpr std::uint64_t kUnit = 16;
   static constexpr std::uint64_t kBlock = 4096;  // reads and writes begin and end at multiples

@@ -13,6 +13,7 @@
 #include "daemon/access.h"
 #include "daemon/budget.h"
 #include "daemon/config.h"
+#include "daemon/descriptor_store.h"
 #include "daemon/disk_tier.h"
 #include "daemon/handshake.h"
 #include "daemon/pool_care.h"

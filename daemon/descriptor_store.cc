@@ -12,11 +12,11 @@
 #include <memory>
 #include <utility>
 
-#include "daemon/address_space.h"
+#include "daemon/events.h"
 #include "daemon/log.h"
+#include "daemon/noted_fds.h"
 #include "daemon/notify.h"
 #include "daemon/proc_reader.h"
-#include "daemon/take_over.h"
 
 namespace foldswap {
 namespace {

@@ -28,6 +28,7 @@
 #include "base/mutex.h"
 #include "base/result.h"
 #include "base/unique_fd.h"
+#include "daemon/fork_host.h"
 #include "daemon/state.h"
 
 namespace foldswap {
@@ -48,7 +49,7 @@ struct StoredName {
 // systemd from 254 on ($FDSTORE), or the unit ($FOLDSWAP_FDSTORE). Error: why not.
 [[nodiscard]] Status can_store(const State& state);
 
-class DescriptorStore {
+class DescriptorStore final : public DescriptorCopies {
  public:
   // nullptr: there is no such manager.
   [[nodiscard]] static std::unique_ptr<DescriptorStore> make(State& state);
@@ -56,12 +57,12 @@ class DescriptorStore {
   // Before anybody is served: the pool's files above all. Error: they may not be there.
   [[nodiscard]] Status begin();
   // A FORK event that was just read: its descriptor is nowhere else. Stamped, and offered at once.
-  void fork_read(uffd_msg& message);
+  void fork_read(uffd_msg& message) override;
   // A note of the state has that descriptor now, or whatever came of it.
-  void settled(int number, std::uint64_t stamp);
+  void settled(int number, std::uint64_t stamp) override;
   // All of a client's, by whoever makes it, before it is told that it is one. What cannot be sent
   // now is left to sync().
-  void push(const ClientRecord& record);
+  void push(const ClientRecord& record) override;
   // Some of what has changed since. False: there is more.
   bool sync(std::uint64_t now_us);
   // Everything, when nobody works on the state any more. Error: not all of it is there for sure.

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "daemon/core_fixture.h"
+#include "daemon/disk_traffic.h"
 #include "daemon/writeback.h"
 
 namespace foldswap {

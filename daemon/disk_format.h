@@ -6,9 +6,7 @@
 // record. Thread safety: constants and pure functions. Units: bytes, unless the name says units.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
-#include <functional>
 
 #include "daemon/backing_file.h"
 #include "daemon/seal.h"
@@ -38,14 +36,5 @@ inline constexpr std::uint32_t kSealedOverhead = sizeof(DiskHeader) + Seal::kTag
 [[nodiscard]] constexpr std::uint64_t block_ceil(std::uint64_t offset) {
   return block_floor(offset + BackingFile::kBlock - 1);
 }
-
-// What the threads that read, evict and write say to each other.
-struct DiskTraffic {
-  std::atomic<std::uint32_t> demand{0};  // reads under way that a fault waits for
-  // There will be room in the pool before long: whoever finds none may wait for it.
-  std::atomic<bool> relief{false};
-  // Somebody found none: the writer is woken.
-  std::function<void()> want_room = [] {};
-};
 
 }  // namespace foldswap

@@ -23,6 +23,7 @@
 #include "base/mapping.h"
 #include "base/os.h"
 #include "daemon/disk_format.h"
+#include "daemon/disk_traffic.h"
 #include "daemon/page_store.h"
 
 namespace foldswap {

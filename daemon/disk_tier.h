@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "daemon/disk_reader.h"
+#include "daemon/disk_traffic.h"
 #include "daemon/writeback.h"
 
 namespace foldswap {

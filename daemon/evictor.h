@@ -19,7 +19,7 @@
 #include "base/os.h"
 #include "daemon/budget.h"
 #include "daemon/client.h"
-#include "daemon/disk_format.h"
+#include "daemon/disk_traffic.h"
 #include "daemon/page_store.h"
 #include "daemon/policy.h"
 #include "daemon/thread_guard.h"

@@ -15,8 +15,9 @@
 #include <string_view>
 #include <utility>
 
-#include "daemon/address_space.h"
 #include "daemon/event_journal.h"
+#include "daemon/events.h"
+#include "daemon/noted_fds.h"
 #include "daemon/notify.h"
 #include "daemon/proc_reader.h"
 #include "daemon/runtime_dir.h"

@@ -16,6 +16,7 @@
 #include <string>
 
 #include "daemon/access.h"
+#include "daemon/descriptor_store.h"
 #include "daemon/log_limit.h"
 #include "daemon/registry.h"
 #include "daemon/tunables.h"

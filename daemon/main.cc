@@ -16,6 +16,7 @@
 #include "daemon/daemon.h"
 #include "daemon/hand_over.h"
 #include "daemon/keeper.h"
+#include "daemon/noted_fds.h"
 #include "daemon/notify.h"
 #include "daemon/take_over.h"
 #include "daemon/version.h"

@@ -10,9 +10,8 @@
 #include <vector>
 
 #include "base/mutex.h"
-#include "daemon/address_space.h"
 #include "daemon/client.h"
-#include "daemon/descriptor_store.h"
+#include "daemon/fork_host.h"
 #include "daemon/log_limit.h"
 
 namespace foldswap {
@@ -29,7 +28,7 @@ class Registry final : public ForkHost {
     kicker_ = std::move(kicker);
   }
   // Before any thread is started; nullptr: there is none.
-  void keep_in(DescriptorStore* store) { descriptors_ = store; }
+  void keep_in(DescriptorCopies* copies) { descriptors_ = copies; }
   void kick(Client& client) { kicker_(client); }
 
   // The client is complete: from here it is served.
@@ -71,7 +70,7 @@ class Registry final : public ForkHost {
 
   Os& os_;
   State& state_;
-  DescriptorStore* descriptors_ = nullptr;
+  DescriptorCopies* descriptors_ = nullptr;
   Placer placer_;
   Kicker kicker_;
   mutable RankedMutex<LockRank::leaf> mutex_;

@@ -11,8 +11,8 @@
 #include <string>
 #include <utility>
 
-#include "daemon/backing_file.h"
 #include "daemon/page_map.h"
+#include "daemon/versions.h"
 #include "pool/layout.h"
 
 namespace foldswap {
@@ -63,7 +63,7 @@ Result<std::unique_ptr<State>> State::create(Os& os, UniqueFd fd) {
   h.most_clients = kMostClients;
   h.page_map_version = PageMap::kVersion;
   h.pool_version = PoolHeader::kVersion;
-  h.disk_version = BackingFile::kVersion;
+  h.disk_version = kDiskVersion;
   h.protocol_version = wire::kProtocolVersion;
   h.incarnation = 1;
   h.next_client_id = 1;
@@ -93,7 +93,7 @@ Status State::fits(Os& os, int fd) {
                 ": drain before changing versions");
   }
   if (head.page_map_version != PageMap::kVersion || head.pool_version != PoolHeader::kVersion ||
-      head.disk_version != BackingFile::kVersion ||
+      head.disk_version != kDiskVersion ||
       head.protocol_version != wire::kProtocolVersion) {
     return fail(
         "the page maps, pool, disk or mailboxes that were left behind are of another version: "

@@ -9,10 +9,11 @@
 #include <cstring>
 #include <utility>
 
-#include "daemon/address_space.h"
 #include "daemon/disk_format.h"
 #include "daemon/event_journal.h"
+#include "daemon/events.h"
 #include "daemon/log.h"
+#include "daemon/noted_fds.h"
 #include "pool/take_over.h"
 
 namespace foldswap {
@@ -20,12 +21,6 @@ namespace {
 
 // Where WAKE may begin (vm.mmap_min_addr is never above it), and end.
 constexpr std::uint64_t kWakeStart = 1 << 20, kWakeEnd = kAddressEnd - kPage;
-
-// Messages that were read, and that inbox_count may not tell of yet.
-std::span<uffd_msg> unseen(ClientRecord& record) {
-  const std::uint32_t begin = std::min(record.inbox_count, kInboxMessages);
-  return {record.inbox + begin, std::min(kInboxReserve, kInboxMessages - begin)};
-}
 
 // The client table is ours, and yet what it says decides whether programs live: a record that
 // cannot be is not believed.
@@ -52,57 +47,6 @@ Result<AgentParts> agent_of(const ClientFds& fds) {
 }
 
 }  // namespace
-
-bool is_nobodys(const ClientRecord& record) {
-  return record.life == Life::ending || record.fds.uffd.get() < 0;
-}
-
-void for_noted(const ClientRecord& record, const std::function<void(const NotedFd&)>& visit) {
-  const ClientFds& f = record.fds;
-  for (const NotedFd* note :
-       {&f.pidfd, &f.uffd, &f.map, &f.pagemap, &f.lifeline, &f.transfer, &f.mailbox}) {
-    if (note->get() >= 0) visit(*note);
-  }
-}
-
-void for_noted(const State& state, const VisitNote& visit) {
-  const auto each = [&](const auto& notes) {
-    for (const NotedFd& note : notes) {
-      if (note.get() >= 0) visit(note, nullptr);
-    }
-  };
-  each(state.header().files);
-  for (const ClientRecord* const record : state.records()) {
-    if (!is_nobodys(*record)) for_noted(*record, [&](const NotedFd& note) { visit(note, record); });
-  }
-  each(state.header().doomed);
-}
-
-std::span<uffd_msg> all_messages(ClientRecord& record) {
-  return {record.inbox, std::min(record.inbox_count, kInboxMessages) + unseen(record).size()};
-}
-
-bool holds_child(const uffd_msg& message) {
-  return message.event == UFFD_EVENT_FORK && message.arg.fork.ufd != kForkTaken;
-}
-
-std::set<int> noted_fds(const State& state) {
-  std::set<int> noted{state.fd()};
-  const auto add = [&](int fd) {
-    if (fd >= 0) noted.insert(fd);
-  };
-  for_noted(state, [&](const NotedFd& note, const ClientRecord*) { add(note.get()); });
-  for (const uffd_msg& message : state.header().doomed_messages) {
-    if (message.event == UFFD_EVENT_FORK) add(static_cast<int>(message.arg.fork.ufd));
-  }
-  for (ClientRecord* const record : state.records()) {
-    if (is_nobodys(*record)) continue;
-    for (const uffd_msg& message : all_messages(*record)) {
-      if (holds_child(message)) add(static_cast<int>(message.arg.fork.ufd));
-    }
-  }
-  return noted;
-}
 
 void close_others(const std::set<int>& keep, int first) {
   DIR* const directory = ::opendir("/proc/self/fd");
@@ -237,7 +181,7 @@ bool TakeOver::register_again(Client& client) {
 // middle of something with, from here its epoch is old.
 void TakeOver::take_events(Client& client) {
   ClientRecord& record = client.record;
-  const std::span<uffd_msg> fresh = unseen(record);
+  const std::span<uffd_msg> fresh = uncounted_messages(record);
   std::uint32_t last = 0;
   for (std::uint32_t i = 0; i < fresh.size(); ++i) {
     if (!is_address_event(fresh[i])) {

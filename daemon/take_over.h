@@ -21,7 +21,6 @@
 #include <functional>
 #include <memory>
 #include <set>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -30,21 +29,6 @@
 
 namespace foldswap {
 
-// Its descriptors were being closed, or its handshake, or its fork, had not come so far: it has no
-// userfaultfd yet, and whoever waits for an answer must see its socket close.
-[[nodiscard]] bool is_nobodys(const ClientRecord& record);
-// Each note of a record, or of the state, that counts; without what is in inboxes. The pidfd comes
-// before the rest of its client: who has it can kill.
-void for_noted(const ClientRecord& record, const std::function<void(const NotedFd&)>& visit);
-using VisitNote =
-    std::function<void(const NotedFd&, const ClientRecord*)>;  // nullptr: of no client
-void for_noted(const State& state, const VisitNote& visit);
-// Of an inbox, and what was read behind it, which inbox_count may not tell of yet.
-[[nodiscard]] std::span<uffd_msg> all_messages(ClientRecord& record);
-// A FORK whose descriptor is in no note yet.
-[[nodiscard]] bool holds_child(const uffd_msg& message);
-// Every descriptor that the state notes, the userfaultfds in inboxes among them.
-[[nodiscard]] std::set<int> noted_fds(const State& state);
 // Closes all but these, and those below `first`.
 void close_others(const std::set<int>& keep, int first);
 

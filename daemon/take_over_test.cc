@@ -10,6 +10,7 @@
 
 #include "daemon/core_fixture.h"
 #include "daemon/event_journal.h"
+#include "daemon/noted_fds.h"
 
 namespace foldswap {
 namespace {

@@ -39,6 +39,7 @@
 #include "base/os.h"
 #include "daemon/backing_file.h"
 #include "daemon/disk_format.h"
+#include "daemon/disk_traffic.h"
 #include "daemon/page_store.h"
 #include "daemon/pressure.h"
 #include "daemon/tunables.h"

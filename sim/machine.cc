@@ -10,6 +10,7 @@
 
 #include "daemon/disk_format.h"
 #include "daemon/log.h"
+#include "daemon/noted_fds.h"
 #include "daemon/proof.h"
 #include "pool/take_over.h"
 

@@ -17,6 +17,7 @@
 #include "daemon/backing_file.h"
 #include "daemon/budget.h"
 #include "daemon/disk_reader.h"
+#include "daemon/disk_traffic.h"
 #include "daemon/evictor.h"
 #include "daemon/fault_service.h"
 #include "daemon/pool_care.h"
