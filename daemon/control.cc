@@ -36,14 +36,14 @@ std::string text_of(const json& request, const char* key) {
   return request[key].get<std::string>();
 }
 
-std::vector<std::shared_ptr<Client>> chosen(Daemon& daemon, const json& request) {
+std::vector<std::shared_ptr<Client>> chosen(AdminCommands& daemon, const json& request) {
   if (!request.contains("client")) {
-    auto all = daemon.registry().all();
+    auto all = daemon.clients();
     std::erase_if(all, [](const auto& c) { return c->gone(); });
     return all;
   }
   const std::string who = text_of(request, "client");
-  auto found = daemon.registry().find(who);
+  auto found = daemon.find_clients(who);
   if (found.empty()) refuse(1, "there is no client '" + who + "'");
   return found;
 }
@@ -106,7 +106,7 @@ void Control::accept_one(int listener) {
   if (!access_.may_administer(peer)) {
     refused = "user " + std::to_string(peer.uid) + " may not administer foldswap (access.admins)";
     std::uint64_t unsaid = 0;
-    if (log_limit_.allow(daemon_.os().now_us(), unsaid)) {
+    if (log_limit_.allow(daemon_.now_us(), unsaid)) {
       if (unsaid != 0) log::warn("admin socket: {} refusals were not told here", unsaid);
       log::warn("admin socket: {}", refused);
     }
@@ -145,11 +145,8 @@ void Control::serve(UniqueFd socket) {
 
 json Control::run(const json& request) {
   const std::string command = text_of(request, "command");
-  if (command == "stats") {
-    return reply(stats_json(daemon_.os(), daemon_.state(), daemon_.registry(), daemon_.store(),
-                            daemon_.disk(), daemon_.started_us()));
-  }
-  if (command == "clients") return reply(clients_json(daemon_.registry(), daemon_.store()));
+  if (command == "stats") return reply(daemon_.show_stats());
+  if (command == "clients") return reply(daemon_.show_clients());
   if (command == "version") return reply({{"version", kVersion}});
   if (command == "get") return get(request);
   if (command == "set") return set(request);
@@ -228,7 +225,7 @@ json Control::restore(const json& request) {
   if (request.contains("hold_s") && !request["hold_s"].is_null()) {
     const double seconds = request["hold_s"].get<double>();
     if (!(seconds >= 0) || seconds > 1e9) refuse(2, "'hold_s' is out of range");
-    hold_us = daemon_.os().now_us() + static_cast<std::uint64_t>(seconds * 1e6);
+    hold_us = daemon_.now_us() + static_cast<std::uint64_t>(seconds * 1e6);
   }
   if (const auto done = daemon_.restore(clients, hold_us, stop_); !done)
     refuse(1, done.error().text());

@@ -12,13 +12,15 @@
 #include <thread>
 
 #include "daemon/access.h"
-#include "daemon/daemon.h"
+#include "daemon/admin_commands.h"
+#include "daemon/log_limit.h"
+#include "daemon/vetting.h"
 
 namespace foldswap {
 
 class Control {
  public:
-  Control(Daemon& daemon, const Access& access, Vetting& vetting)
+  Control(AdminCommands& daemon, const Access& access, Vetting& vetting)
       : daemon_(daemon), access_(access), vetting_(vetting) {}
   ~Control();  // ends what is running, and returns when it has
   void accept_one(int listener);
@@ -37,7 +39,7 @@ class Control {
   [[nodiscard]] nlohmann::json reclaim(const nlohmann::json& request);
   [[nodiscard]] nlohmann::json restore(const nlohmann::json& request);
 
-  Daemon& daemon_;
+  AdminCommands& daemon_;
   const Access& access_;
   Vetting& vetting_;
   LogLimit log_limit_;

@@ -11,6 +11,7 @@
 
 #include "base/mutex.h"
 #include "daemon/access.h"
+#include "daemon/admin_commands.h"
 #include "daemon/budget.h"
 #include "daemon/config.h"
 #include "daemon/descriptor_store.h"
@@ -27,18 +28,13 @@
 
 namespace foldswap {
 
-struct Reclaimed {
-  std::uint64_t pages = 0;
-  bool stalled = false;  // its agent does not answer (stopped, or hostile): less than asked for
-};
-
-class Daemon {
+class Daemon final : public AdminCommands {
  public:
   // `vetting` was started before any thread. `state`: a new one, or that of a daemon that died,
   // whose clients are taken over.
   static Result<std::unique_ptr<Daemon>> create(Os& os, Config config, std::string runtime_dir,
                                                 Vetting vetting, std::unique_ptr<State> state);
-  ~Daemon();
+  ~Daemon() override;
 
   struct Shell {
     std::function<void()> alive;
@@ -52,27 +48,30 @@ class Daemon {
   // there to tell.
   [[nodiscard]] Result<Ending> run(const Shell& shell);
 
-  // -- what administrators ask; errors are sentences for them
+  // -- AdminCommands
   [[nodiscard]] Result<Reclaimed> reclaim(Client& client, std::uint64_t pages,
-                                          const std::atomic<bool>& stop);
+                                          const std::atomic<bool>& stop) override;
   [[nodiscard]] Status restore(const std::vector<std::shared_ptr<Client>>& clients,
-                               std::uint64_t hold_until_us, const std::atomic<bool>& stop);
-  // Nothing moves when what is out does not fit into memory.
-  [[nodiscard]] Status drain(const std::atomic<bool>& stop);
-  // Error: names the clients that could not be taken up again.
-  [[nodiscard]] Status resume();
-  [[nodiscard]] Status set(const std::string& key, const std::string& value);
-  [[nodiscard]] Config config() const;
-  void kick_evictor(const Client& client);
+                               std::uint64_t hold_until_us, const std::atomic<bool>& stop) override;
+  [[nodiscard]] Status drain(const std::atomic<bool>& stop) override;
+  [[nodiscard]] Status resume() override;
+  [[nodiscard]] Status set(const std::string& key, const std::string& value) override;
+  [[nodiscard]] Config config() const override;
+  void kick_evictor(const Client& client) override;
+  [[nodiscard]] std::vector<std::shared_ptr<Client>> clients() const override {
+    return registry_->all();
+  }
+  [[nodiscard]] std::vector<std::shared_ptr<Client>> find_clients(
+      const std::string& pid_or_name) const override {
+    return registry_->find(pid_or_name);
+  }
+  [[nodiscard]] nlohmann::json show_stats() override;
+  [[nodiscard]] nlohmann::json show_clients() override;
+  [[nodiscard]] std::uint64_t now_us() override { return os_.now_us(); }
 
-  [[nodiscard]] Os& os() { return os_; }
   [[nodiscard]] State& state() { return *state_; }
   // nullptr: there is none.
   [[nodiscard]] DescriptorStore* descriptor_store() { return descriptor_store_.get(); }
-  [[nodiscard]] Registry& registry() { return *registry_; }
-  [[nodiscard]] PageStore& store() { return *store_; }
-  [[nodiscard]] const DiskTier* disk() const { return disk_.get(); }
-  [[nodiscard]] std::uint64_t started_us() const { return started_us_; }
 
  private:
   Daemon(Os& os, Config config, std::string runtime_dir, Vetting vetting,

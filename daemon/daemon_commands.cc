@@ -4,6 +4,7 @@
 
 #include "daemon/daemon.h"
 #include "daemon/log.h"
+#include "daemon/metrics.h"
 
 namespace foldswap {
 namespace {
@@ -195,6 +196,14 @@ Status Daemon::resume() {
   if (!failed.empty())
     return fail("still released, because their staging cannot be registered:" + failed);
   return {};
+}
+
+nlohmann::json Daemon::show_stats() {
+  return stats_json(os_, *state_, *registry_, *store_, disk_.get(), started_us_);
+}
+
+nlohmann::json Daemon::show_clients() {
+  return clients_json(*registry_, *store_);
 }
 
 }  // namespace foldswap
