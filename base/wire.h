@@ -25,12 +25,14 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "base/page.h"
+
 namespace foldswap::wire {
 
 inline constexpr std::uint32_t kMagic = 0x50575346;  // "FSWP"
 inline constexpr std::uint32_t kProtocolVersion = 2;
 
-inline constexpr std::uint64_t kPageBytes = 4096;
+using foldswap::kPageBytes;
 inline constexpr std::uint64_t kExtentBytes = 2ULL << 20;
 inline constexpr std::uint64_t kExtentPages = kExtentBytes / kPageBytes;  // 512
 

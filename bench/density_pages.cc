@@ -8,7 +8,7 @@
 
 namespace foldswap::bench {
 
-static_assert(kPageBytes == wire::kPageBytes);
+static_assert(kPageBytes == foldswap::kPageBytes);
 
 Result<PageSet> read_pages(const std::string& path) {
   std::ifstream file(path, std::ios::binary);

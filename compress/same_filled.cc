@@ -5,7 +5,6 @@
 namespace foldswap {
 namespace {
 
-using wire::kPageBytes;
 constexpr std::size_t kWord = sizeof(std::uint64_t);
 
 std::uint64_t word_at(const std::byte* p) {
@@ -16,7 +15,7 @@ std::uint64_t word_at(const std::byte* p) {
 
 }  // namespace
 
-std::optional<std::uint64_t> same_filled(std::span<const std::byte, wire::kPageBytes> page) {
+std::optional<std::uint64_t> same_filled(std::span<const std::byte, kPageBytes> page) {
   // Most pages differ within a few blocks; the last word catches those that are zero but for a
   // tail.
   constexpr std::size_t kBlock = 256;

@@ -8,13 +8,12 @@
 #include <optional>
 #include <span>
 
-#include "base/wire.h"
+#include "base/page.h"
 
 namespace foldswap {
 
 // The word that the page repeats, or nothing.
-[[nodiscard]] std::optional<std::uint64_t> same_filled(
-    std::span<const std::byte, wire::kPageBytes> page);
+[[nodiscard]] std::optional<std::uint64_t> same_filled(std::span<const std::byte, kPageBytes> page);
 
 // Writes the word again and again; a tail shorter than eight bytes gets the word's first bytes.
 void fill_pattern(std::span<std::byte> out, std::uint64_t word);

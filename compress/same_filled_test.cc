@@ -9,7 +9,7 @@
 namespace foldswap {
 namespace {
 
-using Page = std::array<std::byte, wire::kPageBytes>;
+using Page = std::array<std::byte, kPageBytes>;
 
 TEST(SameFilled, ZeroPage) {
   EXPECT_EQ(same_filled(Page{}), std::uint64_t{0});

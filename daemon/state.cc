@@ -93,8 +93,7 @@ Status State::fits(Os& os, int fd) {
                 ": drain before changing versions");
   }
   if (head.page_map_version != PageMap::kVersion || head.pool_version != PoolHeader::kVersion ||
-      head.disk_version != kDiskVersion ||
-      head.protocol_version != wire::kProtocolVersion) {
+      head.disk_version != kDiskVersion || head.protocol_version != wire::kProtocolVersion) {
     return fail(
         "the page maps, pool, disk or mailboxes that were left behind are of another version: "
         "drain before changing versions");

@@ -29,11 +29,11 @@
 #include <cstdint>
 #include <span>
 
-#include "base/wire.h"
+#include "base/page.h"
 
 namespace foldswap {
 
-inline constexpr std::uint64_t kTablePageBytes = wire::kPageBytes;
+inline constexpr std::uint64_t kTablePageBytes = kPageBytes;
 inline constexpr std::uint32_t kNoItem = 0;
 inline constexpr std::uint32_t kNoPage = ~std::uint32_t{0};
 

@@ -30,7 +30,7 @@ std::uint64_t bitmap_bytes(std::uint32_t pages) {
 // costs a fifth of as many faults, or one by one where that is refused.
 void touch(std::byte* base, std::uint64_t bytes) {
   if (::madvise(base, bytes, uapi::kMadvPopulateWrite) == 0) return;
-  for (std::uint64_t at = 0; at < bytes; at += wire::kPageBytes) {
+  for (std::uint64_t at = 0; at < bytes; at += kPageBytes) {
     *static_cast<volatile std::byte*>(base + at) = std::byte{0};
   }
 }
