@@ -70,7 +70,8 @@ class Citations(unittest.TestCase):
         self.assert_broken("DESIGN §4.3", "DESIGN has no §4.3")
         self.assert_broken("DESIGN §5, 1", "DESIGN has no §5.1")
         self.assert_broken("GONE §5", "GONE has no §5")
-        self.assertEqual(self.about("It is\n// said in DESIGN\n// §6."), ["daemon/user.cc:2: DESIGN has no §6"])
+        self.assertEqual(self.about("It is\n// said in DESIGN\n// §6."),
+                         ["daemon/user.cc:2: DESIGN has no §6"])
 
     def test_rows(self):
         self.assert_right("HAZARDS 1, 2", "(H1, H2)", "Hazard 02", "HAZARDS row 1 and 2",
@@ -135,7 +136,8 @@ class Citations(unittest.TestCase):
     def test_lines_of_long_comments(self):
         text = "// One.\n// Two.\n//\n// See\n// gone.h.\nint a;\n/*\n * And\n * HAZARDS 9.\n */\n"
         self.assertEqual(self.complaints(**{"daemon/user.cc": text}),
-                         ["daemon/user.cc:5: there is no file gone.h", "daemon/user.cc:9: HAZARDS has no row 9"])
+                         ["daemon/user.cc:5: there is no file gone.h",
+                          "daemon/user.cc:9: HAZARDS has no row 9"])
 
     def test_code_in_documents(self):
         """Only its paths are looked at: a program named there may be anybody's."""
