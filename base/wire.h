@@ -60,8 +60,8 @@ struct MessageHeader {
 };
 static_assert(sizeof(MessageHeader) == 16);
 
-// Capability words: bits that a side understands beyond the base protocol. None is defined in
-// version 1; unknown bits are ignored.
+// Capability words: bits that a side understands beyond the base protocol. None is defined yet;
+// unknown bits are ignored.
 inline constexpr std::uint64_t kCapabilities = 0;
 
 // Order of the descriptors that come with Welcome.

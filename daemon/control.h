@@ -1,9 +1,9 @@
 // Control: the admin socket. One request line of JSON per connection, one reply line (see
-// docs/ARCHITECTURE.md, "Admin protocol"). Each connection has a short-lived thread of its own,
-// because reclaim, restore and drain wait for clients. Thread safety: handle() from the control
-// thread; commands run on their own threads against atomics and snapshots. Errors: every bad
-// request gets {"ok":false,"exit":1|2,"error":"..."}; a request is at most 64 KiB and has 10 s to
-// arrive.
+// docs/ARCHITECTURE.md, "The command line and the daemon"). Each connection has a short-lived
+// thread of its own, because reclaim, restore and drain wait for clients. Thread safety:
+// accept_one() from the control thread; commands run on their own threads against atomics and
+// snapshots. Errors: every bad request gets {"ok":false,"exit":1|2,"error":"..."}; a request is at
+// most 64 KiB and has 10 s to arrive.
 #pragma once
 
 #include <atomic>

@@ -5,10 +5,10 @@
 // unmapped before the fork. Where the set moves or unmaps things, the child's mapping alone tells
 // whether that was before the fork or after it.
 //
-// The child may be running: its fork() ended when the event was read. While it changes its memory,
-// PROBE says nothing. So its events are read along, to be applied when it is served, and PROBE is
-// asked about the place where a page lies by now. As long as that does not help, the child has what
-// its parent has here; only the places that the set changes are in doubt, and wait.
+// The child may be running: its fork() ended when the event was read (HAZARDS 52). While it changes
+// its memory, PROBE says nothing. So its events are read along, to be applied when it is served,
+// and PROBE is asked about the place where a page lies by now. As long as that does not help, the
+// child has what its parent has here; only the places that the set changes are in doubt, and wait.
 //
 // Thread safety: the reader's alone, with no batch of the parent in flight. Errors: `never`, when
 // nobody can tell what the child should find (it is killed then); never a guess.

@@ -90,8 +90,8 @@ struct Move {
   std::uint64_t target_bytes = bytes;  // of what it took the place of: it may have grown
 };
 
-// The moves of a set of events while they are being applied, in their order (daemon/moves.h). The
-// reader's.
+// The moves of a set of events while they are being applied, in their order
+// (daemon/event_journal.h). The reader's.
 struct MovePlan {
   std::atomic<std::uint32_t> count;    // 0: none. Noted last, and cleared last
   std::uint32_t messages;              // of the inbox, at its start, that the set was made of
@@ -186,7 +186,7 @@ struct ClientRecord {
   std::atomic<std::uint32_t> attached;    // its agent may have been told that it is one
   std::atomic<std::uint32_t> forked;    // made by a FORK: it had its parent's pages from the first
   NotedRange unregistering;             // that may not be registered, and should be
-  std::atomic<std::uint64_t> shifting;  // of the inbox: see close_gaps() in daemon/moves.h
+  std::atomic<std::uint64_t> shifting;  // of the inbox: see close_gaps() in event_journal.h
   std::atomic<std::uint32_t> reading_fork_seq;  // of a FORK that may just be read
   std::uint64_t id, parent_id;
   std::uint32_t uid, fork_seq;

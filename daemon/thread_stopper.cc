@@ -40,7 +40,8 @@ class Traced {
   void let_go(std::vector<pid_t>& late) {
     look();
     for (const Thread& thread : threads_) {
-      // One that was killed while it was stopped is to be reaped, or its parent waits for ever.
+      // One that was killed while it was stopped is to be reaped, or its parent waits for ever
+      // (HAZARDS 54).
       if (!thread.stopped || !detach(thread.tid, thread.status)) late.push_back(thread.tid);
     }
     threads_.clear();
@@ -92,7 +93,7 @@ class Traced {
     int status;
   };
 
-  // A zombie cannot be traced either, and does nothing.
+  // A zombie cannot be traced either, and does nothing (HAZARDS 54).
   [[nodiscard]] bool lives(pid_t tid) const {
     const auto stat = real_os().read_file("/proc/" + std::to_string(pid_) + "/task/" +
                                           std::to_string(tid) + "/stat");

@@ -20,7 +20,7 @@
 // left alone until something in it dies.
 //
 // Shape (DESIGN §10): step() does what can be done now and never waits; system calls go through the
-// Os seam. Thread safety: one thread's (Writer below); counters and report() are for all.
+// Os seam. Thread safety: one thread's (DiskTier::run); counters and report() are for all.
 // Errors: a write that fails is tried again elsewhere; after kMostFailures in a row, or when there
 // is no room on the disk, it stops, says so in log and report(), and tries again later. What was to
 // be written stays in the pool, and is lost in no case. Units: bytes.

@@ -31,7 +31,8 @@ void note_mutex(std::uint64_t address, bool again);
 void forget_mutex(std::uint64_t address);
 
 // A thread about to be made will have its end told at `address`. The answer stands for the note;
-// once the thread is there, owned_by() says which it is, and from then on the note ends with it.
+// once the thread is there, word_owned_by() says which it is, and from then on the note ends with
+// it.
 inline constexpr std::uint32_t kNoNote = ~0U;
 [[nodiscard]] std::uint32_t note_word(std::uint64_t address);
 void word_owned_by(std::uint32_t note, std::uint32_t tid);

@@ -507,11 +507,11 @@ class Executor {
     return any;
   }
 
-  // Writes to a page without changing it, and without ever waiting for it: should it be missing by
-  // now, the daemon that would have to bring it may be waiting for the end of this command. A
-  // futex's operation on its second word (or it with 0) is EFAULT then, where MADV_POPULATE_WRITE
-  // would wait. It wakes whoever waits for the first word, which nobody does, and one who waits for
-  // the second if that holds a certain number, which does no harm.
+  // HAZARDS 53. Writes to a page without changing it, and without ever waiting for it: should it be
+  // missing by now, the daemon that would have to bring it may be waiting for the end of this
+  // command. A futex's operation on its second word (or it with 0) is EFAULT then, where
+  // MADV_POPULATE_WRITE would wait. It wakes whoever waits for the first word, which nobody does,
+  // and one who waits for the second if that holds a certain number, which does no harm.
   [[nodiscard]] bool write_nothing(std::uint64_t page) const {
     constexpr int kOrNothing = FUTEX_OP(FUTEX_OP_OR, 0, FUTEX_OP_CMP_EQ, 0x5a5);
     return sys::call(SYS_futex, &c_.start_errno, FUTEX_WAKE_OP | FUTEX_PRIVATE_FLAG, 0, 0, page,

@@ -1,6 +1,6 @@
 // Kernel: a model of what Linux does with the memory of processes and with userfaultfd, page by
 // page, as far as programs, agent and daemon of a simulation can see it. What each call does, and
-// what it answers, is what KERNEL and HAZARDS in the project's notes say was seen on Linux 6.18:
+// what it answers, is what docs/KERNEL.md and docs/HAZARDS.md say was seen on Linux 6.18:
 //
 //   - a change of the address space (munmap, mremap, fork) happens, then its event is queued, then
 //   its

@@ -1,5 +1,5 @@
 """The crash points of foldswapd_crash (tests/crash/points.h): the control file that counts and arms
-them, what the code calls them, and the list of them in docs/PROTOCOL.md:
+them, what the code calls them, and the list of them in tests/crash/POINTS.md:
 
     python3 tests/e2e/crash_points.py LIST...    adds what test_crash_points.py wrote to FOLDSWAP_CRASH_LIST
     python3 tests/e2e/crash_points.py --anew LIST...    and forgets what was listed"""
@@ -137,7 +137,7 @@ def describe(point, place):
 
 # -- the list, in order of the data path
 
-DOCUMENT = os.path.join(ROOT, "docs", "PROTOCOL.md")
+DOCUMENT = os.path.join(ROOT, "tests", "crash", "POINTS.md")
 BEGIN = "<!-- crash points: written by tests/e2e/crash_points.py -->\n"
 END = "<!-- end of crash points -->\n"
 # Whose a point is, of the functions around it, the outermost first.

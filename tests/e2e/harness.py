@@ -593,7 +593,7 @@ class Churn(threading.Thread):
 
 
 def main():
-    """test_x.py --build-dir DIR [--sanitized 1] Class.test"""
+    """FILE.py --build-dir DIR [--sanitized 1] Class.test"""
     arguments = sys.argv[1:]
     while len(arguments) >= 2 and arguments[0].startswith("--"):
         if arguments[0] == "--build-dir":

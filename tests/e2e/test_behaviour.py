@@ -9,7 +9,7 @@ from harness import E2E, Churn, Place
 
 
 class Behaviour(E2E):
-    # Modes of programs/behave.cc that talk: at each "ready" the test evicts everything, then lets
+    # Modes of tests/programs/behave.cc that talk: at each "ready" the test evicts everything, then lets
     # them go on.
     def behave(self, mode, *more, answers=0, evict=True, seconds=60):
         command = [Place.program("behave"), mode, *more]

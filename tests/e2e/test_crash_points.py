@@ -173,7 +173,7 @@ class Orders(Worker):
 
 class List(unittest.TestCase):
     def test_names(self):
-        """What docs/PROTOCOL.md lists are functions that there are."""
+        """What tests/crash/POINTS.md lists are functions that there are."""
         text = ""
         for room in ("base", "daemon", "pool"):
             directory = os.path.join(crash_points.ROOT, room)
@@ -330,13 +330,13 @@ class CrashPoints(E2E):
         self.show_points(counts, hit)
 
     def unlisted(self):
-        """Functions that have points, and that docs/PROTOCOL.md does not know."""
+        """Functions that have points, and that tests/crash/POINTS.md does not know."""
         counts = self.control.counts()
         places = crash_points.symbolise(self.binary, counts)
         there = crash_points.entries(crash_points.describe(p, places[p]) for p in counts)
         missing = sorted(set(there) - set(crash_points.listed()))
         if missing:
-            print(f"not in docs/PROTOCOL.md, see tests/e2e/crash_points.py: {missing}")
+            print(f"not in tests/crash/POINTS.md, see tests/e2e/crash_points.py: {missing}")
         return missing
 
     def show_points(self, counts, hit):

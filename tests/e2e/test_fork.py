@@ -6,7 +6,7 @@ import os
 import harness
 from harness import E2E, MIB, Churn, Place, rss_anon, status_kib, wait_until
 
-PAGES = 32 * 256  # of program/family.cc
+PAGES = 32 * 256  # of tests/programs/family.cc
 
 
 class Fork(E2E):

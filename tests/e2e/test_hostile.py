@@ -11,7 +11,7 @@ import time
 import harness
 from harness import E2E, Place, descriptor_count, wait_until
 
-# What program/hostile.cc is asked to do -> what the log has to speak of; None: nothing need be
+# What tests/programs/hostile.cc is asked to do -> what the log has to speak of; None: nothing need be
 # said.
 REFUSED = {
     "wrong_version": r"version",

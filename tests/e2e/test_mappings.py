@@ -1,5 +1,5 @@
 """Mappings that change without a word, mappings of other kinds, and agents that are stopped: see
-programs/unseen.cc, programs/foreign.cc and programs/stopworld.cc, which verify every byte."""
+tests/programs/unseen.cc, foreign.cc and stopworld.cc, which verify every byte."""
 
 import os
 

@@ -1,6 +1,6 @@
-// A memory-eater, one of the storm's (e2e/test_storm.py): wants --mb of memory, fills it and then,
-// for --seconds or until the test ends our input, reads, rewrites, discards and verifies it at
-// random, and maps further regions and unmaps them again.
+// A memory-eater, one of the storm's (tests/e2e/test_storm.py): wants --mb of memory, fills it and
+// then, for --seconds or until the test ends our input, reads, rewrites, discards and verifies it
+// at random, and maps further regions and unmaps them again.
 // --mb (of all threads together), --threads, --seconds, --kind=mixed|sizes|random|..., --seed,
 // --watchdog_ms: no operation may take longer.
 // Says "filled" once every thread is, and at the end "longest operation N us (WHAT), O operations,

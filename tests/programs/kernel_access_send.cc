@@ -27,7 +27,7 @@ std::vector<std::byte> copy_of(const Memory& memory) {
 
 // What lies in the pipe are the bytes as they were at the call, whatever becomes of the pages.
 // (Without us, a program that writes to its buffer later changes what is in the pipe. Once the page
-// was out, it does not: the limit that README.md names.)
+// was out, it does not: the limit that docs/LIMITS.md names.)
 void vmsplice_source() {
   Memory from(64);
   const Memory to(64);
