@@ -6,7 +6,8 @@ Everything started here is ended here, by its own process id. A daemon that does
 with status 0, or whose log holds a sanitizer's report, fails the test; on any failure the daemon's
 log is printed.
 
-Run one test:  python3 test_reclaim.py --build-dir BUILD Reclaim.everything
+Run one test:     python3 test_reclaim.py --build-dir BUILD Reclaim.everything
+List those of a file, as CTest is told of them (ctest.py):   python3 test_reclaim.py --list
 """
 
 import contextlib
@@ -25,6 +26,8 @@ import tempfile
 import threading
 import time
 import unittest
+
+import ctest
 
 SKIP = 77  # the exit status that CTest counts as "skipped"; the reason is printed
 MIB = 1 << 20
@@ -593,8 +596,12 @@ class Churn(threading.Thread):
 
 
 def main():
-    """test_x.py --build-dir DIR [--sanitized 1] Class.test"""
+    """test_x.py --build-dir DIR [--sanitized 1] Class.test, or test_x.py --list"""
     arguments = sys.argv[1:]
+    module = sys.modules["__main__"]
+    if arguments == ["--list"]:
+        ctest.print_tests([module], True)
+        return
     while len(arguments) >= 2 and arguments[0].startswith("--"):
         if arguments[0] == "--build-dir":
             Place.build = os.path.abspath(arguments[1])
@@ -608,7 +615,6 @@ def main():
             sys.exit(f"not built: {needed}")
     names = [a if ".test_" in a or "." not in a else a.replace(".", ".test_", 1) for a in arguments]
     loader = unittest.defaultTestLoader
-    module = sys.modules["__main__"]
     if names:
         suite = loader.loadTestsFromNames(names, module)
     else:

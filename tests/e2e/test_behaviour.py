@@ -5,9 +5,14 @@ import subprocess
 import time
 
 import harness
+from ctest import ctest
 from harness import E2E, Churn, Place
 
+# A sanitized command line may not have anything preloaded before its run-time.
+NOT_SANITIZED = "e2e"
 
+
+@ctest("e2e_behaviour", "e2e quick", load="light")
 class Behaviour(E2E):
     # Modes of programs/behave.cc that talk: at each "ready" the test evicts everything, then lets
     # them go on.
@@ -62,6 +67,7 @@ class Behaviour(E2E):
         self.behave("close_all", answers=1)
         self.finish_daemon()
 
+    @ctest(labels="e2e e2e_san quick")
     def test_become_nobody(self):
         self.behave("become_nobody", answers=1)
         self.finish_daemon()
@@ -74,18 +80,22 @@ class Behaviour(E2E):
         self.behave("main_leaves", answers=1)
         self.finish_daemon()
 
+    @ctest(labels="e2e e2e_san quick")
     def test_spawn_children(self):
         self.behave("spawn_children", answers=1)
         self.finish_daemon()
 
+    @ctest(labels="e2e e2e_san quick")
     def test_signal_stack(self):
         self.behave("signal_stack", answers=2, evict=True)
         self.finish_daemon()
 
+    @ctest(labels="e2e e2e_san quick")
     def test_forks(self):
         self.behave("forks", answers=1)
         self.finish_daemon()
 
+    @ctest(labels="e2e e2e_san quick")
     def test_thread_churn(self):
         plain = self.run_plain([Place.program("behave"), "thread_churn"])
         client = self.client([Place.program("behave"), "thread_churn"])
@@ -96,6 +106,7 @@ class Behaviour(E2E):
         self.assert_same(plain, client)
         self.finish_daemon()
 
+    @ctest(labels=NOT_SANITIZED)
     def test_alloc_churn(self):
         plain = self.run_plain([Place.program("behave"), "alloc_churn"])
         client = self.client([Place.program("behave"), "alloc_churn"])
@@ -106,6 +117,7 @@ class Behaviour(E2E):
         self.assert_same(plain, client)
         self.finish_daemon()
 
+    @ctest(labels=NOT_SANITIZED)
     def test_exit_at_once(self):
         for _ in range(20):
             self.assertEqual(self.run_client([Place.program("behave"), "exit_at_once"]).code, 9)
@@ -122,6 +134,7 @@ class Behaviour(E2E):
         self.assertEqual(killed.finish(), -9)
         self.finish_daemon()
 
+    @ctest(labels=NOT_SANITIZED)
     def test_preload_is_appended(self):
         environment = harness.clean_environment()
         environment["LD_PRELOAD"] = "libpthread.so.0"
@@ -142,6 +155,7 @@ class Behaviour(E2E):
         self.assertEqual(proc.stderr(), b"")
         self.finish_daemon()
 
+    @ctest(labels="e2e", load="alone")
     def test_idle_client_uses_no_cpu(self):
         """Idle means idle: no tick of CPU time in the client's own agent while nothing is asked of
         it."""

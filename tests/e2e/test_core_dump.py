@@ -8,12 +8,14 @@ import struct
 import subprocess
 
 import harness
+from ctest import ctest
 from harness import Place, slower
 from test_ends import Ending
 
 PAGE = 4096
 
 
+@ctest("core_dump", "e2e")
 class CoreDump(Ending):
     def start_core(self):
         image = os.path.join(self.tmp, "image")

@@ -24,6 +24,7 @@ from collections import Counter
 
 import crash_points
 import harness
+from ctest import ctest, inherited
 from harness import E2E, Place, slower, wait_until
 
 SETTINGS = {"pool.codec": ("lz4", "zstd:1"), "pool.cold_codec": ("none", "zstd:3"),
@@ -171,6 +172,7 @@ class Orders(Worker):
         time.sleep(self.random.random() * 0.2)
 
 
+@ctest("crash_points_list", "e2e quick", load="light")
 class List(unittest.TestCase):
     def test_names(self):
         """What docs/PROTOCOL.md lists are functions that there are."""
@@ -189,6 +191,7 @@ class List(unittest.TestCase):
         self.assertEqual(gone, set())
 
 
+@ctest("crash_points", "e2e slow")
 class CrashPoints(E2E):
     SETTINGS = {"evict.quarantine_s": "0"}
     START_DAEMON = False
@@ -401,6 +404,7 @@ class CrashPoints(E2E):
         self.end_daemon()
         self.end_sweeper(client)
 
+    @ctest(labels="nightly", timeout=7200)
     def test_all(self):
         self.hang_seconds = 600
         self.control.arm_all()
@@ -469,6 +473,7 @@ class CrashPoints(E2E):
         self.end_sweeper(client)
         self.end_daemon()
 
+    @ctest(labels="nightly")
     def test_first_start(self):
         """There is nobody yet; one that died before it was ready is followed by one that is."""
         self.begin()
@@ -510,11 +515,14 @@ class CrashPoints(E2E):
         now = self.control.counts()
         return {p for p, times in now.items() if times != before.get(p, 0)}
 
+    @ctest(labels="nightly")
     def test_stop(self):
         self.at_death = {}
         self.one_by_one(self.last_life("first", 0), self.last_life)
 
 
+@inherited("some", "all")
+@ctest("crash_points_with_disk", "e2e slow")
 class CrashPointsWithDisk(CrashPoints):
     def settings(self):
         return {**self.SETTINGS, "writeback.dir": self.directory(), "pool.limit": "4M",

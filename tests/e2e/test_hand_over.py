@@ -12,6 +12,7 @@ import socket
 import time
 
 import harness
+from ctest import ctest, inherited
 from harness import E2E, Place, wait_until
 
 VERSION_AT = 4  # of StateHeader::version
@@ -37,6 +38,7 @@ def change_version(pid, by):
         f.write(version.to_bytes(4, "little"))
 
 
+@ctest("hand_over", "e2e")
 class HandOver(E2E):
     START_DAEMON = False
 
@@ -260,6 +262,8 @@ class HandOver(E2E):
         self.assertEqual(client.finish(), 0)
 
 
+@inherited("again_and_again", "torture", "other_version", "sigterm_outlives_a_death")
+@ctest("hand_over_with_disk", "e2e")
 class HandOverWithDisk(HandOver):
     """Likewise, with most of what is out on disk."""
 

@@ -8,11 +8,13 @@ import signal
 import time
 
 import harness
+from ctest import ctest
 from harness import E2E, MIB, Churn, Place, rss_anon, wait_until
 
 MEMORY_CGROUP = "/sys/fs/cgroup/memory"
 
 
+@ctest("hazard", "e2e e2e_san")
 class Hazard(E2E):
     def start(self, program, row, *more, resident_max=None, name=None):
         client = self.client([Place.program(program), f"--row={row}", f"--seed={self.seed}", *more],
@@ -252,6 +254,7 @@ class Hazard(E2E):
         self.finish_daemon()
 
 
+@ctest("hazard", "e2e e2e_san")
 class DefaultQuarantine(E2E):
     SETTINGS = {}
 

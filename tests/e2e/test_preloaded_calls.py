@@ -3,6 +3,7 @@ kernel itself writes, fork handlers of others, and ranges much larger than what 
 pages out: the programs say when to evict, and verify every byte."""
 
 import harness
+from ctest import ctest
 from harness import Place
 from test_space import Space
 
@@ -16,13 +17,17 @@ class Calls(Space):
         return self.finish_daemon()
 
 
+@ctest("words", "e2e")
 class Words(Calls):
+    @ctest(labels="e2e e2e_san")
     def test_early_robust(self):
         self.run_operation("words", "early_robust")
 
+    @ctest(labels="e2e e2e_san")
     def test_early_inheriting(self):
         self.run_operation("words", "early_inheriting")
 
+    @ctest(labels="e2e e2e_san")
     def test_ends_are_told(self):
         self.run_operation("words", "ends_are_told")
 
@@ -61,6 +66,7 @@ class Words(Calls):
         self.run_operation("words", "fork_within_a_call")
 
 
+@ctest("fork_handlers", "e2e")
 class ForkHandlers(Calls):
     """Each also under a budget, which takes out again what the handlers touch."""
 
@@ -69,6 +75,7 @@ class ForkHandlers(Calls):
         self.daemon = self.start_daemon(self.SETTINGS, name="budget")
         self.run_operation("atfork", operation, least=-1, resident_max="6M")
 
+    @ctest(labels="e2e e2e_san")
     def test_realloc(self):
         self.run_handlers("realloc")
 
@@ -87,20 +94,25 @@ class ForkHandlers(Calls):
     def test_unshare_in_child(self):
         self.run_handlers("unshare_in_child")
 
+    @ctest(labels="e2e e2e_san")
     def test_fork(self):
         self.run_handlers("fork")
 
+    @ctest(labels="e2e e2e_san")
     def test_waits_for_thread(self):
         self.run_handlers("waits_for_thread")
 
 
+@ctest("lengths", "e2e")
 class Lengths(Calls):
     def test_refused(self):
         self.run_operation("advice_length", "refused")
 
+    @ctest(labels="e2e e2e_san")
     def test_beyond_the_end(self):
         self.run_operation("advice_length", "beyond_the_end")
 
+    @ctest(labels="e2e e2e_san")
     def test_raw_child(self):
         self.run_operation("advice_length", "raw_child")
 
@@ -119,6 +131,7 @@ class Lengths(Calls):
     def test_moved_with_holes(self):
         self.run_operation("advice_length", "moved_with_holes")
 
+    @ctest(labels="e2e e2e_san")
     def test_attach_over(self):
         self.run_operation("advice_length", "attach_over")
 

@@ -9,6 +9,7 @@ import threading
 import time
 
 import harness
+from ctest import ctest
 from harness import MIB, Place, wait_until
 from redis_server import Connection, Server
 from test_writeback import OnDisk
@@ -225,6 +226,7 @@ class Sampler(threading.Thread):
         return statistics.median(row[key] for row in self.rows)
 
 
+@ctest("redis_disk", "nightly")
 class RedisOnDisk(OnDisk):
     START_DAEMON = False
     SHARES = 4

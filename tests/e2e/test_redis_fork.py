@@ -8,6 +8,7 @@ import threading
 import time
 
 import harness
+from ctest import ctest
 from harness import E2E, MIB, rss_anon, slower, wait_until
 from redis_server import Server
 
@@ -79,6 +80,7 @@ class OutSampler(threading.Thread):
         self.join()
 
 
+@ctest("redis_fork", "e2e slow")
 class RedisFork(E2E):
     def setUp(self):
         super().setUp()
@@ -168,6 +170,7 @@ class RedisFork(E2E):
     def test_half_resident(self):
         self.forks(96 * MIB)
 
+    @ctest(labels="nightly", timeout=3600)
     def test_half_resident_1g(self):
         self.forks(1024 * MIB)
 

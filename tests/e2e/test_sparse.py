@@ -2,6 +2,7 @@
 (HAZARDS 32), and an ocean must not hide the heap that lies behind it. Every byte is compared."""
 
 import harness
+from ctest import ctest
 from harness import E2E, MIB, Place, rss_anon, wait_until
 
 
@@ -67,6 +68,7 @@ class Sparse(E2E):
         self.end(client)
 
 
+@ctest("hazard", "e2e")
 class Hazard(Sparse):
     def test_32_mapping_limit(self):
         self.keep_budget("pages", "--count=40000")
@@ -109,10 +111,12 @@ class Hazard(Sparse):
         self.few_left(lambda client: self.assertGreater(self.reclaim(client.pid), 4000))
 
 
+@ctest("sparse", "e2e")
 class Ocean(Sparse):
     def test_first(self):
         self.keep_budget("first", "--gib=14336", "--heap_mb=64")
 
+    @ctest(labels="e2e e2e_san")
     def test_first_reclaim(self):
         self.reclaim_first("first", "--gib=14336", "--heap_mb=64")
 
@@ -125,9 +129,11 @@ class Ocean(Sparse):
     def test_around(self):
         self.keep_budget("around", "--gib=16384", "--heap_mb=32")
 
+    @ctest(labels="e2e e2e_san")
     def test_around_reclaim(self):
         self.reclaim_first("around", "--gib=16384", "--heap_mb=32")
 
+    @ctest(labels="e2e e2e_san")
     def test_two_clients(self):
         """The search of one does not keep the other waiting."""
         other = self.start("islands", "--count=64", "--island=1024", resident_max=self.BUDGET)

@@ -13,6 +13,7 @@ import threading
 import time
 
 import harness
+from ctest import ctest
 from harness import E2E, MIB, Place
 from test_torture import Disturber
 
@@ -106,6 +107,7 @@ class Gauge(threading.Thread):
         self.join()
 
 
+@ctest("storm", "e2e slow", load="alone")
 class Storm(E2E):
     LIMIT = 32 * MIB
     SETTINGS = {"evict.quarantine_s": "0", "pool.limit": str(LIMIT)}
@@ -186,6 +188,7 @@ class Storm(E2E):
         self.assertGreater(stats["evict"]["pages"], least, "nothing to speak of was evicted")
         self.assertGreater(stats["faults"]["total"], least, "nothing to speak of was faulted in")
 
+    @ctest(labels="e2e", load="half")
     def test_watchdog(self):
         """An eater whose faults nobody answers says so and ends, whatever of it is out."""
         self.started, self.eaters = 0, []
@@ -205,9 +208,11 @@ class Storm(E2E):
         told, and ten are a hang."""
         self.storm(60, 10_000, 20_000)
 
+    @ctest(labels="e2e e2e_san slow", sanitized_only=True)
     def test_sanitized(self):
         self.storm(15, 60_000 if Place.sanitized else 10_000, 2_000)
 
+    @ctest(labels="nightly", timeout=3600)
     def test_half_hour(self):
         """By hand, on a machine with nothing else to do: no operation takes over a second."""
         self.storm(1800, 1_000, 500_000)

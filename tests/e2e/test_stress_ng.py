@@ -14,6 +14,7 @@ import threading
 import time
 
 import harness
+from ctest import ctest
 from harness import E2E, MIB
 
 ADDRESS_SPACE = 1024 * MIB
@@ -55,6 +56,7 @@ class Pressure(threading.Thread):
         self.join()
 
 
+@ctest("stress_ng", "e2e")
 class StressNg(E2E):
     def setUp(self):
         super().setUp()
@@ -100,6 +102,7 @@ class StressNg(E2E):
     def test_mmap(self):
         self.stress("mmap", "--mmap-bytes", "32M", "--mmap-mprotect", out=2)
 
+    @ctest(labels="e2e e2e_san")
     def test_mremap(self):
         self.stress("mremap", "--mremap-bytes", "16M", out=2)
 
@@ -109,6 +112,7 @@ class StressNg(E2E):
     def test_fork(self):
         self.stress("fork", "--fork-max", "4")
 
+    @ctest(labels="nightly")
     def test_vfork(self):
         self.stress("vfork", "--vfork-max", "4")
 
@@ -118,12 +122,15 @@ class StressNg(E2E):
     def test_brk(self):
         self.stress("brk")
 
+    @ctest(labels="nightly")
     def test_stack(self):
         self.stress("stack", "--stack-fill")
 
+    @ctest(labels="nightly")
     def test_bigheap(self):
         self.stress("bigheap", out=8)
 
+    @ctest(labels="nightly")
     def test_malloc(self):
         self.stress("malloc", "--malloc-bytes", "8K", "--malloc-max", "4096", "--malloc-pthreads",
                     "2", "--malloc-touch", out=4)
@@ -136,6 +143,7 @@ class StressNg(E2E):
         self.stress("userfaultfd")
 
 
+@ctest("stress_ng", "nightly", timeout=3600)
 class EveryMethod(StressNg):
     """For the nightly run: each method of vm by itself, long enough for several passes."""
 

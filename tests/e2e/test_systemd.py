@@ -13,6 +13,7 @@ import time
 import unittest
 
 import harness
+from ctest import ctest
 from harness import E2E, wait_until
 from systemd_machine import PROGRAMS, Machine, why_not
 from test_hand_over import change_version, state_file
@@ -121,6 +122,7 @@ class Service(E2E):
         raise AssertionError(f"process {inside} is not found")
 
 
+@ctest("systemd", "e2e")
 class Systemd(Service):
     def test_restart(self):
         """Hands over through the store, again and again; everything stays out meanwhile."""
@@ -540,6 +542,7 @@ for line in sys.stdin:
         self.stop()
 
 
+@ctest("systemd", "e2e")
 class Disk(Service):
     CONFIG = ('[evict]\nquarantine_s = 0\n[pool]\nlimit = "4M"\n[writeback]\ndir = "/mnt"\n'
               'max = "256M"\nfree_min = "16M"\n')
@@ -558,6 +561,7 @@ class Disk(Service):
         self.stop()
 
 
+@ctest("systemd_small_store", "e2e")
 class Small(Service):
     DROP_IN = "FileDescriptorStoreMax=12\nEnvironment=FOLDSWAP_FDSTORE=12"
 
@@ -576,6 +580,7 @@ class Small(Service):
         self.stop()
 
 
+@ctest("systemd", "e2e")
 class Watchdog(Service):
     DROP_IN = "WatchdogSec=12"
 

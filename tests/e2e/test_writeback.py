@@ -13,6 +13,7 @@ import time
 
 import harness
 from backing import Backing, SEGMENT
+from ctest import ctest
 from harness import E2E, MIB, Daemon, Place, rss_anon, slower, wait_until
 
 NOBODY = 65534
@@ -123,6 +124,7 @@ class OnDisk(E2E):
         return stats
 
 
+@ctest("writeback", "e2e")
 class Budget(OnDisk):
     """A program that wants more than its budget and the pool together."""
 
@@ -156,6 +158,7 @@ class Budget(OnDisk):
         self.daemon = self.start_daemon({**self.SETTINGS, "pool.limit": "16M"}, "small")
         self.larger_than_memory(256, "32M", "heap")
 
+    @ctest(labels="nightly", timeout=3600)
     def test_one_gib(self):
         self.daemon.stop()
         self.daemon = self.start_daemon({**self.SETTINGS, "pool.limit": "64M"}, "small")
@@ -167,6 +170,7 @@ class Budget(OnDisk):
         self.larger_than_memory(96, "16M", "random", "random")
 
 
+@ctest("writeback", "e2e")
 class Damage(OnDisk):
     """Somebody writes to the file. A page comes back right, or its reader gets SIGBUS: nobody ever
     sees a wrong byte."""
@@ -356,6 +360,7 @@ class Damage(OnDisk):
     def test_exchanged_and_replayed(self):
         self.exchange(self.start(16, "sizes"))
 
+    @ctest(labels="nightly")
     def test_exchanged_and_replayed_checksum_only(self):
         self.daemon.stop()
         self.daemon = self.start_daemon({**self.SETTINGS, "writeback.encrypt": "false"}, "plain")
@@ -433,6 +438,7 @@ class Damage(OnDisk):
         self.daemon.stop()
 
 
+@ctest("writeback", "e2e")
 class Orders(OnDisk):
     """Pages on disk, and everything that programs and commands do with pages that are out."""
 
@@ -553,6 +559,7 @@ class Orders(OnDisk):
         self.finish_daemon()
 
 
+@ctest("writeback", "e2e")
 class Limits(OnDisk):
     """Disks and budgets that are too small: writing stops, says why, and nothing is lost."""
 
@@ -644,6 +651,7 @@ class Limits(OnDisk):
         self.finish_daemon()
 
 
+@ctest("writeback", "e2e")
 class SmallDisk(OnDisk):
     """A file system of its own, in a mount namespace of the daemon's, that fills up under it."""
 
@@ -734,6 +742,7 @@ class SmallDisk(OnDisk):
         self.finish_daemon()
 
 
+@ctest("writeback", "e2e", load="light")
 class Settings(OnDisk):
     """What cannot be a backing file's place."""
 
