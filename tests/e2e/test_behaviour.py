@@ -14,7 +14,7 @@ NOT_SANITIZED = "e2e"
 
 @ctest("e2e_behaviour", "e2e quick", load="light")
 class Behaviour(E2E):
-    # Modes of programs/behave.cc that talk: at each "ready" the test evicts everything, then lets
+    # Modes of programs/plain/behave.cc that talk: at each "ready" the test evicts everything, then lets
     # them go on.
     def behave(self, mode, *more, answers=0, evict=True, seconds=60):
         command = [Place.program("behave"), mode, *more]

@@ -47,7 +47,7 @@ class Ending(E2E):
         self.rng = random.Random(self.seed)
 
     def start(self, how, *more, program="ends", **options):
-        """A client of programs/ends.cc, up to its "ready"."""
+        """A client of programs/ends/ends.cc, up to its "ready"."""
         client = self.client([Place.program(program), f"--how={how}", f"--seed={self.seed}", *more],
                              **options)
         client.expect("ready")

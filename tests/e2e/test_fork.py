@@ -7,7 +7,7 @@ import harness
 from ctest import ctest
 from harness import E2E, MIB, Churn, Place, rss_anon, status_kib, wait_until
 
-PAGES = 32 * 256  # of program/family.cc
+PAGES = 32 * 256  # of programs/plain/family.cc
 
 
 @ctest("fork", "e2e e2e_san")

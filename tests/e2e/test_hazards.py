@@ -22,7 +22,7 @@ class Hazard(E2E):
         return client
 
     def churned(self, row, *more, seconds=6, resident_max=None, restore_every=3):
-        """Work of programs/hazards_memory.cc with reclaim (and restore) running against it."""
+        """Work of programs/hazards/hazards_memory.cc with reclaim (and restore) running against it."""
         client = self.start("hazards_memory", row, *more, resident_max=resident_max)
         client.expect("ready")
         churn = Churn(self, client.pid, restore_every)

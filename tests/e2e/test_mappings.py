@@ -1,5 +1,5 @@
 """Mappings that change without a word, mappings of other kinds, and agents that are stopped: see
-programs/unseen.cc, programs/foreign.cc and programs/stopworld.cc, which verify every byte."""
+unseen.cc, foreign.cc and stopworld.cc of programs/hazards, which verify every byte."""
 
 import os
 

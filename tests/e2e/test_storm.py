@@ -1,6 +1,6 @@
 """The memory-eater storm: several programs that each want more than there is, all at once, with the
 pool at its limit, while somebody reclaims, restores, changes budgets and the limit itself, and kills
-one of them. Every byte is verified, no operation may take long (programs/eater.cc), and nobody may
+one of them. Every byte is verified, no operation may take long (programs/plain/eater.cc), and nobody may
 hold more than two locks: the report that z3fold's end began with was 48 locks held by "memory-eater".
 
 A failure prints its seed: FOLDSWAP_TEST_SEED=N python3 tests/e2e/test_storm.py --build-dir build

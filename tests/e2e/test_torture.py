@@ -1,4 +1,4 @@
-"""The torture client (programs/torture.cc) while somebody else reclaims, restores, and changes budgets
+"""The torture client (programs/torture/torture.cc) while somebody else reclaims, restores, and changes budgets
 and settings, all from one seed. A failure prints the seed and the command that replays it:
 FOLDSWAP_TEST_SEED=N python3 tests/e2e/test_torture.py --build-dir build Torture.four_threads"""
 
