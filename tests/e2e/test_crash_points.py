@@ -178,10 +178,10 @@ class List(unittest.TestCase):
         """What docs/PROTOCOL.md lists are functions that there are."""
         text = ""
         for room in ("base", "daemon", "pool"):
-            directory = os.path.join(crash_points.ROOT, room)
-            for name in os.listdir(directory):
-                with open(os.path.join(directory, name), encoding="utf-8") as f:
-                    text += f.read()
+            for directory, _, names in os.walk(os.path.join(crash_points.ROOT, room)):
+                for name in names:
+                    with open(os.path.join(directory, name), encoding="utf-8") as f:
+                        text += f.read()
         words = set(re.findall(r"\w+", text))
         found = crash_points.listed()
         self.assertGreater(len(found), 50)

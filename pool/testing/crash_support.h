@@ -3,9 +3,9 @@
 
 #include <array>
 
-#include "base/crash_support.h"
+#include "base/testing/crash_support.h"
 #include "pool/take_over.h"
-#include "pool/test_support.h"
+#include "pool/testing/test_support.h"
 
 namespace foldswap::test {
 

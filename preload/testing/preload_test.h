@@ -7,8 +7,8 @@
 #include <memory>
 #include <string>
 
-#include "preload/fake_daemon.h"
-#include "preload/probe_process.h"
+#include "preload/testing/fake_daemon.h"
+#include "preload/testing/probe_process.h"
 
 namespace foldswap::preload_test {
 

@@ -1,4 +1,4 @@
-#include "preload/fake_daemon.h"
+#include "preload/testing/fake_daemon.h"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "base/crash_support.h"
+#include "base/testing/crash_support.h"
 #include "pool/pool.h"
 
 namespace foldswap::test {

@@ -1,4 +1,4 @@
-#include "preload/probe_process.h"
+#include "preload/testing/probe_process.h"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "cli/test_support.h"
+#include "cli/testing/test_support.h"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
