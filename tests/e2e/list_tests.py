@@ -1,4 +1,4 @@
-"""Prints all end-to-end tests for tests/CMakeLists.txt, a call of foldswap_e2e() each (ctest.py):
+"""Prints all end-to-end tests for tests/CMakeLists.txt, a call of foldswap_e2e() each (lib/ctest.py):
 list_tests.py [--sanitized 0|1]"""
 
 import argparse
@@ -6,7 +6,7 @@ import glob
 import importlib
 import os
 
-import ctest
+from lib import ctest
 
 
 def main():

@@ -5,9 +5,9 @@ import shutil
 import signal
 import subprocess
 
-import harness
-from ctest import ctest
-from harness import E2E, Daemon, Place, descriptor_count, slower
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, Daemon, Place, descriptor_count, slower
 
 NOBODY = 65534
 

@@ -4,9 +4,9 @@ import os
 import subprocess
 import time
 
-import harness
-from ctest import ctest
-from harness import E2E, Churn, Place
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, Churn, Place
 
 # A sanitized command line may not have anything preloaded before its run-time.
 NOT_SANITIZED = "e2e"

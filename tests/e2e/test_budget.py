@@ -2,9 +2,9 @@
 
 import time
 
-import harness
-from ctest import ctest
-from harness import E2E, MIB, Place, RssSampler, rss_anon, wait_until
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, MIB, Place, RssSampler, rss_anon, wait_until
 
 BUDGET = 48 * MIB
 ALLOWED = BUDGET * 105 // 100 + 4 * MIB

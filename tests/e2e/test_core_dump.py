@@ -7,9 +7,9 @@ import signal
 import struct
 import subprocess
 
-import harness
-from ctest import ctest
-from harness import Place, slower
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import Place, slower
 from test_ends import Ending
 
 PAGE = 4096

@@ -22,10 +22,9 @@ import time
 import unittest
 from collections import Counter
 
-import crash_points
-import harness
-from ctest import ctest, inherited
-from harness import E2E, Place, slower, wait_until
+from lib import crash_points, harness
+from lib.ctest import ctest, inherited
+from lib.harness import E2E, Place, slower, wait_until
 
 SETTINGS = {"pool.codec": ("lz4", "zstd:1"), "pool.cold_codec": ("none", "zstd:3"),
             "pool.waste_max": ("1", "3", "30"), "fault.readahead_max": ("1", "8", "64")}
@@ -339,7 +338,7 @@ class CrashPoints(E2E):
         there = crash_points.entries(crash_points.describe(p, places[p]) for p in counts)
         missing = sorted(set(there) - set(crash_points.listed()))
         if missing:
-            print(f"not in docs/PROTOCOL.md, see tests/e2e/crash_points.py: {missing}")
+            print(f"not in docs/PROTOCOL.md, see tests/e2e/lib/crash_points.py: {missing}")
         return missing
 
     def show_points(self, counts, hit):

@@ -6,9 +6,9 @@ import random
 import signal
 import time
 
-import harness
-from ctest import ctest
-from harness import E2E, Churn, Place, wait_until
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, Churn, Place, wait_until
 
 SYS_WRITE = "1"
 

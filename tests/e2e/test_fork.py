@@ -3,9 +3,9 @@ it shares with its relatives is neither copied nor lost. Every process verifies 
 
 import os
 
-import harness
-from ctest import ctest
-from harness import E2E, MIB, Churn, Place, rss_anon, status_kib, wait_until
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, MIB, Churn, Place, rss_anon, status_kib, wait_until
 
 PAGES = 32 * 256  # of programs/plain/family.cc
 

@@ -11,9 +11,9 @@ import signal
 import socket
 import time
 
-import harness
-from ctest import ctest, inherited
-from harness import E2E, Place, wait_until
+from lib import harness
+from lib.ctest import ctest, inherited
+from lib.harness import E2E, Place, wait_until
 
 VERSION_AT = 4  # of StateHeader::version
 

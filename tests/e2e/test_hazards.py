@@ -7,9 +7,9 @@ import re
 import signal
 import time
 
-import harness
-from ctest import ctest
-from harness import E2E, MIB, Churn, Place, rss_anon, wait_until
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, MIB, Churn, Place, rss_anon, wait_until
 
 MEMORY_CGROUP = "/sys/fs/cgroup/memory"
 

@@ -8,9 +8,9 @@ import signal
 import subprocess
 import time
 
-import harness
-from ctest import ctest
-from harness import E2E, Place, descriptor_count, wait_until
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, Place, descriptor_count, wait_until
 
 # What program/hostile.cc is asked to do -> what the log has to speak of; None: nothing need be
 # said.

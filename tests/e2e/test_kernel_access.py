@@ -4,9 +4,9 @@ and compares every byte."""
 
 import os
 
-import harness
-from ctest import ctest
-from harness import E2E, SKIP, Churn, Place
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, SKIP, Churn, Place
 
 
 class Base(E2E):

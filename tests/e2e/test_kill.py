@@ -9,9 +9,9 @@ import random
 import signal
 import time
 
-import harness
-from ctest import ctest, inherited
-from harness import E2E, Place, wait_until
+from lib import harness
+from lib.ctest import ctest, inherited
+from lib.harness import E2E, Place, wait_until
 
 
 @ctest("kill", "e2e slow")

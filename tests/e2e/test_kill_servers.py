@@ -12,12 +12,12 @@ import shutil
 import threading
 import time
 
-import harness
 import test_kill
 import test_redis_disk
-from ctest import ctest, inherited
-from harness import E2E, MIB, Place
-from redis_server import Server
+from lib import harness
+from lib.ctest import ctest, inherited
+from lib.harness import E2E, MIB, Place
+from lib.redis_server import Server
 from test_redis_disk import LATEST_MS, RECORD_BYTES, Share
 
 

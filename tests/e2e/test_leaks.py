@@ -3,9 +3,9 @@ it had before."""
 
 import time
 
-import harness
-from ctest import ctest
-from harness import E2E, MIB, Churn, Place, descriptor_count, wait_until
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, MIB, Churn, Place, descriptor_count, wait_until
 
 # What may differ: an administrator's connection that is being closed; pages the allocator keeps.
 # The last clients' descriptors are closed when every thread of the daemon has looked up once.

@@ -3,10 +3,10 @@ unseen.cc, foreign.cc and stopworld.cc of programs/hazards, which verify every b
 
 import os
 
-import harness
-from ctest import ctest
-from harness import E2E, Churn, Place
-from cgroups import controller_v1
+from lib import harness
+from lib.cgroups import controller_v1
+from lib.ctest import ctest
+from lib.harness import E2E, Churn, Place
 
 HUGE_PAGES = "/proc/sys/vm/nr_hugepages"
 

@@ -2,9 +2,9 @@
 kernel itself writes, fork handlers of others, and ranges much larger than what is in them. Each with
 pages out: the programs say when to evict, and verify every byte."""
 
-import harness
-from ctest import ctest
-from harness import Place
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import Place
 from test_space import Space
 
 

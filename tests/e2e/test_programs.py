@@ -7,9 +7,9 @@ import socket
 import subprocess
 import sys
 
-import harness
-from ctest import ctest
-from harness import E2E, MIB, Churn, Place, slower, wait_until
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, MIB, Churn, Place, slower, wait_until
 
 # Three measures of a large dictionary of small objects; prints digests only.
 PYTHON_PROGRAM = """

@@ -1,8 +1,8 @@
 """reclaim, restore, drain and resume from the command line."""
 
-import harness
-from ctest import ctest
-from harness import E2E, MIB, Place, rss_anon, vm_flags, wait_until
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, MIB, Place, rss_anon, vm_flags, wait_until
 
 
 @ctest("e2e_reclaim", "e2e e2e_san quick")

@@ -8,10 +8,10 @@ import statistics
 import threading
 import time
 
-import harness
-from ctest import ctest
-from harness import MIB, Place, wait_until
-from redis_server import Connection, Server
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import MIB, Place, wait_until
+from lib.redis_server import Connection, Server
 from test_writeback import OnDisk
 
 SIZES = ((100, 1400), (100, 1400), (1500, 4500), (1500, 4500), (6000, 14000))  # least, and more

@@ -7,10 +7,10 @@ import subprocess
 import threading
 import time
 
-import harness
-from ctest import ctest
-from harness import E2E, MIB, rss_anon, slower, wait_until
-from redis_server import Server
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, MIB, rss_anon, slower, wait_until
+from lib.redis_server import Server
 
 VALUE_BYTES = 1000
 KEY_COST = 1150  # bytes of memory for each key, about

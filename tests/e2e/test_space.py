@@ -5,9 +5,9 @@ verify every byte; here is the other side of their talk: eviction when they ask 
 import fcntl
 import os
 
-import harness
-from ctest import ctest
-from harness import E2E, Churn, Place
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, Churn, Place
 
 THP = "/sys/kernel/mm/transparent_hugepage"
 KSM = "/sys/kernel/mm/ksm"

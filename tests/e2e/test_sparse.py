@@ -1,9 +1,9 @@
 """Memory of which little is used: a page here and there must not use up the program's mappings
 (HAZARDS 32), and an ocean must not hide the heap that lies behind it. Every byte is compared."""
 
-import harness
-from ctest import ctest
-from harness import E2E, MIB, Place, rss_anon, wait_until
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, MIB, Place, rss_anon, wait_until
 
 
 def most_mappings():

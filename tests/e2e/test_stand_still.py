@@ -5,10 +5,10 @@ import os
 import signal
 import time
 
-import harness
-from cgroups import CpuQuota, Freezer, run_inside
-from ctest import ctest
-from harness import Churn, Place
+from lib import harness
+from lib.cgroups import CpuQuota, Freezer, run_inside
+from lib.ctest import ctest
+from lib.harness import Churn, Place
 from test_ends import Ending
 
 

@@ -12,9 +12,9 @@ import signal
 import threading
 import time
 
-import harness
-from ctest import ctest
-from harness import E2E, MIB, Place
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, MIB, Place
 from test_torture import Disturber
 
 # A batch is 64 to 512 pages, and room for two pages each is set aside before it is taken out. So a full

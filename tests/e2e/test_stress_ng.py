@@ -13,9 +13,9 @@ import shutil
 import threading
 import time
 
-import harness
-from ctest import ctest
-from harness import E2E, MIB
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, MIB
 
 ADDRESS_SPACE = 1024 * MIB
 # What stress-ng says when a check fails, or when it could not do its work.

@@ -12,10 +12,10 @@ import subprocess
 import time
 import unittest
 
-import harness
-from ctest import ctest
-from harness import E2E, wait_until
-from systemd_machine import PROGRAMS, Machine, why_not
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, wait_until
+from lib.systemd_machine import PROGRAMS, Machine, why_not
 from test_hand_over import change_version, state_file
 
 UNIT = "foldswapd.service"

@@ -6,9 +6,9 @@ import random
 import threading
 import time
 
-import harness
-from ctest import ctest
-from harness import E2E, MIB, Place, descriptor_count, wait_until
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, MIB, Place, descriptor_count, wait_until
 
 SETTINGS = {"pool.codec": ("lz4", "zstd:1", "raw"), "pool.cold_codec": ("none", "zstd:3"),
             "pool.waste_max": ("1", "3", "30"), "fault.readahead_max": ("1", "8", "64"),

@@ -4,9 +4,9 @@ them, so that nobody can stop them, it must go on all the same (HAZARDS 39)."""
 
 import re
 
-import harness
-from ctest import ctest
-from harness import E2E, Churn, Place, wait_until
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, Churn, Place, wait_until
 
 
 class Traced(E2E):

@@ -11,10 +11,10 @@ import tempfile
 import threading
 import time
 
-import harness
-from backing import Backing, SEGMENT
-from ctest import ctest
-from harness import E2E, MIB, Daemon, Place, rss_anon, slower, wait_until
+from lib import harness
+from lib.backing import Backing, SEGMENT
+from lib.ctest import ctest
+from lib.harness import E2E, MIB, Daemon, Place, rss_anon, slower, wait_until
 
 NOBODY = 65534
 

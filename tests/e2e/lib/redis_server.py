@@ -5,7 +5,7 @@ import re
 import socket
 import subprocess
 
-from harness import slower, wait_until
+from lib.harness import slower, wait_until
 
 
 class Server:

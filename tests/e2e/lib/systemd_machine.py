@@ -9,8 +9,8 @@ import shutil
 import signal
 import subprocess
 
-import cgroups
-from harness import Place, Proc, clean_environment, die_with_parent, wait_until
+from lib import cgroups
+from lib.harness import Place, Proc, clean_environment, die_with_parent, wait_until
 
 SYSTEMD = "/lib/systemd/systemd"
 PROGRAMS = "/usr/local/libexec/foldswap-tests"

@@ -1,8 +1,8 @@
 """The crash points of foldswapd_crash (tests/crash/points.h): the control file that counts and arms
 them, what the code calls them, and the list of them in docs/PROTOCOL.md:
 
-    python3 tests/e2e/crash_points.py LIST...    adds what test_crash_points.py wrote to FOLDSWAP_CRASH_LIST
-    python3 tests/e2e/crash_points.py --anew LIST...    and forgets what was listed"""
+    python3 tests/e2e/lib/crash_points.py LIST...    adds what test_crash_points.py wrote to FOLDSWAP_CRASH_LIST
+    python3 tests/e2e/lib/crash_points.py --anew LIST...    and forgets what was listed"""
 
 import mmap
 import os
@@ -21,7 +21,7 @@ ARMED, COUNTDOWN, DIED_AT, DIED_PID, LOST, DEATHS = range(8, 56, 8)  # offsets
 KINDS = ("before a store", "half way through", "before a call", "after a call")
 
 CALLER = (1 << 30) - 1
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
+ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "../../..")) + os.sep
 
 # Where a point is: the function that does it, file and line, and who called that, as far as is known.
 Place = namedtuple("Place", "function file line around")
@@ -138,7 +138,7 @@ def describe(point, place):
 # -- the list, in order of the data path
 
 DOCUMENT = os.path.join(ROOT, "docs", "PROTOCOL.md")
-BEGIN = "<!-- crash points: written by tests/e2e/crash_points.py -->\n"
+BEGIN = "<!-- crash points: written by tests/e2e/lib/crash_points.py -->\n"
 END = "<!-- end of crash points -->\n"
 # Whose a point is, of the functions around it, the outermost first.
 PATH = (

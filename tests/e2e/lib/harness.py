@@ -27,7 +27,7 @@ import threading
 import time
 import unittest
 
-import ctest
+from lib import ctest
 
 SKIP = 77  # the exit status that CTest counts as "skipped"; the reason is printed
 MIB = 1 << 20

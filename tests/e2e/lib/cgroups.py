@@ -5,7 +5,7 @@ been ended."""
 import os
 import subprocess
 
-from harness import wait_until
+from lib.harness import wait_until
 
 
 def mounts():
