@@ -11,8 +11,8 @@ import time
 from lib import harness
 from lib.ctest import ctest
 from lib.harness import MIB, Place, wait_until
+from lib.on_disk import OnDisk
 from lib.redis_server import Connection, Server
-from test_writeback import OnDisk
 
 SIZES = ((100, 1400), (100, 1400), (1500, 4500), (1500, 4500), (6000, 14000))  # least, and more
 RECORD_BYTES = 4800  # of memory for each, about
