@@ -1,6 +1,6 @@
 """SIGUSR2 to a keeper without a service manager: the daemon stops as it is, the keeper executes its
 program file anew, and the next daemon takes the clients over. Likewise what becomes of a daemon that
-hangs, and of one whose keeper is killed. With systemd: test_systemd.py."""
+hangs, and of one whose keeper is killed. With systemd: test_systemd_*.py."""
 
 import contextlib
 import os
@@ -14,28 +14,7 @@ import time
 from lib import harness
 from lib.ctest import ctest, inherited
 from lib.harness import E2E, Place, wait_until
-
-VERSION_AT = 4  # of StateHeader::version
-
-
-def state_file(pid):
-    """The path of the state file, as a process has it open."""
-    base = f"/proc/{pid}/fd"
-    for fd in os.listdir(base):
-        try:
-            if os.readlink(f"{base}/{fd}").startswith("/memfd:foldswap-state"):
-                return f"{base}/{fd}"
-        except OSError:
-            pass
-    raise AssertionError(f"process {pid} has no state file")
-
-
-def change_version(pid, by):
-    with open(state_file(pid), "r+b", buffering=0) as f:
-        f.seek(VERSION_AT)
-        version = int.from_bytes(f.read(4), "little") + by
-        f.seek(VERSION_AT)
-        f.write(version.to_bytes(4, "little"))
+from lib.state_file import change_version
 
 
 @ctest("hand_over", "e2e")
