@@ -42,11 +42,11 @@ class Budget(E2E):
     def test_sequential_compressible(self):
         self.sweep("sequential", "heap")
 
-    @ctest(labels="nightly")
+    @ctest(labels="nightly", minutes=1)
     def test_sequential_incompressible(self):
         self.sweep("sequential", "random")
 
-    @ctest(labels="nightly")
+    @ctest(labels="nightly", minutes=1)
     def test_random_compressible(self):
         self.sweep("random", "heap")
 

@@ -403,7 +403,7 @@ class CrashPoints(E2E):
         self.end_daemon()
         self.end_sweeper(client)
 
-    @ctest(labels="nightly", timeout=7200)
+    @ctest(labels="nightly", timeout=7200, minutes=38)
     def test_all(self):
         self.hang_seconds = 600
         self.control.arm_all()
@@ -472,7 +472,7 @@ class CrashPoints(E2E):
         self.end_sweeper(client)
         self.end_daemon()
 
-    @ctest(labels="nightly")
+    @ctest(labels="nightly", minutes=8)
     def test_first_start(self):
         """There is nobody yet; one that died before it was ready is followed by one that is."""
         self.begin()
@@ -514,7 +514,7 @@ class CrashPoints(E2E):
         now = self.control.counts()
         return {p for p, times in now.items() if times != before.get(p, 0)}
 
-    @ctest(labels="nightly")
+    @ctest(labels="nightly", minutes=8)
     def test_stop(self):
         self.at_death = {}
         self.one_by_one(self.last_life("first", 0), self.last_life)

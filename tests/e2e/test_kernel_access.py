@@ -207,7 +207,7 @@ class Pinned(Base):
         """Pages are pinned for as long as a read takes, and no longer."""
         self.pinned(15_000, 200, "--registered=0")
 
-    @ctest(labels="nightly", load="alone", timeout=3600)
+    @ctest(labels="nightly", load="alone", timeout=3600, minutes=1)
     def test_million_direct_reads(self):
         self.pinned(1_000_000, 1_500)
 

@@ -45,7 +45,7 @@ class Killer(threading.Thread):
             self.error = f"{type(error).__name__}: {error}"
 
 
-@ctest("kill", "nightly")
+@ctest("kill", "nightly", minutes=2)
 class KillServers(E2E):
     SETTINGS = {"evict.quarantine_s": "0"}
     KILLS = 60
@@ -147,7 +147,7 @@ class KillServers(E2E):
 
 
 @inherited("redis", "forking_server")
-@ctest("kill_with_disk", "nightly")
+@ctest("kill_with_disk", "nightly", minutes=2)
 class KillServersWithDisk(KillServers):
     """Likewise, with most of what is out on disk."""
 

@@ -58,7 +58,7 @@ class Leaks(E2E):
     def test_forks_execs_exits(self):
         self.run_storm(2000)
 
-    @ctest(labels="nightly")
+    @ctest(labels="nightly", minutes=2)
     def test_forks_execs_exits_10000(self):
         self.run_storm(10000)
 

@@ -226,7 +226,7 @@ class Sampler(threading.Thread):
         return statistics.median(row[key] for row in self.rows)
 
 
-@ctest("redis_disk", "nightly")
+@ctest("redis_disk", "nightly", minutes=2)
 class RedisOnDisk(OnDisk):
     START_DAEMON = False
     SHARES = 4

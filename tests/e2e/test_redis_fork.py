@@ -170,7 +170,7 @@ class RedisFork(E2E):
     def test_half_resident(self):
         self.forks(96 * MIB)
 
-    @ctest(labels="nightly", timeout=3600)
+    @ctest(labels="nightly", timeout=3600, minutes=5)
     def test_half_resident_1g(self):
         self.forks(1024 * MIB)
 

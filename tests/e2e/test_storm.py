@@ -212,9 +212,9 @@ class Storm(E2E):
     def test_sanitized(self):
         self.storm(15, 60_000 if Place.sanitized else 10_000, 2_000)
 
-    @ctest(labels="nightly", timeout=3600)
+    @ctest(labels="nightly", timeout=3600, minutes=32)
     def test_half_hour(self):
-        """By hand, on a machine with nothing else to do: no operation takes over a second."""
+        """For a machine with nothing else to do: no operation takes over a second."""
         self.storm(1800, 1_000, 500_000)
 
 

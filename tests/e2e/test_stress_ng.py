@@ -112,7 +112,7 @@ class StressNg(E2E):
     def test_fork(self):
         self.stress("fork", "--fork-max", "4")
 
-    @ctest(labels="nightly")
+    @ctest(labels="nightly", minutes=1)
     def test_vfork(self):
         self.stress("vfork", "--vfork-max", "4")
 
@@ -122,15 +122,15 @@ class StressNg(E2E):
     def test_brk(self):
         self.stress("brk")
 
-    @ctest(labels="nightly")
+    @ctest(labels="nightly", minutes=1)
     def test_stack(self):
         self.stress("stack", "--stack-fill")
 
-    @ctest(labels="nightly")
+    @ctest(labels="nightly", minutes=1)
     def test_bigheap(self):
         self.stress("bigheap", out=8)
 
-    @ctest(labels="nightly")
+    @ctest(labels="nightly", minutes=1)
     def test_malloc(self):
         self.stress("malloc", "--malloc-bytes", "8K", "--malloc-max", "4096", "--malloc-pthreads",
                     "2", "--malloc-touch", out=4)
@@ -143,7 +143,7 @@ class StressNg(E2E):
         self.stress("userfaultfd")
 
 
-@ctest("stress_ng", "nightly", timeout=3600)
+@ctest("stress_ng", "nightly", timeout=3600, minutes=5)
 class EveryMethod(StressNg):
     """For the nightly run: each method of vm by itself, long enough for several passes."""
 

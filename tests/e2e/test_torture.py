@@ -86,7 +86,7 @@ class Torture(E2E):
                        lambda: self.daemon.memory() <= before[1] + 12 * MIB)
         return stats
 
-    @ctest(labels="nightly")
+    @ctest(labels="nightly", minutes=1)
     def test_one_thread(self):
         self.torture(8, 1)
         self.finish_daemon()
@@ -95,7 +95,7 @@ class Torture(E2E):
         self.torture(10, 2)
         self.finish_daemon()
 
-    @ctest(labels="nightly")
+    @ctest(labels="nightly", minutes=1)
     def test_four_threads(self):
         self.torture(12, 4)
         self.finish_daemon()
@@ -104,7 +104,7 @@ class Torture(E2E):
         self.torture(12, 8)
         self.finish_daemon()
 
-    @ctest(labels="nightly")
+    @ctest(labels="nightly", minutes=1)
     def test_four_threads_without_fork(self):
         self.torture(8, 4, fork=0)
         self.finish_daemon()
@@ -120,7 +120,7 @@ class Torture(E2E):
         self.torture(20, 4, least=200)
         self.finish_daemon()
 
-    @ctest(labels="nightly", timeout=3600)
+    @ctest(labels="nightly", timeout=3600, minutes=11)
     def test_ten_minutes(self):
         """Seeds and numbers of threads by turns, every other run without fork."""
         rng = random.Random(self.seed)

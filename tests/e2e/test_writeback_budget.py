@@ -43,7 +43,7 @@ class Budget(OnDisk):
         self.daemon = self.start_daemon({**self.SETTINGS, "pool.limit": "16M"}, "small")
         self.larger_than_memory(256, "32M", "heap")
 
-    @ctest(labels="nightly", timeout=3600)
+    @ctest(labels="nightly", timeout=3600, minutes=1)
     def test_one_gib(self):
         self.daemon.stop()
         self.daemon = self.start_daemon({**self.SETTINGS, "pool.limit": "64M"}, "small")

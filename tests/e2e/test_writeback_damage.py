@@ -203,7 +203,7 @@ class Damage(OnDisk):
     def test_exchanged_and_replayed(self):
         self.exchange(self.start(16, "sizes"))
 
-    @ctest(labels="nightly")
+    @ctest(labels="nightly", minutes=1)
     def test_exchanged_and_replayed_checksum_only(self):
         self.daemon.stop()
         self.daemon = self.start_daemon({**self.SETTINGS, "writeback.encrypt": "false"}, "plain")

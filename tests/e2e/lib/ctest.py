@@ -2,7 +2,7 @@
 
     @ctest("e2e_budget", "e2e", load="alone")   The CTest names of this class's tests begin with
     class Budget(E2E):                          e2e_budget_. They have the label e2e and run alone.
-        @ctest(labels="nightly")                A method says only what differs from its class.
+        @ctest(labels="nightly", minutes=1)     A method says only what differs from its class.
         def test_random_order(self):
 
     @inherited("torture", "sweep")              The class runs these two tests of its base class as
@@ -15,6 +15,7 @@ load: `half` of the machine is the default. Daemon and program wait for each oth
     run at a time, on however many CPUs. `light` may run beside anything. `alone` is judged by what
     the machine does, so nothing else runs meanwhile.
 timeout: in seconds.
+minutes: how long a nightly test takes, for scripts/nightly.sh --part. CTest calls it COST.
 sanitized_only: sanitizer builds alone have the test.
 
 list_tests.py prints all tests, and tests/CMakeLists.txt makes CTest's list of that. A test without
@@ -26,7 +27,7 @@ import unittest
 
 LABELS = ("e2e", "e2e_san", "quick", "slow", "nightly")
 LOADS = ("alone", "half", "light")
-DEFAULTS = {"load": "half", "timeout": 600, "sanitized_only": False}
+DEFAULTS = {"load": "half", "timeout": 600, "sanitized_only": False, "minutes": 0}
 
 
 def ctest(prefix=None, labels=None, **settings):
@@ -74,6 +75,8 @@ class Test:
             found.append(f"unknown load {told['load']}")
         if not found and ("e2e" in told["labels"]) == ("nightly" in told["labels"]):
             found.append("one of the labels e2e and nightly it must have")
+        if ("nightly" in told["labels"]) != (told["minutes"] > 0):
+            found.append("minutes it must have if it is nightly, and not otherwise")
         found += [f"unknown setting {key}" for key in told
                   if key not in ("prefix", "labels", *DEFAULTS)]
         return found
@@ -81,7 +84,7 @@ class Test:
     def cmake(self):
         told = self.told
         return (f'foldswap_e2e({self.name} {self.file} {self.method} "{";".join(told["labels"])}" '
-                f'{told["load"]} {told["timeout"]})')
+                f'{told["load"]} {told["timeout"]} {told["minutes"]})')
 
 
 def tests_of_class(module, cls):
