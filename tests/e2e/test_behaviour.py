@@ -140,7 +140,8 @@ class Behaviour(E2E):
         environment["LD_PRELOAD"] = "libpthread.so.0"
         shown = self.client(["/usr/bin/env"], env=environment)
         shown.finish()
-        line = [l for l in shown.output.decode().splitlines() if l.startswith("LD_PRELOAD=")][0]
+        line = next(line for line in shown.output.decode().splitlines()
+                    if line.startswith("LD_PRELOAD="))
         self.assertTrue(line.startswith("LD_PRELOAD=libpthread.so.0"), line)
         self.assertIn("libfoldswap.so", line)
         self.finish_daemon()

@@ -49,7 +49,6 @@ class Words(Calls):
     def test_ended(self):
         self.run_operation("words", "ended")
 
-
     def test_closed_for_a_while(self):
         self.run_operation("words", "closed_for_a_while")
 

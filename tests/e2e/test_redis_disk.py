@@ -10,7 +10,7 @@ import time
 
 from lib import harness
 from lib.ctest import ctest
-from lib.harness import MIB, Place, wait_until
+from lib.harness import MIB, wait_until
 from lib.on_disk import OnDisk
 from lib.redis_server import Connection, Server
 

@@ -174,7 +174,7 @@ class Huge(Space):
             with open(path, encoding="ascii") as f:
                 before = f.read().strip()
             if "[" in before:
-                before = before[before.index("[") + 1 : before.index("]")]
+                before = before[before.index("[") + 1:before.index("]")]
             self.write_setting(path, value)
         except OSError as error:
             self.skipTest(f"{path} cannot be set: {error.strerror}")

@@ -94,7 +94,6 @@ class Hazard(Sparse):
         own = most_mappings() * 6 // 10
         self.reclaim_first("pages", "--count=20000", f"--own={own}", own=own)
 
-
     def few_left(self, leave, **how):
         """Hardly a mapping is left, and it needs one now and then."""
         client = self.start("none", "--slack=60", "--heap_mb=128", **how)

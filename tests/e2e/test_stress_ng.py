@@ -11,7 +11,6 @@ root would: MADV_HWPOISON).
 import re
 import shutil
 import threading
-import time
 
 from lib import harness
 from lib.ctest import ctest

@@ -48,7 +48,8 @@ class Installed(Service):
         """The files are ones that systemd's own tools take, and the sandbox is there."""
         prefix = "/usr/local/lib"
         said = self.machine.run("systemd-analyze", "verify", f"{prefix}/systemd/system/{UNIT}")
-        complaints = [l for l in (said.stdout + said.stderr).splitlines() if "foldswap" in l]
+        complaints = [line for line in (said.stdout + said.stderr).splitlines()
+                      if "foldswap" in line]
         self.assertEqual(complaints, [])
         self.machine.ok("systemd-sysusers", f"{prefix}/sysusers.d/foldswap.conf")
         self.assertIn("\nfoldswap:", self.machine.read("/etc/group"))
