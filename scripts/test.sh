@@ -2,7 +2,8 @@
 # Builds and tests everything: test.sh [--quick]
 #   --quick   release build, unit tests and the quick end-to-end tests
 #   (none)    release build with all tests; asan and tsan builds with the tests that suit them;
-#             clang build with thread-safety analysis as errors; the pool fuzzed; formatting
+#             clang build with thread-safety analysis as errors; the pool fuzzed; formatting; scripts
+#             looked at by shellcheck and flake8
 # The output ends with one line for each step, which says how long it took. Exit status 0: every step
 # passed.
 set -euo pipefail
@@ -75,16 +76,30 @@ check_fuzz() {
   record fuzz "$status" "$((SECONDS - begun)) s: $(grep -E '^Done [0-9]+ runs' "$log" | tail -n 1 || true)"
 }
 
+# sources SUFFIX...: the files that end so.
 sources() {
-  git ls-files -co --exclude-standard -- '*.cc' '*.h' 2>/dev/null ||
-    find . -path './build*' -prune -o \( -name '*.cc' -o -name '*.h' \) -print
+  local patterns=() names=()
+  for suffix in "$@"; do
+    patterns+=("*$suffix")
+    names+=(-o -path "*$suffix")
+  done
+  git ls-files -co --exclude-standard -- "${patterns[@]}" 2>/dev/null ||
+    find . -path './build*' -prune -o \( "${names[@]:1}" \) -print
 }
 
 check_format() {
   local status=0 begun=$SECONDS
   echo "== format"
-  sources | xargs -r clang-format-19 --dry-run -Werror || status=$?
+  sources .cc .h | xargs -r clang-format-19 --dry-run -Werror || status=$?
   record format "$status" "$((SECONDS - begun)) s: clang-format of all sources"
+}
+
+check_scripts() {
+  local status=0 begun=$SECONDS
+  echo "== scripts"
+  sources .sh .ci/run | xargs -r shellcheck || status=$?
+  sources .py | xargs -r flake8 || status=$?
+  record scripts "$status" "$((SECONDS - begun)) s: shellcheck and flake8 of all scripts"
 }
 
 export ASAN_OPTIONS=${ASAN_OPTIONS-detect_stack_use_after_return=1}
@@ -103,6 +118,7 @@ else
     check_fuzz
   fi
   check_format
+  check_scripts
 fi
 
 echo
