@@ -382,8 +382,9 @@ def churn(foldswap, order, options):
     """Pages change while live data fills options.fill of the file; `order`: of the changes.
 
     How much is live depends on what stays in memory, and swings with the pool's level: so the
-    pool is small, and the file's maximum follows the mean over a time, until the mean of a time agrees with it. It falls
-    in steps: data that finds no room at once would stay in memory, and not be live on disk.
+    pool is small, and the file's maximum follows the mean over a time, until the mean of a time agrees
+    with it. It falls in steps: data that finds no room at once would stay in memory, and not be live
+    on disk.
     """
     limit = 4 * options.mib * MIB
     foldswap.call("set", "writeback.max", str(limit))

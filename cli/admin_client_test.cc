@@ -6,7 +6,7 @@
 
 #include <chrono>
 
-#include "cli/test_support.h"
+#include "cli/testing/test_support.h"
 
 namespace foldswap::cli {
 namespace {

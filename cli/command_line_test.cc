@@ -1,7 +1,7 @@
 // The real binary: what each command sends, prints and ends with.
 #include <gtest/gtest.h>
 
-#include "cli/test_support.h"
+#include "cli/testing/test_support.h"
 
 namespace foldswap::cli {
 namespace {

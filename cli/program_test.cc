@@ -9,7 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cli/test_support.h"
+#include "cli/testing/test_support.h"
 
 namespace foldswap::cli {
 namespace {

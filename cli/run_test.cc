@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <sstream>
 
-#include "cli/test_support.h"
+#include "cli/testing/test_support.h"
 
 namespace foldswap::cli {
 namespace {

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "compress/checksum.h"
-#include "compress/test_pages.h"
+#include "compress/testing/test_pages.h"
 
 namespace foldswap {
 namespace {

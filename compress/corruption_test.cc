@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "compress/codec.h"
-#include "compress/test_pages.h"
+#include "compress/testing/test_pages.h"
 
 namespace foldswap {
 namespace {

@@ -10,7 +10,7 @@
 #include "daemon/core_fixture.h"
 #include "daemon/event_journal.h"
 #include "daemon/take_over.h"
-#include "pool/crash_support.h"
+#include "pool/testing/crash_support.h"
 
 namespace foldswap {
 namespace {

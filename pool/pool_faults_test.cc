@@ -6,7 +6,7 @@
 #include <cstring>
 #include <initializer_list>
 
-#include "pool/test_support.h"
+#include "pool/testing/test_support.h"
 
 namespace foldswap {
 namespace {

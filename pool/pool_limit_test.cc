@@ -3,7 +3,7 @@
 
 #include <thread>
 
-#include "pool/test_support.h"
+#include "pool/testing/test_support.h"
 
 namespace foldswap {
 namespace {

@@ -6,7 +6,7 @@
 #include <map>
 #include <optional>
 
-#include "pool/test_support.h"
+#include "pool/testing/test_support.h"
 
 namespace foldswap {
 namespace {

@@ -5,7 +5,7 @@
 #include <chrono>
 #include <thread>
 
-#include "pool/test_support.h"
+#include "pool/testing/test_support.h"
 
 namespace foldswap {
 namespace {

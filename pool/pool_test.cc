@@ -3,7 +3,7 @@
 
 #include <gtest/gtest.h>
 
-#include "pool/test_support.h"
+#include "pool/testing/test_support.h"
 
 namespace foldswap {
 namespace {

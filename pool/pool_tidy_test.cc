@@ -6,7 +6,7 @@
 #include <set>
 #include <thread>
 
-#include "pool/test_support.h"
+#include "pool/testing/test_support.h"
 
 namespace foldswap {
 namespace {

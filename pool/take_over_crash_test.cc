@@ -7,7 +7,7 @@
 #include <functional>
 #include <optional>
 
-#include "pool/crash_support.h"
+#include "pool/testing/crash_support.h"
 
 namespace foldswap {
 namespace {

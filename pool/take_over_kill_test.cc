@@ -13,7 +13,7 @@
 #include <set>
 #include <thread>
 
-#include "pool/crash_support.h"
+#include "pool/testing/crash_support.h"
 
 namespace foldswap {
 namespace {

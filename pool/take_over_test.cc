@@ -12,8 +12,8 @@
 #include <optional>
 #include <thread>
 
-#include "pool/crash_support.h"
-#include "pool/test_support.h"
+#include "pool/testing/crash_support.h"
+#include "pool/testing/test_support.h"
 
 namespace foldswap {
 namespace {

@@ -6,7 +6,7 @@
 //   headless pages (three rows)        pool_test; pool_stress_test once more with whole pages only
 //   re-listing what another released   here: FreeDuringAFailedReplacement
 //   stale lists, reuse                 here: ReuseVersusCompaction
-//   allocation under a lock            here, and test_alloc_hook.cc in every other test
+//   allocation under a lock            here, and testing/test_alloc_hook.cc in every other test
 //   handles used after free            pool_test
 //   list heads copied with a page      pool_test, pool_tidy_test
 //   unbalanced lock on early return    here: NoLockIsHeldAfterAFailure (and the clang build)
@@ -24,7 +24,7 @@
 #include <chrono>
 #include <thread>
 
-#include "pool/test_support.h"
+#include "pool/testing/test_support.h"
 
 namespace foldswap {
 namespace {

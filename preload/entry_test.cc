@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <thread>
 
-#include "preload/preload_test.h"
+#include "preload/testing/preload_test.h"
 
 namespace foldswap::preload_test {
 namespace {

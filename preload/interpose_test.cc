@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "base/uapi.h"
-#include "preload/preload_test.h"
+#include "preload/testing/preload_test.h"
 
 namespace foldswap::preload_test {
 namespace {

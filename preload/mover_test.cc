@@ -10,7 +10,7 @@
 #include <string>
 #include <thread>
 
-#include "preload/preload_test.h"
+#include "preload/testing/preload_test.h"
 
 namespace foldswap::preload_test {
 namespace {

@@ -9,7 +9,7 @@ build=(g++ cmake ninja-build ccache pkg-config git clang-19 clang-tidy-19 clang-
   libtomlplusplus-dev nlohmann-json3-dev libsystemd-dev libcap-dev libgtest-dev libgmock-dev
   librapidcheck-dev libbenchmark-dev liburing-dev libsodium-dev)
 tests=(python3 sqlite3 redis-server redis-tools coreutils libcap2-bin gdb procps util-linux e2fsprogs
-  stress-ng spin systemd)
+  stress-ng spin systemd shellcheck flake8)
 
 missing=()
 for package in "${build[@]}" "${tests[@]}"; do

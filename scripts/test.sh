@@ -2,8 +2,10 @@
 # Builds and tests everything: test.sh [--quick]
 #   --quick   release build, unit tests and the quick end-to-end tests
 #   (none)    release build with all tests; asan and tsan builds with the tests that suit them;
-#             clang build with thread-safety analysis as errors; the pool fuzzed; formatting
-# The output ends with one line for each step. Exit status 0: every step passed.
+#             clang build with thread-safety analysis as errors; the pool fuzzed; formatting; scripts
+#             looked at by shellcheck and flake8
+# The output ends with one line for each step, which says how long it took. Exit status 0: every step
+# passed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -36,52 +38,68 @@ record() {  # record NAME STATUS TEXT
   results+=("$(printf '%-16s %s  %s' "$1" "$verdict" "$3")")
 }
 
-# build PRESET: a failed build is recorded, and shown; returns its status.
+# build PRESET: a failed build is recorded, and shown; returns its status. `built` says how long it took.
 build() {
-  local preset=$1 status=0 log=$logs/build-$1
+  local preset=$1 status=0 log=$logs/build-$1 begun=$SECONDS
   echo "== $preset: build"
   { cmake --preset "$preset" "${launcher[@]}" &&
     cmake --build --preset "$preset" -j "$jobs"; } >"$log" 2>&1 || status=$?
+  built="build $((SECONDS - begun)) s"
   if ((status != 0)); then
     tail -n 80 "$log"
-    record "$preset" "$status" "the build"
+    record "$preset" "$status" "$built"
   fi
   return "$status"
 }
 
 # check PRESET [CTEST-ARGUMENT]...: builds, runs ctest, keeps its closing lines.
 check() {
-  local preset=$1 status=0 log=$logs/test-$1 runner=()
+  local preset=$1 status=0 log=$logs/test-$1 runner=() begun
   shift
   build "$preset" || return 0
+  begun=$SECONDS
   echo "== $preset: ctest $*"
   # ThreadSanitizer needs a layout that full address space randomisation does not always give.
   if [[ $preset == tsan ]] && setarch -R true 2>/dev/null; then runner=(setarch -R); fi
   "${runner[@]}" ctest --preset "$preset" --no-tests=error -LE '^nightly$' -j "$jobs" "$@" 2>&1 | tee "$log" || status=$?
-  record "$preset" "$status" \
-    "$(grep -E '^[0-9]+% tests passed|^No tests' "$log" | tail -n 1 || true)"
+  record "$preset" "$status" "$built, tests $((SECONDS - begun)) s: \
+$(grep -E '^[0-9]+% tests passed|^No tests' "$log" | tail -n 1 || true)"
 }
 
 # The pool under libFuzzer, for a little while; a crash leaves its input in the log.
 check_fuzz() {
-  local status=0 log=$logs/fuzz
+  local status=0 log=$logs/fuzz begun=$SECONDS
   echo "== fuzz: pool_fuzz"
   build-clang/bin/pool_fuzz -max_total_time=20 -max_len=2000 -artifact_prefix="$logs/" \
     >"$log" 2>&1 || status=$?
   if ((status != 0)); then tail -n 60 "$log"; fi
-  record fuzz "$status" "$(grep -E '^Done [0-9]+ runs' "$log" | tail -n 1 || true)"
+  record fuzz "$status" "$((SECONDS - begun)) s: $(grep -E '^Done [0-9]+ runs' "$log" | tail -n 1 || true)"
 }
 
+# sources SUFFIX...: the files that end so.
 sources() {
-  git ls-files -co --exclude-standard -- '*.cc' '*.h' 2>/dev/null ||
-    find . -path './build*' -prune -o \( -name '*.cc' -o -name '*.h' \) -print
+  local patterns=() names=()
+  for suffix in "$@"; do
+    patterns+=("*$suffix")
+    names+=(-o -path "*$suffix")
+  done
+  git ls-files -co --exclude-standard -- "${patterns[@]}" 2>/dev/null ||
+    find . -path './build*' -prune -o \( "${names[@]:1}" \) -print
 }
 
 check_format() {
-  local status=0
+  local status=0 begun=$SECONDS
   echo "== format"
-  sources | xargs -r clang-format-19 --dry-run -Werror || status=$?
-  record format "$status" "clang-format of all sources"
+  sources .cc .h | xargs -r clang-format-19 --dry-run -Werror || status=$?
+  record format "$status" "$((SECONDS - begun)) s: clang-format of all sources"
+}
+
+check_scripts() {
+  local status=0 begun=$SECONDS
+  echo "== scripts"
+  sources .sh .ci/run | xargs -r shellcheck || status=$?
+  sources .py | xargs -r flake8 || status=$?
+  record scripts "$status" "$((SECONDS - begun)) s: shellcheck and flake8 of all scripts"
 }
 
 export ASAN_OPTIONS=${ASAN_OPTIONS-detect_stack_use_after_return=1}
@@ -96,10 +114,11 @@ else
   # ThreadSanitizer: what runs the pool, the core and both daemon threads against each other.
   check tsan -R '^(base|pool|daemon|e2e_program_fork_tree|e2e_reclaim_bytes|e2e_drain_.*|hazard_01_.*|hazard_04_.*|hazard_13_.*|torture_sanitized|storm_sanitized)$'
   if build clang; then
-    record clang 0 "builds with thread-safety analysis"
+    record clang 0 "$built, with thread-safety analysis"
     check_fuzz
   fi
   check_format
+  check_scripts
 fi
 
 echo

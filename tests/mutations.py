@@ -2,7 +2,9 @@
 """Tests of the tests: takes the handling of one hazard after the other out (base/mutation.h), builds,
 and demands that the test named here fails. A mutation that no test notices is an error.
 
-mutations.py [--build-dir DIR] [--jobs N] [NAME...]     default: all, in build-mutations
+mutations.py [--build-dir DIR] [--jobs N] [--part K/N] [NAME...]     default: all, in build-mutations
+
+--part: the K-th of N shares of them.
 
 Each test first has to pass without any mutation. Hazards that need a race to strike get several
 tries. Ends with a line "N passed, M failed"; exit status 0: every mutation was noticed.
@@ -122,22 +124,33 @@ class Mutants:
         return done.returncode == 0
 
 
+def share(cases, part):
+    """The K-th of N shares. Cases of one test lie side by side, so each share has some of every
+    test, be it short or long."""
+    match = re.fullmatch(r"(\d+)/(\d+)", part)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        sys.exit(f"mutations.py: --part {part} is not K/N with K from 1 to N")
+    return sorted(cases, key=lambda case: (case[1], case[0]))[int(match[1]) - 1::int(match[2])]
+
+
 def main():
     parser = argparse.ArgumentParser(description="tests of the tests")
     parser.add_argument("--build-dir", default=os.path.join(ROOT, "build-mutations"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--part", default="1/1", metavar="K/N")
     parser.add_argument("names", nargs="*")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in CAUGHT_BY]
     if unknown:
         parser.error(f"no such mutation: {', '.join(unknown)}")
     names = options.names or list(CAUGHT_BY)
+    cases = [(name, CAUGHT_BY[name]) for name in names]
+    cases += [(name, SIMULATOR) for name in names if name in CAUGHT_BY_SIMULATOR]
+    cases = share(cases, options.part)
     mutants = Mutants(os.path.abspath(options.build_dir), options.jobs)
     mutants.activate("none")
     mutants.configure()
     mutants.build()
-    cases = [(name, CAUGHT_BY[name]) for name in names]
-    cases += [(name, SIMULATOR) for name in names if name in CAUGHT_BY_SIMULATOR]
     failed = 0
     for test in dict.fromkeys(test for _, (test, _) in cases):
         if not mutants.passes(test):

@@ -30,7 +30,7 @@ struct Slot {
   std::atomic<std::uint64_t> point, times, died;  // died: the how manieth death there was; 0: none
 };
 
-// tests/e2e/crash_points.py knows this layout.
+// tests/e2e/lib/crash_points.py knows this layout.
 struct Control {
   std::uint64_t magic;
   std::atomic<std::uint64_t> armed, countdown;   // 0: none; dies when it has come there so often

@@ -4,7 +4,7 @@
 // image and by that of its function's caller, and what of it: before a store, half way through a
 // bulk store, before a call, after one. After a store is before the next one.
 //
-// Control is a file that FOLDSWAP_CRASH_CONTROL names, mapped shared: tests/e2e/crash_points.py
+// Control is a file that FOLDSWAP_CRASH_CONTROL names, mapped shared: tests/e2e/lib/crash_points.py
 // counts there how often each point was come to, and arms one; the daemon that comes to it so many
 // times is killed there and then, as by kill -9. Or it arms all at which no daemon has died. Only
 // the keeper's child counts and dies: neither the keeper nor a vetting helper.

@@ -5,12 +5,14 @@ import shutil
 import signal
 import subprocess
 
-import harness
-from harness import E2E, Daemon, Place, descriptor_count, slower
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, Daemon, Place, descriptor_count, slower
 
 NOBODY = 65534
 
 
+@ctest("e2e_usage", "e2e quick", load="light")
 class Usage(E2E):
     def assert_bad_usage(self, named, *arguments):
         result = self.cli(*arguments)
@@ -45,6 +47,7 @@ class Usage(E2E):
         self.finish_daemon()
 
 
+@ctest("e2e_daemon", "e2e e2e_san quick", load="light")
 class Daemons(E2E):
     START_DAEMON = False
 
@@ -157,6 +160,7 @@ class Daemons(E2E):
                                    wrap=("unshare", "--mount", "/bin/sh", "-c", script))
         self.assertEqual(len(said.strip().splitlines()), 1, said)
 
+    @ctest(labels="e2e")  # a sanitizer's run-time wants more privileges than this daemon has
     def test_unprivileged_daemon(self):
         """The daemon as an ordinary user with CAP_SYS_PTRACE alone and a device node that it may
         open."""
@@ -203,6 +207,7 @@ class Daemons(E2E):
         self.daemons.clear()
 
 
+@ctest("e2e_clients", "e2e e2e_san")
 class ManyAtOnce(E2E):
     def test_start_and_end(self):
         """Clients that come and go, many at once, some killed: nothing of them remains."""

@@ -4,12 +4,17 @@ import os
 import subprocess
 import time
 
-import harness
-from harness import E2E, Churn, Place
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, Churn, Place
+
+# A sanitized command line may not have anything preloaded before its run-time.
+NOT_SANITIZED = "e2e"
 
 
+@ctest("e2e_behaviour", "e2e quick", load="light")
 class Behaviour(E2E):
-    # Modes of tests/programs/behave.cc that talk: at each "ready" the test evicts everything, then lets
+    # Modes of tests/programs/plain/behave.cc that talk: at each "ready" the test evicts everything, then lets
     # them go on.
     def behave(self, mode, *more, answers=0, evict=True, seconds=60):
         command = [Place.program("behave"), mode, *more]
@@ -62,6 +67,7 @@ class Behaviour(E2E):
         self.behave("close_all", answers=1)
         self.finish_daemon()
 
+    @ctest(labels="e2e e2e_san quick")
     def test_become_nobody(self):
         self.behave("become_nobody", answers=1)
         self.finish_daemon()
@@ -74,18 +80,22 @@ class Behaviour(E2E):
         self.behave("main_leaves", answers=1)
         self.finish_daemon()
 
+    @ctest(labels="e2e e2e_san quick")
     def test_spawn_children(self):
         self.behave("spawn_children", answers=1)
         self.finish_daemon()
 
+    @ctest(labels="e2e e2e_san quick")
     def test_signal_stack(self):
         self.behave("signal_stack", answers=2, evict=True)
         self.finish_daemon()
 
+    @ctest(labels="e2e e2e_san quick")
     def test_forks(self):
         self.behave("forks", answers=1)
         self.finish_daemon()
 
+    @ctest(labels="e2e e2e_san quick")
     def test_thread_churn(self):
         plain = self.run_plain([Place.program("behave"), "thread_churn"])
         client = self.client([Place.program("behave"), "thread_churn"])
@@ -96,6 +106,7 @@ class Behaviour(E2E):
         self.assert_same(plain, client)
         self.finish_daemon()
 
+    @ctest(labels=NOT_SANITIZED)
     def test_alloc_churn(self):
         plain = self.run_plain([Place.program("behave"), "alloc_churn"])
         client = self.client([Place.program("behave"), "alloc_churn"])
@@ -106,6 +117,7 @@ class Behaviour(E2E):
         self.assert_same(plain, client)
         self.finish_daemon()
 
+    @ctest(labels=NOT_SANITIZED)
     def test_exit_at_once(self):
         for _ in range(20):
             self.assertEqual(self.run_client([Place.program("behave"), "exit_at_once"]).code, 9)
@@ -122,12 +134,14 @@ class Behaviour(E2E):
         self.assertEqual(killed.finish(), -9)
         self.finish_daemon()
 
+    @ctest(labels=NOT_SANITIZED)
     def test_preload_is_appended(self):
         environment = harness.clean_environment()
         environment["LD_PRELOAD"] = "libpthread.so.0"
         shown = self.client(["/usr/bin/env"], env=environment)
         shown.finish()
-        line = [l for l in shown.output.decode().splitlines() if l.startswith("LD_PRELOAD=")][0]
+        line = next(line for line in shown.output.decode().splitlines()
+                    if line.startswith("LD_PRELOAD="))
         self.assertTrue(line.startswith("LD_PRELOAD=libpthread.so.0"), line)
         self.assertIn("libfoldswap.so", line)
         self.finish_daemon()
@@ -142,6 +156,7 @@ class Behaviour(E2E):
         self.assertEqual(proc.stderr(), b"")
         self.finish_daemon()
 
+    @ctest(labels="e2e", load="alone")
     def test_idle_client_uses_no_cpu(self):
         """Idle means idle: no tick of CPU time in the client's own agent while nothing is asked of
         it."""

@@ -2,13 +2,15 @@
 
 import time
 
-import harness
-from harness import E2E, MIB, Place, RssSampler, rss_anon, wait_until
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, MIB, Place, RssSampler, rss_anon, wait_until
 
 BUDGET = 48 * MIB
 ALLOWED = BUDGET * 105 // 100 + 4 * MIB
 
 
+@ctest("e2e_budget", "e2e", load="alone")
 class Budget(E2E):
     def sweep(self, order, kind, mb=96, passes=4):
         """Twice the budget, swept several times. Judged from the first moment after the first fill
@@ -40,15 +42,18 @@ class Budget(E2E):
     def test_sequential_compressible(self):
         self.sweep("sequential", "heap")
 
+    @ctest(labels="nightly", minutes=1)
     def test_sequential_incompressible(self):
         self.sweep("sequential", "random")
 
+    @ctest(labels="nightly", minutes=1)
     def test_random_compressible(self):
         self.sweep("random", "heap")
 
     def test_random_incompressible(self):
         self.sweep("random", "random")
 
+    @ctest(labels="e2e e2e_san quick", load="half")
     def test_limit_of_running_client(self):
         client = self.client([Place.program("holder"), "--mb=96"], name="limited")
         client.expect("ready")

@@ -7,13 +7,15 @@ import signal
 import struct
 import subprocess
 
-import harness
-from harness import Place, slower
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import Place, slower
 from test_ends import Ending
 
 PAGE = 4096
 
 
+@ctest("core_dump", "e2e")
 class CoreDump(Ending):
     def start_core(self):
         image = os.path.join(self.tmp, "image")

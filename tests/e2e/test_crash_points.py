@@ -22,9 +22,9 @@ import time
 import unittest
 from collections import Counter
 
-import crash_points
-import harness
-from harness import E2E, Place, slower, wait_until
+from lib import crash_points, harness
+from lib.ctest import ctest, inherited
+from lib.harness import E2E, Place, slower, wait_until
 
 SETTINGS = {"pool.codec": ("lz4", "zstd:1"), "pool.cold_codec": ("none", "zstd:3"),
             "pool.waste_max": ("1", "3", "30"), "fault.readahead_max": ("1", "8", "64")}
@@ -171,15 +171,16 @@ class Orders(Worker):
         time.sleep(self.random.random() * 0.2)
 
 
+@ctest("crash_points_list", "e2e quick", load="light")
 class List(unittest.TestCase):
     def test_names(self):
         """What tests/crash/POINTS.md lists are functions that there are."""
         text = ""
         for room in ("base", "daemon", "pool"):
-            directory = os.path.join(crash_points.ROOT, room)
-            for name in os.listdir(directory):
-                with open(os.path.join(directory, name), encoding="utf-8") as f:
-                    text += f.read()
+            for directory, _, names in os.walk(os.path.join(crash_points.ROOT, room)):
+                for name in names:
+                    with open(os.path.join(directory, name), encoding="utf-8") as f:
+                        text += f.read()
         words = set(re.findall(r"\w+", text))
         found = crash_points.listed()
         self.assertGreater(len(found), 50)
@@ -189,6 +190,7 @@ class List(unittest.TestCase):
         self.assertEqual(gone, set())
 
 
+@ctest("crash_points", "e2e slow")
 class CrashPoints(E2E):
     SETTINGS = {"evict.quarantine_s": "0"}
     START_DAEMON = False
@@ -336,7 +338,7 @@ class CrashPoints(E2E):
         there = crash_points.entries(crash_points.describe(p, places[p]) for p in counts)
         missing = sorted(set(there) - set(crash_points.listed()))
         if missing:
-            print(f"not in tests/crash/POINTS.md, see tests/e2e/crash_points.py: {missing}")
+            print(f"not in tests/crash/POINTS.md, see tests/e2e/lib/crash_points.py: {missing}")
         return missing
 
     def show_points(self, counts, hit):
@@ -401,6 +403,7 @@ class CrashPoints(E2E):
         self.end_daemon()
         self.end_sweeper(client)
 
+    @ctest(labels="nightly", timeout=7200, minutes=38)
     def test_all(self):
         self.hang_seconds = 600
         self.control.arm_all()
@@ -469,6 +472,7 @@ class CrashPoints(E2E):
         self.end_sweeper(client)
         self.end_daemon()
 
+    @ctest(labels="nightly", minutes=8)
     def test_first_start(self):
         """There is nobody yet; one that died before it was ready is followed by one that is."""
         self.begin()
@@ -510,11 +514,14 @@ class CrashPoints(E2E):
         now = self.control.counts()
         return {p for p, times in now.items() if times != before.get(p, 0)}
 
+    @ctest(labels="nightly", minutes=8)
     def test_stop(self):
         self.at_death = {}
         self.one_by_one(self.last_life("first", 0), self.last_life)
 
 
+@inherited("some", "all")
+@ctest("crash_points_with_disk", "e2e slow")
 class CrashPointsWithDisk(CrashPoints):
     def settings(self):
         return {**self.SETTINGS, "writeback.dir": self.directory(), "pool.limit": "4M",

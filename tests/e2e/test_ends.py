@@ -6,8 +6,9 @@ import random
 import signal
 import time
 
-import harness
-from harness import E2E, Churn, Place, wait_until
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, Churn, Place, wait_until
 
 SYS_WRITE = "1"
 
@@ -46,7 +47,7 @@ class Ending(E2E):
         self.rng = random.Random(self.seed)
 
     def start(self, how, *more, program="ends", **options):
-        """A client of tests/programs/ends.cc, up to its "ready"."""
+        """A client of tests/programs/ends/ends.cc, up to its "ready"."""
         client = self.client([Place.program(program), f"--how={how}", f"--seed={self.seed}", *more],
                              **options)
         client.expect("ready")
@@ -75,6 +76,7 @@ class Ending(E2E):
         self.assertEqual(client.stderr(), b"")
 
 
+@ctest("ends", "e2e")
 class Ends(Ending):
     def exec_chain(self, origin, to, levels):
         """At each level everything is out, threads read it, and one thread leaves by exec."""
@@ -88,6 +90,7 @@ class Ends(Ending):
                 client.send("go")
         return client
 
+    @ctest(labels="e2e e2e_san")
     def test_exec_from_thread(self):
         client = self.exec_chain("thread", "self", 6)
         client.expect("done")
@@ -167,12 +170,14 @@ class Ends(Ending):
         self.check_clean_end(other)
         self.finish_daemon()
 
+    @ctest(labels="e2e e2e_san")
     def test_exit_group_while_nobody_answers(self):
         client, other = self.stand_in_faults()
         client.popen.stdin.write(b"x")
         self.check_clean_end(client, 7)
         self.go_on_after_end(other)
 
+    @ctest(labels="e2e e2e_san")
     def test_sigkill_in_a_fault(self):
         client, other = self.stand_in_faults()
         os.kill(client.pid, signal.SIGKILL)
@@ -201,6 +206,7 @@ class Ends(Ending):
         stats = self.finish_daemon()
         self.assert_worked(stats)
 
+    @ctest(labels="e2e e2e_san")
     def test_sigkill_of_relatives(self):
         """Some of a family die in the middle of eviction; the others have their bytes."""
         for n in range(8):

@@ -3,12 +3,14 @@ it shares with its relatives is neither copied nor lost. Every process verifies 
 
 import os
 
-import harness
-from harness import E2E, MIB, Churn, Place, rss_anon, status_kib, wait_until
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, MIB, Churn, Place, rss_anon, status_kib, wait_until
 
-PAGES = 32 * 256  # of tests/programs/family.cc
+PAGES = 32 * 256  # of tests/programs/plain/family.cc
 
 
+@ctest("fork", "e2e e2e_san")
 class Fork(E2E):
     def family(self, *more, resident_max=None, name="family"):
         first = self.client([Place.program("family"), f"--seed={self.seed}", *more], resident_max,
@@ -116,6 +118,7 @@ class Fork(E2E):
         first.ask("verify")
         self.end(first)
 
+    @ctest(labels="e2e")
     def test_many_threads_at_once(self):
         first = self.family()
         churn = Churn(self, first.pid, restore_every=0)
@@ -146,6 +149,7 @@ class Fork(E2E):
             first.ask(f"at {i} verify")
         self.end(first)
 
+    @ctest(labels="e2e")
     def test_child_that_ends_at_once(self):
         first = self.family()
         self.reclaim(first.pid)
@@ -154,6 +158,7 @@ class Fork(E2E):
         first.ask("verify")
         self.end(first)
 
+    @ctest(labels="e2e")
     def test_fork_in_a_signal_handler(self):
         first = self.family()
         self.reclaim(first.pid)
@@ -161,6 +166,7 @@ class Fork(E2E):
         first.ask("verify")
         self.end(first)
 
+    @ctest(labels="e2e")
     def test_shared_pages_stay_shared(self):
         """What a live relative maps, too, is neither evicted nor copied."""
         first = self.family("--kind=heap")
@@ -177,6 +183,7 @@ class Fork(E2E):
         first.ask("verify")
         self.end(first)
 
+    @ctest(labels="e2e")
     def test_shared_pages_are_renewed(self):
         """When the relative is gone they can leave: by themselves MOVE would refuse them for ever."""
         first = self.family("--kind=heap")
@@ -192,6 +199,7 @@ class Fork(E2E):
         with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as f:
             return next(int(line.split()[1]) * 1024 for line in f if line.startswith("Pss:"))
 
+    @ctest(labels="e2e")
     def test_child_after_the_daemon_was_drained(self):
         first = self.family()
         self.reclaim(first.pid)
@@ -207,6 +215,7 @@ class Fork(E2E):
         self.end(first)
 
 
+@ctest("fork", "e2e")
 class ForkQuota(E2E):
     SETTINGS = {"evict.quarantine_s": "0", "quota.clients_per_user": "2"}
 

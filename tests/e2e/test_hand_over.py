@@ -1,6 +1,6 @@
 """SIGUSR2 to a keeper without a service manager: the daemon stops as it is, the keeper executes its
 program file anew, and the next daemon takes the clients over. Likewise what becomes of a daemon that
-hangs, and of one whose keeper is killed. With systemd: test_systemd.py."""
+hangs, and of one whose keeper is killed. With systemd: test_systemd_*.py."""
 
 import contextlib
 import os
@@ -11,32 +11,13 @@ import signal
 import socket
 import time
 
-import harness
-from harness import E2E, Place, wait_until
-
-VERSION_AT = 4  # of StateHeader::version
-
-
-def state_file(pid):
-    """The path of the state file, as a process has it open."""
-    base = f"/proc/{pid}/fd"
-    for fd in os.listdir(base):
-        try:
-            if os.readlink(f"{base}/{fd}").startswith("/memfd:foldswap-state"):
-                return f"{base}/{fd}"
-        except OSError:
-            pass
-    raise AssertionError(f"process {pid} has no state file")
+from lib import harness
+from lib.ctest import ctest, inherited
+from lib.harness import E2E, Place, wait_until
+from lib.state_file import change_version
 
 
-def change_version(pid, by):
-    with open(state_file(pid), "r+b", buffering=0) as f:
-        f.seek(VERSION_AT)
-        version = int.from_bytes(f.read(4), "little") + by
-        f.seek(VERSION_AT)
-        f.write(version.to_bytes(4, "little"))
-
-
+@ctest("hand_over", "e2e")
 class HandOver(E2E):
     START_DAEMON = False
 
@@ -260,6 +241,8 @@ class HandOver(E2E):
         self.assertEqual(client.finish(), 0)
 
 
+@inherited("again_and_again", "torture", "other_version", "sigterm_outlives_a_death")
+@ctest("hand_over_with_disk", "e2e")
 class HandOverWithDisk(HandOver):
     """Likewise, with most of what is out on disk."""
 

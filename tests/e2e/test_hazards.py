@@ -7,12 +7,14 @@ import re
 import signal
 import time
 
-import harness
-from harness import E2E, MIB, Churn, Place, rss_anon, wait_until
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, MIB, Churn, Place, rss_anon, wait_until
 
 MEMORY_CGROUP = "/sys/fs/cgroup/memory"
 
 
+@ctest("hazard", "e2e e2e_san")
 class Hazard(E2E):
     def start(self, program, row, *more, resident_max=None, name=None):
         client = self.client([Place.program(program), f"--row={row}", f"--seed={self.seed}", *more],
@@ -20,7 +22,7 @@ class Hazard(E2E):
         return client
 
     def churned(self, row, *more, seconds=6, resident_max=None, restore_every=3):
-        """Work of tests/programs/hazards_memory.cc with reclaim (and restore) running against it."""
+        """Work of tests/programs/hazards/hazards_memory.cc with reclaim (and restore) running against it."""
         client = self.start("hazards_memory", row, *more, resident_max=resident_max)
         client.expect("ready")
         churn = Churn(self, client.pid, restore_every)
@@ -252,6 +254,7 @@ class Hazard(E2E):
         self.finish_daemon()
 
 
+@ctest("hazard", "e2e e2e_san")
 class DefaultQuarantine(E2E):
     SETTINGS = {}
 

@@ -8,10 +8,11 @@ import signal
 import subprocess
 import time
 
-import harness
-from harness import E2E, Place, descriptor_count, wait_until
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, Place, descriptor_count, wait_until
 
-# What tests/programs/hostile.cc is asked to do -> what the log has to speak of; None: nothing need be
+# What tests/programs/hazards/hostile.cc is asked to do -> what the log has to speak of; None: nothing need be
 # said.
 REFUSED = {
     "wrong_version": r"version",
@@ -44,6 +45,7 @@ ODD = ("staging_overlap", "own_wraps", "huge_limits", "name_unterminated", "name
        "connect_close", "welcome_close", "hello_close", "truncate_memfds", "register_everything")
 
 
+@ctest("e2e_hostile", "e2e e2e_san", load="light")
 class Hostile(E2E):
     def setUp(self):
         super().setUp()
@@ -205,6 +207,7 @@ class Hostile(E2E):
         self.scribble("transfer")
 
 
+@ctest("hazard", "e2e e2e_san", load="light")
 class Hazard(Hostile):
     """The row of the list of hazards that is about descriptors, by its number."""
 

@@ -4,8 +4,9 @@ and compares every byte."""
 
 import os
 
-import harness
-from harness import E2E, SKIP, Churn, Place
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, SKIP, Churn, Place
 
 
 class Base(E2E):
@@ -56,6 +57,7 @@ class Base(E2E):
         self.assert_worked(self.finish_daemon())
 
 
+@ctest("e2e_kernel", "e2e quick", load="light")
 class KernelAccess(Base):
     def test_pipe_and_file(self):
         self.cases("pipes", "files")
@@ -63,6 +65,7 @@ class KernelAccess(Base):
     def test_vectors(self):
         self.cases("vectors")
 
+    @ctest(labels="e2e e2e_san")
     def test_page_crossing(self):
         self.cases("page_crossing")
 
@@ -75,16 +78,20 @@ class KernelAccess(Base):
     def test_exec_arguments(self):
         self.cases("exec_arguments")
 
+    @ctest(labels="e2e e2e_san")
     def test_futex(self):
         self.cases("futex_out", "futex_waiter", "condition_variable")
 
+    @ctest(labels="e2e e2e_san")
     def test_futex_inheriting(self):
         self.cases("inheriting_mutex")
 
+    @ctest(labels="e2e e2e_san")
     def test_blocked_calls(self):
         self.cases("blocked_read", "blocked_write", "blocked_recvmsg", "blocked_poll",
                    "blocked_waits")
 
+    @ctest(labels="e2e e2e_san")
     def test_signal_frames(self):
         self.cases("alternate_stack", "thread_stack")
 
@@ -102,13 +109,16 @@ class KernelAccess(Base):
         self.assert_worked(stats)
         self.assertGreater(stats["evict"]["pinned"], 0)
 
+    @ctest(labels="e2e e2e_san")
     def test_uring_workers(self):
         self.cases("ring_workers")
 
+    @ctest(labels="e2e e2e_san")
     def test_uring_sqpoll(self):
         self.cases("ring_sqpoll")
 
 
+@ctest("e2e_kernel", "e2e quick", load="light")
 class Others(Base):
     """Another process looks at the client's memory."""
 
@@ -139,6 +149,7 @@ class Others(Base):
         self.assert_worked(self.finish_daemon())
 
 
+@ctest("hazard", "e2e e2e_san", load="light")
 class Hazard(Others):
     def test_17_references(self):
         """References that are no pins: the bytes in the pipe are those of the call."""
@@ -163,6 +174,7 @@ class Hazard(Others):
         self.assert_worked(self.finish_daemon())
 
 
+@ctest("e2e_pinned", "e2e slow")
 class Pinned(Base):
     """Devices write to memory that is under pressure from all sides."""
 
@@ -195,6 +207,7 @@ class Pinned(Base):
         """Pages are pinned for as long as a read takes, and no longer."""
         self.pinned(15_000, 200, "--registered=0")
 
+    @ctest(labels="nightly", load="alone", timeout=3600, minutes=1)
     def test_million_direct_reads(self):
         self.pinned(1_000_000, 1_500)
 

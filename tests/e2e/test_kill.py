@@ -9,10 +9,12 @@ import random
 import signal
 import time
 
-import harness
-from harness import E2E, Place, wait_until
+from lib import harness
+from lib.ctest import ctest, inherited
+from lib.harness import E2E, Place, wait_until
 
 
+@ctest("kill", "e2e slow")
 class Kill(E2E):
     SETTINGS = {"evict.quarantine_s": "0"}
 
@@ -144,17 +146,22 @@ class Kill(E2E):
         self.assertEqual(client.wait(60), 0, client.stderr().decode(errors="replace"))
         self.finish_daemon()
 
+    @ctest(labels="nightly", minutes=1)
     def test_torture(self):
         self.torture(10, 4, fork=0)
 
     def test_torture_forking(self):
         self.torture(10, 4, fork=1)
 
+    @ctest(labels="nightly", timeout=7200, minutes=9)
     def test_thousand(self):
-        """By hand: half an hour."""
+        """Ten minutes."""
         self.torture(1000, 4, fork=1)
 
 
+@inherited("torture_forking", "torture", "thousand")
+@inherited("sweep", labels="nightly", minutes=1)
+@ctest("kill_with_disk", "e2e slow")
 class KillWithDisk(Kill):
     """Likewise, with most of what is out on disk."""
 

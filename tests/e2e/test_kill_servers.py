@@ -12,11 +12,12 @@ import shutil
 import threading
 import time
 
-import harness
 import test_kill
 import test_redis_disk
-from harness import E2E, MIB, Place
-from redis_server import Server
+from lib import harness
+from lib.ctest import ctest, inherited
+from lib.harness import E2E, MIB, Place
+from lib.redis_server import Server
 from test_redis_disk import LATEST_MS, RECORD_BYTES, Share
 
 
@@ -44,6 +45,7 @@ class Killer(threading.Thread):
             self.error = f"{type(error).__name__}: {error}"
 
 
+@ctest("kill", "nightly", minutes=2)
 class KillServers(E2E):
     SETTINGS = {"evict.quarantine_s": "0"}
     KILLS = 60
@@ -144,6 +146,8 @@ class KillServers(E2E):
         self.finish(killer)
 
 
+@inherited("redis", "forking_server")
+@ctest("kill_with_disk", "nightly", minutes=2)
 class KillServersWithDisk(KillServers):
     """Likewise, with most of what is out on disk."""
 

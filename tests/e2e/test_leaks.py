@@ -3,8 +3,9 @@ it had before."""
 
 import time
 
-import harness
-from harness import E2E, MIB, Churn, Place, descriptor_count, wait_until
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, MIB, Churn, Place, descriptor_count, wait_until
 
 # What may differ: an administrator's connection that is being closed; pages the allocator keeps.
 # The last clients' descriptors are closed when every thread of the daemon has looked up once.
@@ -13,6 +14,7 @@ DESCRIPTORS = 1
 MEMORY = MIB
 
 
+@ctest("leaks", "e2e e2e_san")
 class Leaks(E2E):
     def storm(self, count):
         client = self.client([Place.program("fork_storm"), f"--count={count}",
@@ -56,6 +58,7 @@ class Leaks(E2E):
     def test_forks_execs_exits(self):
         self.run_storm(2000)
 
+    @ctest(labels="nightly", minutes=2)
     def test_forks_execs_exits_10000(self):
         self.run_storm(10000)
 

@@ -1,15 +1,17 @@
 """Mappings that change without a word, mappings of other kinds, and agents that are stopped: see
-tests/programs/unseen.cc, foreign.cc and stopworld.cc, which verify every byte."""
+unseen.cc, foreign.cc and stopworld.cc of tests/programs/hazards, which verify every byte."""
 
 import os
 
-import harness
-from harness import E2E, Churn, Place
-from cgroups import controller_v1
+from lib import harness
+from lib.cgroups import controller_v1
+from lib.ctest import ctest
+from lib.harness import E2E, Churn, Place
 
 HUGE_PAGES = "/proc/sys/vm/nr_hugepages"
 
 
+@ctest("unseen", "e2e")
 class Unseen(E2E):
     """HAZARDS 30: an entry must not outlive its mapping, whatever took that away."""
 
@@ -30,12 +32,14 @@ class Unseen(E2E):
     def test_shmat(self):
         self.steps("shmat")
 
+    @ctest(labels="e2e e2e_san")
     def test_shmat_raw(self):
         self.steps("shmat", "--raw=1")
 
     def test_shmat_grow(self):
         self.steps("shmat_grow")
 
+    @ctest(labels="e2e e2e_san")
     def test_shmat_grow_raw(self):
         self.steps("shmat_grow", "--raw=1")
 
@@ -52,6 +56,7 @@ class Unseen(E2E):
         self.steps("brk", "--raw=1")
 
 
+@ctest("foreign", "e2e")
 class Foreign(E2E):
     """HAZARDS 31: what is not ours is not registered."""
 
@@ -92,6 +97,7 @@ class Foreign(E2E):
         self.finish_daemon()
 
 
+@ctest("stopped_agent", "e2e")
 class StoppedAgent(E2E):
     """HAZARDS 38: nobody waits for an agent that somebody has stopped."""
 
@@ -114,6 +120,7 @@ class StoppedAgent(E2E):
         self.assertGreater(churn.pages, 0)
         self.finish_daemon()
 
+    @ctest(labels="e2e e2e_san")
     def test_read(self):
         self.churned("read", 12)
 
@@ -126,6 +133,7 @@ class StoppedAgent(E2E):
     def test_fork(self):
         self.churned("fork", 16)
 
+    @ctest(labels="e2e e2e_san")
     def test_agent_alone(self):
         self.churned("agent", 12)
 

@@ -2,8 +2,9 @@
 kernel itself writes, fork handlers of others, and ranges much larger than what is in them. Each with
 pages out: the programs say when to evict, and verify every byte."""
 
-import harness
-from harness import Place
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import Place
 from test_space import Space
 
 
@@ -16,13 +17,17 @@ class Calls(Space):
         return self.finish_daemon()
 
 
+@ctest("words", "e2e")
 class Words(Calls):
+    @ctest(labels="e2e e2e_san")
     def test_early_robust(self):
         self.run_operation("words", "early_robust")
 
+    @ctest(labels="e2e e2e_san")
     def test_early_inheriting(self):
         self.run_operation("words", "early_inheriting")
 
+    @ctest(labels="e2e e2e_san")
     def test_ends_are_told(self):
         self.run_operation("words", "ends_are_told")
 
@@ -44,7 +49,6 @@ class Words(Calls):
     def test_ended(self):
         self.run_operation("words", "ended")
 
-
     def test_closed_for_a_while(self):
         self.run_operation("words", "closed_for_a_while")
 
@@ -61,6 +65,7 @@ class Words(Calls):
         self.run_operation("words", "fork_within_a_call")
 
 
+@ctest("fork_handlers", "e2e")
 class ForkHandlers(Calls):
     """Each also under a budget, which takes out again what the handlers touch."""
 
@@ -69,6 +74,7 @@ class ForkHandlers(Calls):
         self.daemon = self.start_daemon(self.SETTINGS, name="budget")
         self.run_operation("atfork", operation, least=-1, resident_max="6M")
 
+    @ctest(labels="e2e e2e_san")
     def test_realloc(self):
         self.run_handlers("realloc")
 
@@ -87,20 +93,25 @@ class ForkHandlers(Calls):
     def test_unshare_in_child(self):
         self.run_handlers("unshare_in_child")
 
+    @ctest(labels="e2e e2e_san")
     def test_fork(self):
         self.run_handlers("fork")
 
+    @ctest(labels="e2e e2e_san")
     def test_waits_for_thread(self):
         self.run_handlers("waits_for_thread")
 
 
+@ctest("lengths", "e2e")
 class Lengths(Calls):
     def test_refused(self):
         self.run_operation("advice_length", "refused")
 
+    @ctest(labels="e2e e2e_san")
     def test_beyond_the_end(self):
         self.run_operation("advice_length", "beyond_the_end")
 
+    @ctest(labels="e2e e2e_san")
     def test_raw_child(self):
         self.run_operation("advice_length", "raw_child")
 
@@ -119,6 +130,7 @@ class Lengths(Calls):
     def test_moved_with_holes(self):
         self.run_operation("advice_length", "moved_with_holes")
 
+    @ctest(labels="e2e e2e_san")
     def test_attach_over(self):
         self.run_operation("advice_length", "attach_over")
 

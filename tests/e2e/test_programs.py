@@ -7,8 +7,9 @@ import socket
 import subprocess
 import sys
 
-import harness
-from harness import E2E, MIB, Churn, Place, slower, wait_until
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, MIB, Churn, Place, slower, wait_until
 
 # Three measures of a large dictionary of small objects; prints digests only.
 PYTHON_PROGRAM = """
@@ -54,6 +55,7 @@ print(db.execute("pragma integrity_check").fetchall(),
 """
 
 
+@ctest("e2e_program", "e2e")
 class Programs(E2E):
     def compare_at_half(self, command, seconds=240, **more):
         """Plainly, then with half of the memory that this took; identical, and pages really went
@@ -88,6 +90,7 @@ class Programs(E2E):
         self.assert_same(plain, client)
         self.assert_worked(self.finish_daemon())
 
+    @ctest(labels="e2e e2e_san")
     def test_fork_tree(self):
         command = [Place.program("fork_tree"), "--mb=32", "--wait=1", f"--seed={self.seed}"]
         plain = self.plain(command)
@@ -137,6 +140,7 @@ class Programs(E2E):
         self.compare_at_half(["/usr/bin/sort", "--parallel=2", "-S", "400M", source])
 
 
+@ctest("e2e_program", "e2e")
 class Redis(E2E):
     def redis(self, *arguments, data=None):
         result = subprocess.run(["redis-cli", "-p", str(self.port), *arguments],

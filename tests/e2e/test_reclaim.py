@@ -1,9 +1,11 @@
 """reclaim, restore, drain and resume from the command line."""
 
-import harness
-from harness import E2E, MIB, Place, rss_anon, vm_flags, wait_until
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, MIB, Place, rss_anon, vm_flags, wait_until
 
 
+@ctest("e2e_reclaim", "e2e e2e_san quick")
 class Reclaim(E2E):
     def start_holder(self, mb, name=None, kind="heap"):
         client = self.client([Place.program("holder"), f"--mb={mb}", f"--kind={kind}",
@@ -25,6 +27,7 @@ class Reclaim(E2E):
             self.assertLessEqual(printed, at_most)
         return printed
 
+    @ctest(labels="e2e")
     def test_everything(self):
         client = self.start_holder(500, name="big")
         whole = rss_anon(client.pid)
@@ -125,6 +128,7 @@ class Reclaim(E2E):
         self.finish_daemon()
 
 
+@ctest("e2e", "e2e e2e_san quick")
 class Drain(E2E):
     def test_drain_and_resume(self):
         start_memory = self.daemon.memory()

@@ -8,10 +8,11 @@ import statistics
 import threading
 import time
 
-import harness
-from harness import MIB, Place, wait_until
-from redis_server import Connection, Server
-from test_writeback import OnDisk
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import MIB, wait_until
+from lib.on_disk import OnDisk
+from lib.redis_server import Connection, Server
 
 SIZES = ((100, 1400), (100, 1400), (1500, 4500), (1500, 4500), (6000, 14000))  # least, and more
 RECORD_BYTES = 4800  # of memory for each, about
@@ -225,6 +226,7 @@ class Sampler(threading.Thread):
         return statistics.median(row[key] for row in self.rows)
 
 
+@ctest("redis_disk", "nightly", minutes=2)
 class RedisOnDisk(OnDisk):
     START_DAEMON = False
     SHARES = 4

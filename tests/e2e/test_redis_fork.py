@@ -7,9 +7,10 @@ import subprocess
 import threading
 import time
 
-import harness
-from harness import E2E, MIB, rss_anon, slower, wait_until
-from redis_server import Server
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, MIB, rss_anon, slower, wait_until
+from lib.redis_server import Server
 
 VALUE_BYTES = 1000
 KEY_COST = 1150  # bytes of memory for each key, about
@@ -79,6 +80,7 @@ class OutSampler(threading.Thread):
         self.join()
 
 
+@ctest("redis_fork", "e2e slow")
 class RedisFork(E2E):
     def setUp(self):
         super().setUp()
@@ -168,6 +170,7 @@ class RedisFork(E2E):
     def test_half_resident(self):
         self.forks(96 * MIB)
 
+    @ctest(labels="nightly", timeout=3600, minutes=5)
     def test_half_resident_1g(self):
         self.forks(1024 * MIB)
 

@@ -5,8 +5,9 @@ verify every byte; here is the other side of their talk: eviction when they ask 
 import fcntl
 import os
 
-import harness
-from harness import E2E, Churn, Place
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, Churn, Place
 
 THP = "/sys/kernel/mm/transparent_hugepage"
 KSM = "/sys/kernel/mm/ksm"
@@ -58,7 +59,9 @@ class Space(E2E):
         return self.finish_daemon()
 
 
+@ctest("space", "e2e")
 class Ops(Space):
+    @ctest(labels="e2e e2e_san")
     def test_dontneed(self):
         self.run_operation("space_ops", "dontneed")
 
@@ -71,6 +74,7 @@ class Ops(Space):
     def test_map_fixed_anonymous(self):
         self.run_operation("space_ops", "map_fixed_anonymous")
 
+    @ctest(labels="e2e e2e_san")
     def test_map_fixed_file(self):
         self.run_operation("space_ops", "map_fixed_file")
 
@@ -83,6 +87,7 @@ class Ops(Space):
     def test_mremap_shrink(self):
         self.run_operation("space_ops", "mremap_shrink")
 
+    @ctest(labels="e2e e2e_san")
     def test_mremap_onto(self):
         self.run_operation("space_ops", "mremap_onto")
 
@@ -92,6 +97,7 @@ class Ops(Space):
     def test_realloc(self):
         self.run_operation("space_ops", "realloc")
 
+    @ctest(labels="e2e e2e_san")
     def test_mprotect(self):
         self.run_operation("space_ops", "mprotect")
 
@@ -99,6 +105,7 @@ class Ops(Space):
         self.run_operation("space_ops", "brk")
 
 
+@ctest("space", "e2e")
 class Advice(Space):
     def test_mlock(self):
         self.run_operation("space_advice", "mlock")
@@ -106,12 +113,15 @@ class Advice(Space):
     def test_mlock_onfault(self):
         self.run_operation("space_advice", "mlock_onfault")
 
+    @ctest(labels="e2e e2e_san")
     def test_mlockall(self):
         self.run_operation("space_advice", "mlockall")
 
+    @ctest(labels="e2e e2e_san")
     def test_mlockall_again(self):
         self.run_operation("space_advice", "lock_again", "--ms=4000")
 
+    @ctest(labels="e2e e2e_san")
     def test_grow_locked(self):
         self.run_operation("space_advice", "grow_locked", least=900)
 
@@ -127,15 +137,19 @@ class Advice(Space):
     def test_pageout(self):
         self.run_operation("space_advice", "pageout")
 
+    @ctest(labels="e2e e2e_san")
     def test_guard(self):
         self.run_operation("space_advice", "guard")
 
+    @ctest(labels="e2e e2e_san")
     def test_wipeonfork(self):
         self.run_operation("space_advice", "wipeonfork")
 
+    @ctest(labels="e2e e2e_san")
     def test_wipeonfork_unseen(self):
         self.run_operation("space_advice", "wipe_unseen")
 
+    @ctest(labels="e2e e2e_san")
     def test_wipeonfork_moved(self):
         stats = self.run_operation("space_advice", "wipe_moved", least=None)
         self.assertGreater(stats["evict"]["pages"], 4000)
@@ -144,6 +158,7 @@ class Advice(Space):
         self.run_operation("space_advice", "dontfork")
 
 
+@ctest("space", "e2e")
 class Huge(Space):
     """Huge pages and KSM: settings of the whole machine, put back afterwards."""
 
@@ -159,7 +174,7 @@ class Huge(Space):
             with open(path, encoding="ascii") as f:
                 before = f.read().strip()
             if "[" in before:
-                before = before[before.index("[") + 1 : before.index("]")]
+                before = before[before.index("[") + 1:before.index("]")]
             self.write_setting(path, value)
         except OSError as error:
             self.skipTest(f"{path} cannot be set: {error.strerror}")
@@ -208,6 +223,7 @@ class Huge(Space):
         self.run_operation("space_huge", "mergeable")
 
 
+@ctest("space", "e2e")
 class Threads(Space):
     def test_main_stack(self):
         self.run_operation("space_threads", "main_stack")
@@ -221,19 +237,23 @@ class Threads(Space):
     def test_thread_exit(self):
         self.run_operation("space_threads", "thread_exit")
 
+    @ctest(labels="e2e e2e_san")
     def test_long_discard(self):
         self.run_operation("space_threads", "long_discard")
 
     def test_unevictable(self):
         self.run_operation("space_threads", "unevictable", least=50)
 
+    @ctest(labels="e2e e2e_san")
     def test_neighbours(self):
         self.run_operation("space_shared", "neighbours")
 
+    @ctest(labels="e2e e2e_san")
     def test_same_range(self):
         self.run_operation("space_shared", "same_range")
 
 
+@ctest("space_default_quarantine", "e2e")
 class DefaultQuarantine(Space):
     SETTINGS = {}
 

@@ -1,8 +1,9 @@
 """Memory of which little is used: a page here and there must not use up the program's mappings
 (HAZARDS 32), and an ocean must not hide the heap that lies behind it. Every byte is compared."""
 
-import harness
-from harness import E2E, MIB, Place, rss_anon, wait_until
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, MIB, Place, rss_anon, wait_until
 
 
 def most_mappings():
@@ -67,6 +68,7 @@ class Sparse(E2E):
         self.end(client)
 
 
+@ctest("hazard", "e2e")
 class Hazard(Sparse):
     def test_32_mapping_limit(self):
         self.keep_budget("pages", "--count=40000")
@@ -92,7 +94,6 @@ class Hazard(Sparse):
         own = most_mappings() * 6 // 10
         self.reclaim_first("pages", "--count=20000", f"--own={own}", own=own)
 
-
     def few_left(self, leave, **how):
         """Hardly a mapping is left, and it needs one now and then."""
         client = self.start("none", "--slack=60", "--heap_mb=128", **how)
@@ -109,10 +110,12 @@ class Hazard(Sparse):
         self.few_left(lambda client: self.assertGreater(self.reclaim(client.pid), 4000))
 
 
+@ctest("sparse", "e2e")
 class Ocean(Sparse):
     def test_first(self):
         self.keep_budget("first", "--gib=14336", "--heap_mb=64")
 
+    @ctest(labels="e2e e2e_san")
     def test_first_reclaim(self):
         self.reclaim_first("first", "--gib=14336", "--heap_mb=64")
 
@@ -125,9 +128,11 @@ class Ocean(Sparse):
     def test_around(self):
         self.keep_budget("around", "--gib=16384", "--heap_mb=32")
 
+    @ctest(labels="e2e e2e_san")
     def test_around_reclaim(self):
         self.reclaim_first("around", "--gib=16384", "--heap_mb=32")
 
+    @ctest(labels="e2e e2e_san")
     def test_two_clients(self):
         """The search of one does not keep the other waiting."""
         other = self.start("islands", "--count=64", "--island=1024", resident_max=self.BUDGET)

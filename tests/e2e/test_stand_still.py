@@ -5,12 +5,14 @@ import os
 import signal
 import time
 
-import harness
-from cgroups import CpuQuota, Freezer, run_inside
-from harness import Churn, Place
+from lib import harness
+from lib.cgroups import CpuQuota, Freezer, run_inside
+from lib.ctest import ctest
+from lib.harness import Churn, Place
 from test_ends import Ending
 
 
+@ctest("stand_still", "e2e", load="alone")
 class StandStill(Ending):
     """One client is stopped, frozen, starved or floods; the other goes on."""
 
@@ -97,6 +99,7 @@ class StandStill(Ending):
         self.finish_daemon()
 
 
+@ctest("hazard", "e2e")
 class Hazard(Ending):
     def copy_starved(self, *more):
         """Threads keep the descriptor full of events; each fault is answered all the same."""

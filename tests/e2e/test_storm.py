@@ -1,6 +1,6 @@
 """The memory-eater storm: several programs that each want more than there is, all at once, with the
 pool at its limit, while somebody reclaims, restores, changes budgets and the limit itself, and kills
-one of them. Every byte is verified, no operation may take long (tests/programs/eater.cc), and nobody may
+one of them. Every byte is verified, no operation may take long (tests/programs/plain/eater.cc), and nobody may
 hold more than two locks: the report that z3fold's end began with was 48 locks held by "memory-eater".
 
 A failure prints its seed: FOLDSWAP_TEST_SEED=N python3 tests/e2e/test_storm.py --build-dir build
@@ -12,8 +12,9 @@ import signal
 import threading
 import time
 
-import harness
-from harness import E2E, MIB, Place
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, MIB, Place
 from test_torture import Disturber
 
 # A batch is 64 to 512 pages, and room for two pages each is set aside before it is taken out. So a full
@@ -106,6 +107,7 @@ class Gauge(threading.Thread):
         self.join()
 
 
+@ctest("storm", "e2e slow", load="alone")
 class Storm(E2E):
     LIMIT = 32 * MIB
     SETTINGS = {"evict.quarantine_s": "0", "pool.limit": str(LIMIT)}
@@ -186,6 +188,7 @@ class Storm(E2E):
         self.assertGreater(stats["evict"]["pages"], least, "nothing to speak of was evicted")
         self.assertGreater(stats["faults"]["total"], least, "nothing to speak of was faulted in")
 
+    @ctest(labels="e2e", load="half")
     def test_watchdog(self):
         """An eater whose faults nobody answers says so and ends, whatever of it is out."""
         self.started, self.eaters = 0, []
@@ -205,11 +208,13 @@ class Storm(E2E):
         told, and ten are a hang."""
         self.storm(60, 10_000, 20_000)
 
+    @ctest(labels="e2e e2e_san slow", sanitized_only=True)
     def test_sanitized(self):
         self.storm(15, 60_000 if Place.sanitized else 10_000, 2_000)
 
+    @ctest(labels="nightly", timeout=3600, minutes=32)
     def test_half_hour(self):
-        """By hand, on a machine with nothing else to do: no operation takes over a second."""
+        """For a machine with nothing else to do: no operation takes over a second."""
         self.storm(1800, 1_000, 500_000)
 
 

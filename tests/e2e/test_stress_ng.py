@@ -11,10 +11,10 @@ root would: MADV_HWPOISON).
 import re
 import shutil
 import threading
-import time
 
-import harness
-from harness import E2E, MIB
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, MIB
 
 ADDRESS_SPACE = 1024 * MIB
 # What stress-ng says when a check fails, or when it could not do its work.
@@ -55,6 +55,7 @@ class Pressure(threading.Thread):
         self.join()
 
 
+@ctest("stress_ng", "e2e")
 class StressNg(E2E):
     def setUp(self):
         super().setUp()
@@ -100,6 +101,7 @@ class StressNg(E2E):
     def test_mmap(self):
         self.stress("mmap", "--mmap-bytes", "32M", "--mmap-mprotect", out=2)
 
+    @ctest(labels="e2e e2e_san")
     def test_mremap(self):
         self.stress("mremap", "--mremap-bytes", "16M", out=2)
 
@@ -109,6 +111,7 @@ class StressNg(E2E):
     def test_fork(self):
         self.stress("fork", "--fork-max", "4")
 
+    @ctest(labels="nightly", minutes=1)
     def test_vfork(self):
         self.stress("vfork", "--vfork-max", "4")
 
@@ -118,12 +121,15 @@ class StressNg(E2E):
     def test_brk(self):
         self.stress("brk")
 
+    @ctest(labels="nightly", minutes=1)
     def test_stack(self):
         self.stress("stack", "--stack-fill")
 
+    @ctest(labels="nightly", minutes=1)
     def test_bigheap(self):
         self.stress("bigheap", out=8)
 
+    @ctest(labels="nightly", minutes=1)
     def test_malloc(self):
         self.stress("malloc", "--malloc-bytes", "8K", "--malloc-max", "4096", "--malloc-pthreads",
                     "2", "--malloc-touch", out=4)
@@ -136,6 +142,7 @@ class StressNg(E2E):
         self.stress("userfaultfd")
 
 
+@ctest("stress_ng", "nightly", timeout=3600, minutes=5)
 class EveryMethod(StressNg):
     """For the nightly run: each method of vm by itself, long enough for several passes."""
 

@@ -1,4 +1,4 @@
-"""The torture client (tests/programs/torture.cc) while somebody else reclaims, restores, and changes budgets
+"""The torture client (tests/programs/torture/torture.cc) while somebody else reclaims, restores, and changes budgets
 and settings, all from one seed. A failure prints the seed and the command that replays it:
 FOLDSWAP_TEST_SEED=N python3 tests/e2e/test_torture.py --build-dir build Torture.four_threads"""
 
@@ -6,8 +6,9 @@ import random
 import threading
 import time
 
-import harness
-from harness import E2E, MIB, Place, descriptor_count, wait_until
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, MIB, Place, descriptor_count, wait_until
 
 SETTINGS = {"pool.codec": ("lz4", "zstd:1", "raw"), "pool.cold_codec": ("none", "zstd:3"),
             "pool.waste_max": ("1", "3", "30"), "fault.readahead_max": ("1", "8", "64"),
@@ -54,6 +55,7 @@ class Disturber(threading.Thread):
         self.join()
 
 
+@ctest("torture", "e2e slow")
 class Torture(E2E):
     def torture(self, seconds, threads, seed=None, fork=1, mb=32, least=500):
         seed = seed or self.seed
@@ -84,6 +86,7 @@ class Torture(E2E):
                        lambda: self.daemon.memory() <= before[1] + 12 * MIB)
         return stats
 
+    @ctest(labels="nightly", minutes=1)
     def test_one_thread(self):
         self.torture(8, 1)
         self.finish_daemon()
@@ -92,6 +95,7 @@ class Torture(E2E):
         self.torture(10, 2)
         self.finish_daemon()
 
+    @ctest(labels="nightly", minutes=1)
     def test_four_threads(self):
         self.torture(12, 4)
         self.finish_daemon()
@@ -100,6 +104,7 @@ class Torture(E2E):
         self.torture(12, 8)
         self.finish_daemon()
 
+    @ctest(labels="nightly", minutes=1)
     def test_four_threads_without_fork(self):
         self.torture(8, 4, fork=0)
         self.finish_daemon()
@@ -110,10 +115,12 @@ class Torture(E2E):
                 self.torture(6, 3, seed=seed)
         self.finish_daemon()
 
+    @ctest(labels="e2e e2e_san slow", sanitized_only=True)
     def test_sanitized(self):
         self.torture(20, 4, least=200)
         self.finish_daemon()
 
+    @ctest(labels="nightly", timeout=3600, minutes=11)
     def test_ten_minutes(self):
         """Seeds and numbers of threads by turns, every other run without fork."""
         rng = random.Random(self.seed)

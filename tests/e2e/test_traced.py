@@ -4,8 +4,9 @@ them, so that nobody can stop them, it must go on all the same (HAZARDS 39)."""
 
 import re
 
-import harness
-from harness import E2E, Churn, Place, wait_until
+from lib import harness
+from lib.ctest import ctest
+from lib.harness import E2E, Churn, Place, wait_until
 
 
 class Traced(E2E):
@@ -48,6 +49,7 @@ class Traced(E2E):
         self.finish_in_gdb(gdb)
 
 
+@ctest("hazard", "e2e")
 class Hazard(Traced):
     def test_39_traced_threads(self):
         self.run_in_gdb()
@@ -90,6 +92,7 @@ class Hazard(Traced):
             return int(re.search(r"TracerPid:\s+(\d+)", f.read()).group(1))
 
 
+@ctest("stopped_calls", "e2e")
 class Calls(Traced):
     """Threads asleep in system calls see a stop no more than the others do."""
 

@@ -127,6 +127,8 @@ def of_python(source):
                 lines.append((token.start[0] + more, line.strip()))
         else:
             rest.append(token.string)
+            if token.string.startswith("test_"):
+                rest.append(token.string.removeprefix("test_"))  # what its CTest name ends in
     return paragraphs(lines), " ".join(rest)
 
 
@@ -209,7 +211,7 @@ class Tree:
                    for part in re.split(r"::|\.", name.partition("(")[0].replace("~", "")))
 
     def has_folder(self, path):
-        return any(file.startswith(path) for file in self.files)
+        return any(file.startswith(path) or "/" + path in file for file in self.files)
 
 
 def looks_like_ours(name):

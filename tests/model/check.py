@@ -126,9 +126,11 @@ def main():
     if not shutil.which("spin") or not shutil.which("gcc"):
         print("spin or gcc is not installed (scripts/deps.sh)")
         return 77
-    chosen = lambda name: not options.only or any(part in name for part in options.only)
     holds = {**HOLDS, **(HOLDS_LONG if options.long else {})}
     wrong = 0
+
+    def chosen(name):
+        return not options.only or any(part in name for part in options.only)
 
     def check(name, flags, must_hold, what):
         nonlocal wrong
