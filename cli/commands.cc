@@ -11,7 +11,7 @@
 #include "cli/admin_client.h"
 #include "cli/render.h"
 #include "cli/run.h"
-#include "daemon/config.h"
+#include "daemon/config/config.h"
 
 namespace foldswap::cli {
 namespace {

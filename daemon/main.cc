@@ -13,13 +13,13 @@
 #include <iostream>
 
 #include "base/io_ring.h"
-#include "daemon/daemon.h"
-#include "daemon/hand_over.h"
-#include "daemon/keeper.h"
-#include "daemon/noted_fds.h"
-#include "daemon/notify.h"
-#include "daemon/take_over.h"
-#include "daemon/version.h"
+#include "daemon/host/notify.h"
+#include "daemon/host/version.h"
+#include "daemon/recovery/hand_over.h"
+#include "daemon/recovery/keeper.h"
+#include "daemon/recovery/take_over.h"
+#include "daemon/server/daemon.h"
+#include "daemon/state/noted_fds.h"
 
 namespace foldswap {
 namespace {

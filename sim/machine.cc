@@ -8,10 +8,10 @@
 #include <cstring>
 #include <utility>
 
-#include "daemon/disk_format.h"
-#include "daemon/log.h"
-#include "daemon/noted_fds.h"
-#include "daemon/proof.h"
+#include "daemon/disk/disk_format.h"
+#include "daemon/host/log.h"
+#include "daemon/host/proof.h"
+#include "daemon/state/noted_fds.h"
 #include "pool/take_over.h"
 
 namespace foldswap::sim {

@@ -1,7 +1,7 @@
 // Machine: one simulated computer: the kernel, its processes, a disk, and the daemon's core on it,
-// put together as daemon/daemon.cc does, each of its threads a fiber. The daemon may die at any
-// turn, and at any call through the Os seam, its recovery included: whatever it held stays as it
-// is, and the next one is made of its descriptors alone.
+// put together as daemon/server/daemon.cc does, each of its threads a fiber. The daemon may die at
+// any turn, and at any call through the Os seam, its recovery included: whatever it held stays as
+// it is, and the next one is made of its descriptors alone.
 //
 // Thread safety: none. One instance for the life of the (real) process: what a dead daemon has left
 // is never freed.
@@ -14,18 +14,18 @@
 #include <string>
 #include <vector>
 
-#include "daemon/backing_file.h"
-#include "daemon/budget.h"
-#include "daemon/disk_reader.h"
-#include "daemon/disk_traffic.h"
-#include "daemon/evictor.h"
-#include "daemon/fault_service.h"
-#include "daemon/pool_care.h"
-#include "daemon/registry.h"
-#include "daemon/sim_disk.h"
-#include "daemon/state.h"
-#include "daemon/take_over.h"
-#include "daemon/writeback.h"
+#include "daemon/client/registry.h"
+#include "daemon/disk/backing_file.h"
+#include "daemon/disk/disk_traffic.h"
+#include "daemon/evict/budget.h"
+#include "daemon/evict/evictor.h"
+#include "daemon/fault/disk_reader.h"
+#include "daemon/fault/fault_service.h"
+#include "daemon/recovery/take_over.h"
+#include "daemon/state/state.h"
+#include "daemon/testing/fake_disk.h"
+#include "daemon/writeback/pool_care.h"
+#include "daemon/writeback/writeback.h"
 #include "sim/kernel.h"
 #include "sim/process.h"
 #include "sim/world.h"
@@ -54,7 +54,7 @@ class MachineOs final : public Os {
  public:
   MachineOs(World& world, Kernel& kernel, Processes& processes, const Settings& settings);
 
-  SimDisk disk;
+  FakeDisk disk;
   std::uint64_t io_ended = 0;  // how often something of the disk has
   std::uint64_t die_in = 0;    // calls, then the daemon dies; 0: it does not
   bool die_at_event = false;   // that, as soon as it has read an event
@@ -102,7 +102,7 @@ class MachineOs final : public Os {
   void trace_fill(const char* what, const Space* space, std::uint64_t page,
                   const UffdProgress& result);
   [[nodiscard]] bool refuses();
-  [[nodiscard]] int io_result(SimIo& io);
+  [[nodiscard]] int io_result(FakeIo& io);
   void end_writes(std::uint64_t offset, std::uint64_t bytes);
 
   World& world_;

@@ -45,7 +45,7 @@ MachineOs::MachineOs(World& world, Kernel& kernel, Processes& processes, const S
     : world_(world), kernel_(kernel), processes_(processes), settings_(settings) {
   disk.auto_complete = false;
   disk.own_fds_from = kOwnFds;
-  disk.on_io = [this](SimIo& io) { return io_result(io); };
+  disk.on_io = [this](FakeIo& io) { return io_result(io); };
 }
 
 void MachineOs::pause(unsigned most_locks) {
@@ -65,7 +65,7 @@ bool MachineOs::refuses() {
 }
 
 // No read of one place fails twice in a row: nothing is given up.
-int MachineOs::io_result(SimIo& io) {
+int MachineOs::io_result(FakeIo& io) {
   ++io_ended;
   ++(io.write ? world_.counts.disk_writes : world_.counts.disk_reads);
   world_.trace(io.write ? "disk write" : "disk read", io.offset, io.bytes());
@@ -208,7 +208,7 @@ Result<UniqueFd> MachineOs::memory_file(const char* name, std::uint64_t bytes) {
 // dead.
 void MachineOs::end_writes(std::uint64_t offset, std::uint64_t bytes) {
   for (std::size_t i = disk.under_way(); i-- > 0;) {
-    const SimIo& io = disk.io(i);
+    const FakeIo& io = disk.io(i);
     if (io.write && io.offset < offset + bytes && offset < io.offset + io.bytes())
       disk.complete_at(i);
   }

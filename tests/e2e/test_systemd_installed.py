@@ -59,7 +59,7 @@ class Installed(Service):
         self.assertTrue(os.path.isdir(self.machine.path("/etc/foldswap/foldswap.toml.d")))
         rules = self.machine.read(f"{prefix}/udev/rules.d/60-foldswap.rules")
         self.assertIn('GROUP="foldswap"', rules)
-        with open(os.path.join(os.path.dirname(__file__), "../../daemon/state.h"),
+        with open(os.path.join(os.path.dirname(__file__), "../../daemon/state/state.h"),
                   encoding="utf-8") as f:
             most = re.search(r"kMostStored = ([\d']+);", f.read())[1].replace("'", "")
         self.assertEqual(self.show("FileDescriptorStoreMax"), most)

@@ -3,7 +3,7 @@
 
 Looked at are the comments of all tracked sources (docstrings among them), and all Markdown. In these
 
-- a file (`wire.h`, `daemon/state.h`, PROTOCOL.md, pool/take_over_*_test.cc) must be in the tree: with a
+- a file (`wire.h`, `daemon/state/state.h`, PROTOCOL.md, pool/take_over_*_test.cc) must be in the tree: with a
   folder from the root or from the folder of whoever cites it, without one anywhere. Absolute paths are
   files of somebody's system, and so is <header.h>;
 - DESIGN §5 is a numbered heading of docs/DESIGN.md, and DESIGN §4.3 or §5, 3 a numbered item below it;

@@ -1,5 +1,5 @@
 """A backing file seen from outside: found through its daemon's descriptors, read and damaged past
-the page cache, as a disk would do it. How objects lie in it: daemon/disk_format.h."""
+the page cache, as a disk would do it. How objects lie in it: daemon/disk/disk_format.h."""
 
 import mmap
 import os

@@ -1,4 +1,4 @@
-"""The state file that a keeper, or a service manager, has open (daemon/state.h)."""
+"""The state file that a keeper, or a service manager, has open (daemon/state/state.h)."""
 
 import os
 

@@ -1,0 +1,742 @@
+#include "daemon/writeback/writeback.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <iterator>
+#include <map>
+
+#include "base/size.h"
+#include "daemon/disk/packing.h"
+#include "daemon/host/log.h"
+
+namespace foldswap {
+namespace {
+
+constexpr std::uint32_t kSegment = BackingFile::kSegmentBytes;
+constexpr std::uint64_t kUnit = BackingFile::kUnit;
+constexpr std::size_t kMostItems = kSegment / (kSealedOverhead + 1);
+constexpr std::size_t kCandidates = 2048;
+
+// Room in the pool below which cold objects leave, as a part of its limit; they do until there is
+// twice as much.
+constexpr std::uint64_t kLowPart = 8, kLowLeast = 8 * kMiB, kLowMost = 512 * kMiB;
+constexpr std::uint64_t kFloorBytes = 16 * kMiB;  // of the pool, that memory pressure leaves alone
+
+constexpr std::uint64_t kYieldUs = 2'000;  // the longest that a write waits for reads of faults
+constexpr unsigned kMostTries = 3, kMostFailures = 3;
+constexpr std::uint64_t kRetryErrorUs = 10'000'000, kRetryRoomUs = 1'000'000;
+constexpr std::uint32_t kForCleaning = 2;  // free segments below which only cleaning may begin one
+constexpr std::uint32_t kWorthCleaning = 90;  // live percent of what is vacated, at most
+constexpr std::uint64_t kLeastGain = 16;      // room that cleaning makes, at least: a part of this
+constexpr std::size_t kRound = 16;            // segments that are looked at for what moves together
+constexpr std::uint64_t kLossWorthALook = 64 * kKiB;
+constexpr auto kBlock = static_cast<std::uint32_t>(BackingFile::kBlock);
+constexpr std::uint32_t kGapLeast = 64;  // bytes: a smaller one is not worth remembering
+
+// Bytes that are freed and bytes that are written for it.
+bool is_worth(std::uint64_t freed, std::uint64_t written) {
+  return freed >= written + std::max(written / kLeastGain, BackingFile::kBlock);
+}
+
+}  // namespace
+
+Writeback::Writeback(Os& os, State& state, PageStore& store, BackingFile& file, const Seal& seal,
+                     DiskTraffic& traffic, const Tunables& tunables)
+    : os_(os),
+      counters_(state.counters()),
+      store_(store),
+      pool_(store.pool()),
+      file_(file),
+      seal_(seal),
+      traffic_(traffic),
+      tunables_(tunables),
+      budget_(state.header().writeback.written),
+      pressure_(os),
+      memory_(Mapping::anonymous(kBuffers * kSegment).value()) {
+  for (std::uint32_t i = 0; i < kBuffers; ++i) {
+    buffers_[i].bytes = {memory_.data() + std::size_t{i} * kSegment, kSegment};
+    buffers_[i].items.reserve(1024);
+  }
+}
+
+Result<std::unique_ptr<Writeback>> Writeback::create(Os& os, State& state, PageStore& store,
+                                                     BackingFile& file, const Seal& seal,
+                                                     DiskTraffic& traffic,
+                                                     const Tunables& tunables) {
+  std::unique_ptr<Writeback> writeback(
+      new Writeback(os, state, store, file, seal, traffic, tunables));
+  auto ring =
+      os.io_ring(file.fd(), {writeback->memory_.data(), kBuffers * std::size_t{kSegment}}, kDepth);
+  if (!ring) return std::unexpected(ring.error());
+  writeback->ring_ = std::move(*ring);
+  if (const std::string note = writeback->ring_->note(); !note.empty())
+    log::info("writeback: {}", note);
+  traffic.relief = true;
+  return writeback;
+}
+
+Writeback::~Writeback() {
+  traffic_.relief = false;
+  ring_.reset();  // waits for what is under way; the buffers go after it
+  for (Buffer& buffer : buffers_) {
+    for (const Item& item : buffer.items) store_.unref(item.id);
+  }
+}
+
+std::string Writeback::report() const {
+  const RankedLock lock(mutex_);
+  return why_;
+}
+
+void Writeback::say(const std::string& why) {
+  const RankedLock lock(mutex_);
+  why_ = why;
+}
+
+void Writeback::stop(const std::string& why, std::uint64_t retry_us) {
+  if (report() != why) log::warn("writeback stops: {}; pages stay in the pool", why);
+  say(why);
+  stopped_until_us_ = os_.now_us() + retry_us;
+  traffic_.relief = false;
+}
+
+void Writeback::go_on() {
+  if (report().empty()) return;
+  log::info("writeback goes on");
+  say("");
+}
+
+std::uint64_t Writeback::step() {
+  constexpr std::uint64_t kIdleUs = 100'000, kSoonUs = 1'000, kYieldStepUs = 200;
+  const std::uint64_t now_us = os_.now_us();
+  reap();
+  keep_house(now_us);
+  const Need need = this->need();
+  if (now_us < stopped_until_us_) {
+    flush_cleaned(false);
+    return kIdleUs;
+  }
+  traffic_.relief = true;
+  if (need == Need::none) go_on();  // nothing is to be written any more
+  if (!may_start(need)) return kYieldStepUs;
+  bool any = false;
+  if (need != Need::none) {
+    while (write_cold()) any = true;
+  }
+  any = clean(need) || any;
+  const bool flying =
+      std::ranges::any_of(buffers_, [](const Buffer& b) { return b.state != Buffer::State::idle; });
+  if (need == Need::none) return flying || any ? kSoonUs : kIdleUs;
+  return any && !flying ? 0 : kSoonUs;
+}
+
+Writeback::Need Writeback::need() {
+  const PoolStats pool = pool_.stats();
+  const std::uint64_t low =
+      std::min(std::clamp(pool.limit_bytes / kLowPart, kLowLeast, kLowMost), pool.limit_bytes / 2);
+  const std::uint64_t spare = pool_.spare_bytes();
+  if (spare < low) writing_ = true;
+  if (spare > 2 * low) writing_ = false;
+  if (writing_ && pool.objects != 0) return spare < low / 2 ? Need::urgent : Need::some;
+  pressed_ = pressure_.high({tunables_.available_low.load(std::memory_order_relaxed),
+                             tunables_.psi_ms.load(std::memory_order_relaxed)});
+  if (pressed_ && pool.compressed_bytes > kFloorBytes) return Need::some;
+  return Need::none;
+}
+
+// Demand before background: a read that a fault waits for goes first. But it goes on in the end,
+// because faults wait for room, too.
+bool Writeback::may_start(Need need) {
+  const std::uint64_t now_us = os_.now_us();
+  if (traffic_.demand.load(std::memory_order_relaxed) == 0) {
+    demand_since_us_ = 0;
+    return true;
+  }
+  if (demand_since_us_ == 0) demand_since_us_ = now_us;
+  if (need != Need::urgent && now_us - demand_since_us_ < 10 * kYieldUs) return false;
+  if (now_us - demand_since_us_ < kYieldUs) return false;
+  demand_since_us_ = now_us;
+  return true;
+}
+
+// Whether another segment may be written. What is being filled with what cleaning keeps is written
+// some time, too.
+bool Writeback::budget_allows_one() {
+  const std::uint64_t segments = cleaned_ != nullptr ? 2 : 1;
+  return budget_.allows(segments * kSegment,
+                        tunables_.writeback_per_day.load(std::memory_order_relaxed), os_.now_us());
+}
+
+Writeback::Buffer* Writeback::idle_buffer() {
+  auto* const found =
+      std::ranges::find(buffers_, Buffer::State::idle, [](const Buffer& b) { return b.state; });
+  return found == buffers_.end() ? nullptr : found;
+}
+
+bool Writeback::write_cold() {
+  // One stays for cleaning, once there is any.
+  const auto busy = std::ranges::count_if(
+      buffers_, [](const Buffer& b) { return b.state != Buffer::State::idle; });
+  Buffer* const buffer = idle_buffer();
+  if (buffer == nullptr || (no_room_ && busy + 1 >= kBuffers)) return false;
+  if (!open_segment(*buffer, false)) return false;
+  add_cold(*buffer);
+  if (buffer->items.empty()) {
+    drop(*buffer);
+    return false;
+  }
+  start_write(*buffer);
+  return true;
+}
+
+// What is dead makes room at no cost.
+bool Writeback::make_room(std::uint64_t bytes) {
+  const std::uint64_t wanted = file_.used_bytes() + bytes, most = file_.max_bytes();
+  return wanted <= most || file_.make_holes(wanted - most) >= wanted - most;
+}
+
+bool Writeback::open_segment(Buffer& buffer, bool for_cleaning) {
+  if (!for_cleaning && !make_room(kForCleaning * kSegment)) {
+    no_room_ = true;
+    return false;
+  }
+  // Beyond the maximum only one at a time: what it frees comes when it is written.
+  if (for_cleaning && !make_room(kSegment) && cleaned_under_way()) return false;
+  const auto claim =
+      file_.claim(for_cleaning ? BackingFile::Purpose::cleaning : BackingFile::Purpose::more);
+  if (!claim) {
+    if (claim.error().code == ENOSPC && !for_cleaning && file_.used_bytes() != 0) {
+      no_room_ = true;
+      return false;
+    }
+    stop(claim.error().message, kRetryRoomUs);
+    return false;
+  }
+  if (!budget_allows_one()) {
+    file_.abandon(claim->segment);
+    stop("the budget for bytes written per day is used up", kRetryRoomUs);
+    return false;
+  }
+  if (!for_cleaning) no_room_ = false;
+  buffer.claim = *claim;
+  buffer.state = Buffer::State::filling;
+  buffer.used = buffer.gaps = 0;
+  buffer.open.fill(0);
+  buffer.tries = 0;
+  std::ranges::fill(buffer.bytes, std::byte{0});
+  return true;
+}
+
+std::vector<ObjectId> Writeback::in_packing_order(const std::vector<ObjectId>& found) {
+  std::vector<ObjectId> there, ordered;
+  std::vector<std::uint32_t> units;
+  for (const ObjectId id : found) {
+    const auto info = pool_.peek(id);
+    if (!info || info->length == 0) continue;  // freed meanwhile
+    there.push_back(id);
+    units.push_back(disk_units(info->length));
+  }
+  constexpr std::uint32_t kUnits = kBlock / kUnit;
+  for (const std::size_t i : packing_order(units, kUnits)) ordered.push_back(there[i]);
+  return ordered;
+}
+
+bool Writeback::next_candidate(ObjectId& id) {
+  if (next_candidate_ == candidates_.size()) {
+    const std::uint64_t begun_us = os_.now_us();
+    if (begun_us < search_again_us_) return false;
+    const std::size_t objects = pool_.stats().objects;
+    candidates_ = in_packing_order(pool_.oldest(
+        kCandidates,
+        {.unsettled = false, .least_age = 0, .among = std::max<std::size_t>(8192, objects / 8)}));
+    next_candidate_ = 0;
+    // The search goes over the records of what is on disk, too: no more than a fifth of our time
+    // for it where it finds little.
+    const std::uint64_t cost_us = os_.now_us() - begun_us;
+    search_again_us_ = candidates_.size() < kCandidates / 2 ? begun_us + 5 * cost_us : 0;
+    if (candidates_.empty()) return false;
+  }
+  id = candidates_[next_candidate_++];
+  return true;
+}
+
+void Writeback::add_cold(Buffer& buffer) {
+  std::array<std::byte, kPage> packed;
+  ObjectId id = ObjectId::none;
+  for (std::size_t looked = 0; looked < 4 * kCandidates && next_candidate(id); ++looked) {
+    if (leaving_.contains(id) || !pool_.try_ref(id)) continue;
+    const auto loaded = pool_.load(id, packed);
+    if (!loaded || loaded->length == 0 || pool_.refs(id) == 1) {
+      store_.unref(id);  // freed, or out already, since it was found; or it does not verify
+      continue;
+    }
+    const Item item{.id = id, .loaded = *loaded, .to = {}, .from = {}, .length = loaded->length};
+    if (put(buffer, item, std::span(packed).first(loaded->length))) {
+      leaving_.insert(id);
+      continue;
+    }
+    store_.unref(id);
+    --next_candidate_;
+    return;
+  }
+}
+
+// The end of a block that has the least room of those with enough; else a new block. Where too much
+// would be left empty it goes on where the last one ended, across the border.
+std::optional<std::uint32_t> Writeback::make_place(Buffer& buffer, std::uint32_t bytes) {
+  const auto room = [](std::uint32_t at) {
+    return static_cast<std::uint32_t>(block_ceil(at)) - at;
+  };
+  std::uint32_t* best = nullptr;
+  for (std::uint32_t& gap : buffer.open) {
+    if (room(gap) >= bytes && (best == nullptr || room(gap) < room(*best))) best = &gap;
+  }
+  if (best != nullptr) {
+    const std::uint32_t at = *best;
+    const bool last = at == buffer.used;
+    last ? buffer.used += bytes : buffer.gaps -= bytes;
+    *best = room(at + bytes) >= kGapLeast ? at + bytes : 0;
+    return at;
+  }
+  const std::uint32_t rest = room(buffer.used);
+  // None begins at a block's last unit (BackingFile::first_unit).
+  const bool across =
+      rest > kUnit && (bytes > kBlock || buffer.gaps + rest > buffer.used / 12 + kBlock);
+  const std::uint32_t at = buffer.used + (across ? 0 : rest);
+  if (at + bytes > kSegment) return std::nullopt;
+  if (across) {
+    std::ranges::replace(buffer.open, buffer.used, 0U);
+  } else {
+    buffer.gaps += rest;
+  }
+  buffer.used = at + bytes;
+  auto* const smallest = std::ranges::min_element(buffer.open, {}, room);
+  if (const std::uint32_t left = room(buffer.used); left >= kGapLeast && left > room(*smallest))
+    *smallest = buffer.used;
+  return at;
+}
+
+bool Writeback::put(Buffer& buffer, Item item, std::span<const std::byte> packed) const {
+  const auto bytes = static_cast<std::uint32_t>(disk_bytes(item.length));
+  if (buffer.items.size() == kMostItems) return false;
+  const auto at = make_place(buffer, bytes);
+  if (!at) return false;
+  item.to = {buffer.claim.segment, static_cast<std::uint32_t>(*at / kUnit)};
+  const auto into = buffer.bytes.subspan(*at, bytes);
+  const DiskHeader header{static_cast<std::uint32_t>(item.id),
+                          static_cast<std::uint16_t>(item.length),
+                          static_cast<std::uint16_t>(bytes / kUnit)};
+  std::memcpy(into.data(), &header, sizeof(header));
+  const Seal::Place place{static_cast<std::uint64_t>(item.id), buffer.claim.generation,
+                          item.to.unit};
+  seal_.close(place, packed, into.subspan(sizeof(header), packed.size() + Seal::kTagBytes));
+  buffer.items.push_back(item);
+  return true;
+}
+
+void Writeback::start_write(Buffer& buffer) {
+  for (const Item& item : buffer.items) file_.fill(item.to, disk_bytes(item.length));
+  buffer.state = Buffer::State::writing;
+  submit_write(buffer);
+}
+
+void Writeback::submit_write(Buffer& buffer) {
+  const auto index = static_cast<std::uint64_t>(&buffer - buffers_.data());
+  ++buffer.tries;
+  budget_.spend(block_ceil(buffer.used), os_.now_us());
+  // The ring is deep enough for every buffer.
+  (void)ring_->write(buffer.bytes.first(block_ceil(buffer.used)),
+                     BackingFile::offset_of(buffer.claim.segment), index);
+  (void)ring_->submit();
+}
+
+void Writeback::reap() {
+  (void)ring_->submit();  // what it had no room for before
+  std::array<IoDone, kDepth> ended;
+  const std::size_t count = ring_->reap(ended);
+  for (std::size_t i = 0; i < count; ++i) {
+    Buffer& buffer = buffers_[ended[i].tag % kBuffers];
+    buffer.state == Buffer::State::reading
+        ? end_read(buffer, buffer.runs[ended[i].tag / kBuffers], ended[i].result)
+        : end_write(buffer, ended[i].result);
+  }
+}
+
+void Writeback::end_write(Buffer& buffer, std::int32_t result) {
+  if (result == static_cast<std::int32_t>(block_ceil(buffer.used))) {
+    bump(counters_.disk_written_bytes, static_cast<std::uint64_t>(result));
+    failures_ = 0;
+    // Not by a write that had begun before the reason was found.
+    if (os_.now_us() >= stopped_until_us_) go_on();
+    publish(buffer);
+    return;
+  }
+  bump(counters_.disk_errors);
+  const bool full = result == -ENOSPC || result == -EDQUOT;
+  // The same bytes at the same place: no nonce is used for anything else.
+  if (!full && buffer.tries < kMostTries) {
+    submit_write(buffer);
+    return;
+  }
+  forget_sources(buffer);
+  drop(buffer, true);
+  const std::string why = result < 0 ? std::strerror(-result) : "a write ended early";
+  if (full || ++failures_ >= kMostFailures)
+    stop("the backing file cannot be written (" + why + ")", kRetryErrorUs);
+}
+
+// The write has ended: from here the records say so, one word each.
+void Writeback::publish(Buffer& buffer) {
+  file_.written(buffer.claim.segment);
+  for (const Item& item : buffer.items) {
+    const std::uint64_t bytes = disk_bytes(item.length);
+    const bool moved =
+        item.cleaned ? pool_.move_elsewhere(item.id, item.from, item.to)
+                     : pool_.refs(item.id) > 1 && pool_.move_out(item.id, item.loaded, item.to);
+    if (!moved) file_.release(item.to, bytes);
+    if (moved && !item.cleaned) futile_at_.reset();
+    if (moved && item.cleaned) {
+      file_.release(item.from, bytes);
+      moved_bytes_ += bytes;
+      bump(counters_.disk_cleaned_bytes, bytes);
+    }
+  }
+  let_go(buffer);
+}
+
+void Writeback::let_go(Buffer& buffer) {
+  for (const Item& item : buffer.items) {
+    if (!item.cleaned) leaving_.erase(item.id);
+    store_.unref(item.id);
+  }
+  buffer.items.clear();
+  buffer.state = Buffer::State::idle;
+}
+
+void Writeback::drop(Buffer& buffer, bool failed) {
+  file_.abandon(buffer.claim.segment, failed);
+  let_go(buffer);
+}
+
+// Twice a second is enough for what only gives room back.
+void Writeback::keep_house(std::uint64_t now_us) {
+  constexpr std::uint64_t kEveryUs = 500'000;
+  constexpr std::uint32_t kKeep = 8;
+  constexpr std::uint64_t kHoles = 16 * kMiB;
+  if (file_.collect() != 0) no_room_ = false;
+  const BackingFile::Limits limits{tunables_.writeback_max.load(std::memory_order_relaxed),
+                                   tunables_.writeback_free_min.load(std::memory_order_relaxed)};
+  if (limits.max_bytes != limits_.max_bytes || limits.free_min_bytes != limits_.free_min_bytes) {
+    file_.set_limits(limits);
+    futile_at_.reset();
+    limits_ = limits;
+  }
+  if (now_us - house_us_ < kEveryUs) return;
+  house_us_ = now_us;
+  // While something is written the places of what was freed are wanted again.
+  file_.give_back(writing_ ? static_cast<std::uint32_t>(file_.used_bytes() / kSegment / 4) + kKeep
+                           : kKeep);
+  if (!writing_ && file_.dead_bytes() > file_.used_bytes() / 8) (void)file_.make_holes(kHoles);
+  little_left_ = little_room_left();
+  if (pressed_) (void)pool_.trim(Pool::kKeepEmptyBytes);
+  stuck_.resize(std::min<std::size_t>(stuck_.size(), 4096));
+}
+
+// ---- cleaning ----------------------------------------------------------------------------------
+
+bool Writeback::clean(Need need) {
+  auto* const source = std::ranges::find_if(
+      buffers_, [](const Buffer& b) { return b.state == Buffer::State::cleaning; });
+  if (source != buffers_.end()) return keep_live(*source);
+  forget_victims();
+  return start_cleaning(need);
+}
+
+bool Writeback::cleaned_under_way() const {
+  return std::ranges::any_of(
+      buffers_, [](const Buffer& b) { return !b.items.empty() && b.items.front().cleaned; });
+}
+
+bool Writeback::cleaning_pending() const {
+  return cleaned_under_way() || std::ranges::any_of(buffers_, [](const Buffer& b) {
+           return b.state == Buffer::State::reading || b.state == Buffer::State::cleaning;
+         });
+}
+
+// Nothing of it is gone since.
+bool Writeback::as_it_was(const Victim& victim) const {
+  const auto [segment, generation] = victim.claim;
+  return file_.live_bytes(segment) == victim.live_bytes && file_.generation(segment) == generation;
+}
+
+// What was to be moved has been. A victim of which nothing was holds what does not open, or what
+// its headers do not lead to: it stays as it is.
+void Writeback::forget_victims() {
+  if (victims_.empty() || cleaning_pending()) return;
+  std::erase_if(stuck_, [&](const auto& stuck) { return !as_it_was(stuck); });
+  std::ranges::copy_if(victims_, std::back_inserter(stuck_),
+                       [&](const auto& victim) { return as_it_was(victim); });
+  victims_.clear();
+}
+
+// Less than an eighth of what the file may take, what is dead in it not counted: be it for its
+// maximum or for what the file system must keep.
+bool Writeback::little_room_left() const {
+  const std::uint64_t used = file_.used_bytes(), most = file_.max_bytes();
+  const std::uint64_t spare = file_.spare_bytes().value_or(most);
+  const std::uint64_t may_take = std::min(most, used + std::min(spare, most));
+  return used - std::min(used, file_.dead_bytes()) > may_take - may_take / 8;
+}
+
+// Whether to move something before there is need.
+bool Writeback::worth_tidying() const {
+  constexpr std::uint64_t kLeast = 4 * kMiB;
+  const std::uint64_t live = file_.live_bytes();
+  const std::uint64_t used = file_.used_bytes() - std::min(file_.used_bytes(), file_.dead_bytes());
+  return little_left_ && live + kLeast < used && live < used / 2;
+}
+
+bool Writeback::start_cleaning(Need need) {
+  if (std::ranges::any_of(buffers_,
+                          [](const Buffer& b) { return b.state == Buffer::State::reading; }))
+    return false;
+  if (need == Need::none ? !worth_tidying() : !no_room_) {
+    flush_cleaned(false);
+    return false;
+  }
+  const bool busy =
+      std::ranges::any_of(buffers_, [](const Buffer& b) { return b.state != Buffer::State::idle; });
+  std::vector<BackingFile::Sparse> found;
+  if (!futile()) {
+    found =
+        file_.sparsest(victims_.size() + stuck_.size() + kRound, no_room_ ? kWorthCleaning : 50);
+    std::erase_if(found, [&](const BackingFile::Sparse& one) {
+      const auto is_it = [&](const Victim& victim) {
+        return victim.claim.segment == one.segment &&
+               victim.claim.generation == file_.generation(one.segment);
+      };
+      return std::ranges::any_of(victims_, is_it) || std::ranges::any_of(stuck_, is_it);
+    });
+    if (victims_.empty()) {
+      round_made_room_ = false;
+      if (!promises_room(found)) {
+        if (busy) return false;  // what has been written may leave dead blocks behind its end
+        found.clear();
+        futile_at_ = lost_bytes();
+      }
+    }
+  }
+  if (found.empty()) {
+    flush_cleaned(true);
+    if (no_room_ && !busy) {
+      stop("the backing file is full (" + human_size(file_.live_bytes()) + " of " +
+               human_size(file_.max_bytes()) + ")",
+           kRetryRoomUs);
+    }
+    return false;
+  }
+  const std::uint32_t fresh = found.front().segment;
+  Buffer* const buffer = idle_buffer();
+  if (buffer == nullptr) return false;
+  buffer->state = Buffer::State::reading;
+  buffer->claim = {fresh, file_.generation(fresh)};
+  buffer->vacate = file_.emptiest_blocks(fresh);
+  victims_.push_back({buffer->claim, file_.live_bytes(fresh)});
+  read_victim(*buffer);
+  return true;
+}
+
+// Only the blocks that are vacated, and what the objects in them have in others: in as many reads
+// as that takes, but for kMostReads at most, by reading what lies in between where it is least.
+void Writeback::read_victim(Buffer& buffer) {
+  const auto wanted = file_.with_whole_objects(buffer.claim.segment, buffer.vacate);
+  std::vector<Run> runs;
+  for (std::uint32_t block = 0; block < BackingFile::kBlocks; ++block) {
+    if (!wanted.test(block)) continue;
+    if (runs.empty() || runs.back().end != block) runs.push_back({block, block});
+    runs.back().end = block + 1;
+  }
+  while (runs.size() > kMostReads) {
+    const auto gap = [&](const Run& run) { return (&run)[1].first - run.end; };
+    const auto nearest = std::ranges::min_element(runs.begin(), runs.end() - 1, {}, gap);
+    nearest->end = nearest[1].end;
+    runs.erase(nearest + 1);
+  }
+  std::ranges::copy(runs, buffer.runs.begin());
+  buffer.there.reset();
+  buffer.reading = static_cast<std::uint32_t>(runs.size());
+  buffer.state = runs.empty() ? Buffer::State::idle : Buffer::State::reading;
+  const auto index = static_cast<std::uint64_t>(&buffer - buffers_.data());
+  for (std::uint64_t i = 0; i < runs.size(); ++i) {
+    const std::uint64_t begin = runs[i].first * kBlock, end = runs[i].end * kBlock;
+    (void)ring_->read(buffer.bytes.subspan(begin, end - begin),
+                      BackingFile::offset_of(buffer.claim.segment) + begin, index + i * kBuffers);
+  }
+  (void)ring_->submit();
+}
+
+void Writeback::end_read(Buffer& buffer, const Run& run, std::int32_t result) {
+  // Short at the end of the file, where a segment was not written to its end.
+  const auto bytes = static_cast<std::uint32_t>(std::max(result, 0));
+  bytes == 0 ? bump(counters_.disk_errors) : bump(counters_.disk_read_bytes, bytes);
+  for (std::uint32_t block = run.first; block < run.end; ++block)
+    buffer.there.set(block, (block + 1 - run.first) * kBlock <= bytes);
+  if (--buffer.reading != 0) return;
+  buffer.used = first_object(buffer, 0);
+  buffer.state = Buffer::State::cleaning;
+}
+
+bool Writeback::keep_live(Buffer& from) {
+  const std::uint32_t segment = from.claim.segment;
+  while (from.used + kSealedOverhead < kSegment && file_.live_bytes(segment) != 0) {
+    DiskHeader header;
+    std::memcpy(&header, from.bytes.data() + from.used, sizeof(header));
+    if (header.length == 0 || header.length > kPage || header.units != disk_units(header.length) ||
+        from.used + disk_bytes(header.length) > kSegment) {
+      from.used = first_object(from, from.used / kBlock + 1);  // that was the last of the block
+      continue;
+    }
+    const auto end = static_cast<std::uint32_t>(from.used + disk_bytes(header.length));
+    const std::uint32_t last = (end - 1) / kBlock;
+    const bool wanted =
+        from.there.test(last) && (from.vacate.test(from.used / kBlock) || from.vacate.test(last));
+    if (wanted &&
+        !keep_object(from, {segment, static_cast<std::uint32_t>(from.used / kUnit)}, header))
+      return false;
+    const std::uint32_t next = from.used / kBlock + 1;
+    from.used = end < next * kBlock ? end : first_object(from, next);
+  }
+  from.state = Buffer::State::idle;
+  return true;
+}
+
+// Where the first object begins of this block or of those after it, as far as they were read.
+std::uint32_t Writeback::first_object(const Buffer& from, std::uint32_t block) const {
+  for (; block < BackingFile::kBlocks; ++block) {
+    if (!from.there.test(block)) continue;
+    if (const auto unit = file_.first_unit(from.claim.segment, block))
+      return static_cast<std::uint32_t>(*unit * kUnit);
+  }
+  return kSegment;
+}
+
+// False: no room to move it to, now.
+bool Writeback::keep_object(const Buffer& from, SegmentPlace at, const DiskHeader& header) {
+  const ObjectId id{header.object};
+  if (!pool_.try_ref(id)) return true;
+  const ObjectInfo info = pool_.info(id);
+  std::array<std::byte, kPage> packed;
+  const auto plain = std::span(packed).first(header.length);
+  const auto sealed =
+      from.bytes.subspan(from.used + sizeof(header), header.length + Seal::kTagBytes);
+  if (info.tier != Tier::segment || info.place != at || info.length != header.length ||
+      info.refs == 1 || file_.generation(at.segment) != from.claim.generation) {
+    store_.unref(id);  // not here, not any more, or nobody's; or this was read before its time
+    return true;
+  }
+  if (!seal_.open({header.object, from.claim.generation, at.unit}, sealed, plain)) {
+    bump(counters_.disk_errors);
+    store_.unref(id);
+    return true;
+  }
+  const Item item{
+      .id = id, .loaded = {}, .to = {}, .from = at, .cleaned = true, .length = header.length};
+  for (int round = 0; round < 2; ++round) {
+    if (cleaned_ == nullptr) {
+      Buffer* const buffer = idle_buffer();
+      if (buffer == nullptr || !open_segment(*buffer, true)) break;
+      cleaned_ = buffer;
+    }
+    if (put(*cleaned_, item, plain)) return true;
+    if (!flush_cleaned(true)) break;
+  }
+  store_.unref(id);
+  return false;
+}
+
+// ---- that it ends ------------------------------------------------------------------------------
+//
+// Cleaning moves nothing without making room, as it is counted here, of which there is an end:
+//   With holes: the blocks in which something is live get fewer with every write. Those of a
+//   source that hold nothing but what is in the buffer die when it moves, and each block that is
+//   written lives; it is written only if those are more.
+//   Without: the segment that is written gets fuller than each that something is taken from. So
+//   the fill of all segments, in descending order, grows lexicographically.
+// Both are bounded, and only what is done elsewhere takes them back: something dies, or cold
+// objects are written. What is not written for that reason is not looked at again before more has
+// been lost (futile()), and so nothing is read again and again either: a round of reading that
+// writes nothing is the last.
+
+bool Writeback::promises_room(std::span<const BackingFile::Sparse> victims) const {
+  std::uint64_t live = 0, blocks = 0;
+  for (const BackingFile::Sparse& one : victims) {
+    live += one.live;
+    blocks += one.blocks;
+    if (file_.can_punch() ? is_worth(blocks * kBlock, block_ceil(live))
+                          : is_worth(std::min<std::uint64_t>(live, kSegment), one.live)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+bool Writeback::makes_room(const Buffer& buffer) const {
+  std::map<std::pair<std::uint32_t, std::uint32_t>, std::uint64_t> leaves;  // by segment and block
+  std::uint64_t bytes = 0, fullest = 0, freed = 0;
+  for (const Item& item : buffer.items) {
+    const std::uint64_t begin = item.from.unit * kUnit, end = begin + disk_bytes(item.length);
+    for (std::uint64_t at = begin; at < end; at = block_floor(at) + kBlock) {
+      leaves[{item.from.segment, static_cast<std::uint32_t>(at / kBlock)}] +=
+          std::min(end, block_floor(at) + kBlock) - at;
+    }
+    bytes += end - begin;
+    fullest = std::max(fullest, file_.live_bytes(item.from.segment));
+  }
+  if (!file_.can_punch()) return is_worth(bytes, fullest);
+  for (const auto& [where, leaving] : leaves)
+    freed += file_.live_bytes(where.first, where.second) <= leaving ? kBlock : 0;
+  return is_worth(freed, block_ceil(buffer.used));
+}
+
+bool Writeback::futile() {
+  if (futile_at_ && lost_bytes() - *futile_at_ >= kLossWorthALook) futile_at_.reset();
+  return futile_at_.has_value();
+}
+
+bool Writeback::flush_cleaned(bool sure) {
+  if (cleaned_ == nullptr) return true;
+  Buffer& buffer = *cleaned_;
+  cleaned_ = nullptr;
+  if (buffer.items.empty()) {
+    drop(buffer);
+    return true;
+  }
+  if (makes_room(buffer)) {
+    round_made_room_ = true;
+    start_write(buffer);
+    return true;
+  }
+  forget_sources(buffer);
+  drop(buffer);
+  if (sure) end_round();
+  return false;
+}
+
+void Writeback::end_round() {
+  if (!round_made_room_) futile_at_ = lost_bytes();
+  for (Buffer& buffer : buffers_) {
+    if (buffer.state == Buffer::State::cleaning) buffer.state = Buffer::State::idle;
+  }
+}
+
+// They may be victims again.
+void Writeback::forget_sources(const Buffer& buffer) {
+  std::erase_if(victims_, [&](const Victim& victim) {
+    return std::ranges::any_of(buffer.items, [&](const Item& item) {
+      return item.cleaned && item.from.segment == victim.claim.segment;
+    });
+  });
+}
+
+}  // namespace foldswap
