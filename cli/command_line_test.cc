@@ -65,6 +65,10 @@ TEST_F(CommandLine, ReclaimPrintsOneNumber) {
             Json::parse(R"({"command":"reclaim","client":"web","bytes":2097152})"));
   EXPECT_EQ(done_.out, "5\n");
   EXPECT_EQ(done_.exit, kFailed);
+  request_of({"reclaim", "--all"}, {{"pages", 5}, {"complete", false}, {"why", "web is stopped"}});
+  EXPECT_EQ(done_.out, "5\n");
+  EXPECT_EQ(done_.err, "foldswap: less than asked for: web is stopped\n");
+  EXPECT_EQ(done_.exit, kFailed);
 }
 
 TEST_F(CommandLine, GetShowsValues) {

@@ -272,7 +272,10 @@ int show_reclaimed(const Json& result) {
                           result["pages"].is_number_integer() && result.contains("complete");
   if (!understood) return complain("the daemon's answer is not understood");
   const int printed = print(result["pages"].dump() + "\n");
-  return result["complete"] == true ? printed : kFailed;
+  if (result["complete"] == true) return printed;
+  // A daemon of before says no reason.
+  if (!result.contains("why") || !result["why"].is_string()) return kFailed;
+  return complain("less than asked for: " + result["why"].get<std::string>());
 }
 
 void add_reclaim(CLI::App& app, Session& session) {

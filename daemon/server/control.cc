@@ -203,20 +203,25 @@ json Control::reclaim(const json& request) {
   std::uint64_t left = everything ? 0 : (request["bytes"].get<std::uint64_t>() + kPage - 1) / kPage;
   std::uint64_t taken = 0;
   bool complete = true;
+  std::string why;
+  const auto less = [&](const std::string& reason) {
+    complete = false;
+    why += (why.empty() ? "" : "; ") + reason;
+  };
   for (const auto& client : clients) {
     if (!everything && left == 0) break;
     const auto pages = daemon_.reclaim(*client, everything ? ~std::uint64_t{0} : left, stop_);
     if (!pages) {
       if (clients.size() == 1) refuse(1, pages.error().text());
-      complete = false;
+      less(pages.error().text());
       continue;
     }
     taken += pages->pages;
     left -= std::min(left, pages->pages);
-    complete = complete && !pages->stalled;
+    if (pages->stalled) less(client->label() + " does not let its pages go: it may be stopped");
   }
-  complete = complete && (everything || left == 0);
-  return reply({{"pages", taken}, {"complete", complete}});
+  if (!everything && left != 0 && complete) less("there is no more that can be taken out now");
+  return reply({{"pages", taken}, {"complete", complete}, {"why", why}});
 }
 
 json Control::restore(const json& request) {

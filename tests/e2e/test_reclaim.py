@@ -64,6 +64,7 @@ class Reclaim(E2E):
         self.assert_printed(client, ("pid", "--bytes", "16777216"), wanted, wanted + 512)
         result = self.cli("reclaim", "--client", str(client.pid), "--bytes", "1G")
         self.assertEqual(result.returncode, 1, "more than there is cannot be possible")
+        self.assertIn("less than asked for: there is no more", result.stderr)
         self.assertGreater(int(result.stdout), 20 * 256)
         client.ask("verify")
         self.assertEqual(client.finish(), 0)
