@@ -1,6 +1,5 @@
 # Every target of ours links foldswap_flags: warnings as errors, sanitizers, thread-safety analysis.
 add_library(foldswap_flags INTERFACE)
-target_include_directories(foldswap_flags INTERFACE ${PROJECT_SOURCE_DIR})
 target_compile_options(foldswap_flags INTERFACE
   -Wall -Wextra -Wconversion -Wshadow -Werror -fno-omit-frame-pointer)
 if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")

@@ -4,8 +4,6 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include "daemon/evict/budget.h"
-
 namespace foldswap {
 namespace {
 
@@ -97,15 +95,6 @@ TEST(ParseSyscall, OnlySleepElsewhereIsProof) {
   EXPECT_FALSE(parse_asleep_elsewhere("426 3 1 1 0 0 0 0x7ffe 0x7f\n"));   // io_uring_enter
   EXPECT_FALSE(parse_asleep_elsewhere("-1 0x7ffe 0x7f\n"));                // in a fault
   EXPECT_FALSE(parse_asleep_elsewhere(""));
-}
-
-TEST(ParseCgroup, FindsTheMemoryController) {
-  bool v2 = true;
-  EXPECT_EQ(parse_cgroup_path("12:cpu,cpuacct:/a\n9:memory:/lim/one\n0::/u\n", v2), "/lim/one");
-  EXPECT_FALSE(v2);
-  EXPECT_EQ(parse_cgroup_path("0::/user.slice/x.scope\n", v2), "/user.slice/x.scope");
-  EXPECT_TRUE(v2);
-  EXPECT_EQ(parse_cgroup_path("garbage\n1:memory\n", v2), "");
 }
 
 }  // namespace
