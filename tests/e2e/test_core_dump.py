@@ -9,8 +9,8 @@ import subprocess
 
 from lib import harness
 from lib.ctest import ctest
+from lib.ending import Ending
 from lib.harness import Place, slower
-from test_ends import Ending
 
 PAGE = 4096
 

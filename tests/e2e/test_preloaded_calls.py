@@ -5,7 +5,7 @@ pages out: the programs say when to evict, and verify every byte."""
 from lib import harness
 from lib.ctest import ctest
 from lib.harness import Place
-from test_space import Space
+from lib.space import Space
 
 
 class Calls(Space):

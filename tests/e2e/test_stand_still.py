@@ -8,8 +8,8 @@ import time
 from lib import harness
 from lib.cgroups import CpuQuota, Freezer, run_inside
 from lib.ctest import ctest
+from lib.ending import Ending
 from lib.harness import Churn, Place
-from test_ends import Ending
 
 
 @ctest("stand_still", "e2e", load="alone")

@@ -14,8 +14,8 @@ import time
 
 from lib import harness
 from lib.ctest import ctest
+from lib.disturber import Disturber
 from lib.harness import E2E, MIB, Place
-from test_torture import Disturber
 
 # A batch is 64 to 512 pages, and room for two pages each is set aside before it is taken out. So a full
 # pool is one that is short of its limit by less than the batches that are tried.
