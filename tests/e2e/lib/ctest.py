@@ -65,9 +65,12 @@ class Test:
         self.method = f"{cls.__name__}.{method}"
         self.name = f"{told.get('prefix')}_{method.removeprefix('test_')}"
         self.told = told
+        self.there = hasattr(cls, method)
 
     def complaints(self):
         told = self.told
+        if not self.there:
+            return ["there is no such test to inherit"]
         if "prefix" not in told or "labels" not in told:
             return ["neither it nor its class has a @ctest with a prefix and labels"]
         found = [f"unknown label {label}" for label in told["labels"] if label not in LABELS]
@@ -93,7 +96,8 @@ def tests_of_class(module, cls):
                   if name.startswith("test") and callable(method)}
     of_methods.update(vars(cls).get("inherited_tests", {}))
     return [Test(module, cls, name,
-                 {**DEFAULTS, **own, **getattr(getattr(cls, name), "told_to_ctest", {}), **settings})
+                 {**DEFAULTS, **own,
+                  **getattr(getattr(cls, name, None), "told_to_ctest", {}), **settings})
             for name, settings in of_methods.items()]
 
 

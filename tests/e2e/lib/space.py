@@ -1,5 +1,5 @@
 """The test's side of the talk with a program that has its pages taken out when it asks for it
-(programs/space/space.h)."""
+(tests/programs/space/space.h)."""
 
 from lib.harness import E2E, Churn, Place
 
