@@ -96,6 +96,7 @@ class Writeback {
     std::span<std::byte> bytes;
   };
   enum class Need : std::uint8_t { none, some, urgent };
+  static constexpr std::uint64_t kRetryRoomUs = 1'000'000;  // when there was none
 
   Writeback(Os& os, State& state, PageStore& store, BackingFile& file, const Seal& seal,
             DiskTraffic& traffic, const Tunables& tunables);
