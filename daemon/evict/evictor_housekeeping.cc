@@ -199,7 +199,9 @@ void Evictor::free_transfer(Client& client) {
 }
 
 void Evictor::finish_reclaim(Client& client) {
-  if (!client.reclaim_running) return;
+  // An order that came since the step began has not been looked at: what is noted here is of the
+  // one before.
+  if (!client.reclaim_running || client.reclaim_fresh) return;
   // A client that is stopped, or holds its own layout lock, delays itself alone, and not whoever
   // gave the order.
   constexpr std::uint64_t kPatienceUs = 2'000'000;

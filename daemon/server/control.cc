@@ -44,6 +44,7 @@ std::vector<std::shared_ptr<Client>> chosen(AdminCommands& daemon, const json& r
   }
   const std::string who = text_of(request, "client");
   auto found = daemon.find_clients(who);
+  std::erase_if(found, [](const auto& c) { return c->gone(); });
   if (found.empty()) refuse(1, "there is no client '" + who + "'");
   return found;
 }

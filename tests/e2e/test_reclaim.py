@@ -1,5 +1,7 @@
 """reclaim, restore, drain and resume from the command line."""
 
+import time
+
 from lib import harness
 from lib.ctest import ctest
 from lib.harness import E2E, MIB, Place, rss_anon, vm_flags, wait_until
@@ -102,6 +104,23 @@ class Reclaim(E2E):
         for client in clients:
             client.ask("verify")
             self.assertEqual(client.finish(), 0)
+        self.finish_daemon()
+
+    def test_name_of_one_that_ends(self):
+        """As of a script and the commands that it calls: who ends meanwhile is no failure."""
+        client = self.start_holder(16, name="script")
+        script = self.client(["sh", "-c", "while :; do /bin/true; done"], name="script")
+        end = time.monotonic() + 5
+        orders = 0
+        while time.monotonic() < end:
+            result = self.cli("reclaim", "--client", "script")
+            self.assertEqual(result.returncode, 0, f"order {orders}: {result.stderr}")
+            orders += 1
+        print(f"{orders} orders")
+        script.kill()
+        script.wait()
+        client.ask("verify")
+        self.assertEqual(client.finish(), 0)
         self.finish_daemon()
 
     def test_restore_suspends_budget(self):
