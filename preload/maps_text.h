@@ -19,6 +19,9 @@ class MapsText {
     bool private_anonymous = false;
   };
 
+  // Not /proc/self, which is empty once the leader has ended.
+  explicit MapsText(const char* path = "/proc/thread-self/maps") : text_(path) {}
+
   // start-end rwxp offset major:minor inode [path]
   [[nodiscard]] bool next(Vma& vma) {
     int c = 0;
@@ -46,8 +49,7 @@ class MapsText {
   }
 
  private:
-  // Not /proc/self, which is empty once the leader has ended.
-  ProcText text_{"/proc/thread-self/maps"};
+  ProcText text_;
 };
 
 }  // namespace foldswap::preload

@@ -12,6 +12,7 @@
 
 #include "base/fd_message.h"
 #include "base/mutation.h"
+#include "daemon/admission/hello.h"
 #include "daemon/host/log.h"
 #include "daemon/host/proc_reader.h"
 #include "daemon/host/proof.h"
@@ -40,29 +41,6 @@ UniqueFd pidfd_of(int socket, pid_t pid) {
   socklen_t bytes = sizeof(fd);
   if (::getsockopt(socket, SOL_SOCKET, kSoPeerPidfd, &fd, &bytes) == 0) return UniqueFd(fd);
   return UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
-}
-
-Status check_ranges(const wire::Hello& hello) {
-  if (hello.staging == 0 || hello.staging % wire::kExtentBytes != 0 ||
-      hello.staging > kAddressEnd - wire::kStagingBytes) {
-    return fail("staging lies outside the address space");
-  }
-  for (const wire::Range& own : hello.own) {
-    if (own.start > kAddressEnd || own.bytes > kAddressEnd - own.start) {
-      return fail("a range of the library lies outside the address space");
-    }
-  }
-  return {};
-}
-
-// What a stranger calls itself goes to logs and terminals.
-void copy_name(char* to, const char* from) {
-  std::size_t i = 0;
-  for (; i + 1 < wire::kNameBytes && from[i] != 0; ++i) {
-    const auto c = static_cast<unsigned char>(from[i]);
-    to[i] = c >= 0x20 && c < 0x7f && c != '"' && c != '\\' ? from[i] : '_';
-  }
-  to[i] = 0;
 }
 
 }  // namespace

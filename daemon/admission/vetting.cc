@@ -18,6 +18,7 @@
 
 #include "base/fd_message.h"
 #include "base/mutex.h"
+#include "daemon/admission/hello.h"
 
 namespace foldswap {
 namespace {
@@ -58,35 +59,6 @@ bool is_userfaultfd(int fd) {
          std::string_view(target.data(), static_cast<std::size_t>(n)) == "anon_inode:[userfaultfd]";
 }
 
-// Empty when the message is what the protocol says.
-std::string check(const wire::Hello& hello, ssize_t bytes, int flags, const FdList& fds) {
-  if (bytes == 0) return "the client closed its socket";
-  if ((flags & MSG_TRUNC) != 0) return "oversized message";
-  if (static_cast<std::size_t>(bytes) < sizeof(wire::MessageHeader)) return "short message";
-  if (hello.header.magic != wire::kMagic) return "not a foldswap message (wrong magic)";
-  if (hello.header.version != wire::kProtocolVersion) {
-    return "protocol version " + std::to_string(hello.header.version) + ", this daemon speaks " +
-           std::to_string(wire::kProtocolVersion);
-  }
-  if (static_cast<std::size_t>(bytes) != sizeof(hello) || hello.header.bytes != sizeof(hello)) {
-    return "message of " + std::to_string(bytes) + " bytes where " + std::to_string(sizeof(hello)) +
-           " are due";
-  }
-  if (hello.header.type != static_cast<std::uint32_t>(wire::MessageType::hello))
-    return "message is no Hello";
-  if ((flags & MSG_CTRUNC) != 0 || fds.count > 1) return "too many descriptors";
-  switch (static_cast<wire::HelloKind>(hello.kind)) {
-    case wire::HelloKind::register_client:
-      if (fds.count == 0) return "no descriptor came with the registration";
-      if (!is_userfaultfd(fds.fd[0])) return "the descriptor is no userfaultfd";
-      return {};
-    case wire::HelloKind::child:
-      return fds.count == 0 ? std::string() : std::string("unexpected descriptor");
-    default:
-      return "unknown kind of Hello " + std::to_string(hello.kind);
-  }
-}
-
 // Also when the parent has died before it could be asked for.
 void die_with(pid_t parent) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -120,8 +92,10 @@ void die_with(pid_t parent) {
     int flags = 0;
     const ssize_t bytes = receive_with_fds(sockets.fd[0], &report.hello, sizeof(report.hello),
                                            MSG_DONTWAIT, fds, &flags);
+    const bool is_ours = fds.count == 1 && is_userfaultfd(fds.fd[0]);
     const std::string reason =
-        bytes < 0 ? "nothing to receive" : check(report.hello, bytes, flags, fds);
+        bytes < 0 ? "nothing to receive"
+                  : check_message(report.hello, {bytes, flags, fds.count, is_ours});
     report.accepted = reason.empty() ? 1 : 0;
     std::snprintf(report.reason, sizeof(report.reason), "%s", reason.c_str());
     FdList passed;

@@ -8,13 +8,13 @@
 
 #include <atomic>
 #include <list>
-#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "daemon/admission/access.h"
 #include "daemon/admission/vetting.h"
 #include "daemon/host/log_limit.h"
 #include "daemon/server/admin_commands.h"
+#include "daemon/server/admin_requests.h"
 
 namespace foldswap {
 
@@ -32,18 +32,13 @@ class Control {
   };
   void serve(UniqueFd socket);
   void reap(bool all);
-  [[nodiscard]] nlohmann::json run(const nlohmann::json& request);
-  [[nodiscard]] nlohmann::json get(const nlohmann::json& request);
-  [[nodiscard]] nlohmann::json set(const nlohmann::json& request);
-  [[nodiscard]] nlohmann::json limit(const nlohmann::json& request);
-  [[nodiscard]] nlohmann::json reclaim(const nlohmann::json& request);
-  [[nodiscard]] nlohmann::json restore(const nlohmann::json& request);
 
   AdminCommands& daemon_;
   const Access& access_;
   Vetting& vetting_;
   LogLimit log_limit_;
   std::atomic<bool> stop_{false};
+  AdminRequests requests_{daemon_, stop_};
   std::list<Session> sessions_;
 };
 
