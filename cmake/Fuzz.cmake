@@ -1,5 +1,5 @@
-# foldswap_fuzzer(NAME SOURCES file... LINKS target...): NAME_fuzz, of NAME_fuzz.cc and the files that it shall be
-# guided through, in clang builds (FOLDSWAP_FUZZ). In all others the inputs of tests/fuzz/corpus/NAME are replayed by
+# foldswap_fuzzer(NAME SOURCES file... LINKS target...): the program NAME_fuzz, of the source that has its name and
+# the files that it shall be guided through, in clang builds (FOLDSWAP_FUZZ). In all others the inputs of tests/fuzz/corpus/NAME are replayed by
 # the CTest test fuzz_corpus_NAME. scripts/fuzz.sh runs all fuzzers for a while.
 function(foldswap_fuzzer name)
   cmake_parse_arguments(arg "" "" "SOURCES;LINKS" ${ARGN})

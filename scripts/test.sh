@@ -88,6 +88,14 @@ sources() {
     find . -path './build*' -prune -o \( "${names[@]:1}" \) -print
 }
 
+check_tidy() {
+  local status=0 log=$logs/tidy begun=$SECONDS
+  echo "== tidy: scripts/tidy.sh"
+  scripts/tidy.sh >"$log" 2>&1 || status=$?
+  if ((status != 0)); then tail -n 90 "$log"; fi
+  record tidy "$status" "$((SECONDS - begun)) s: $(tail -n 1 "$log")"
+}
+
 check_format() {
   local status=0 begun=$SECONDS
   echo "== format"
@@ -117,6 +125,7 @@ else
   if build clang; then
     record clang 0 "$built, with thread-safety analysis"
     check_fuzz
+    check_tidy
   fi
   check_format
   check_scripts

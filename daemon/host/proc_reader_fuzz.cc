@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::uint64_t kPage = 4096;
 
-// seq_path() writes these as octal numbers.
+// The kernel writes these as octal numbers.
 std::string escaped(const std::string& name) {
   std::string out;
   for (const char c : name) {
