@@ -2,7 +2,7 @@
 # Builds and tests everything: test.sh [--quick]
 #   --quick   release build, unit tests and the quick end-to-end tests
 #   (none)    release build with all tests; asan and tsan builds with the tests that suit them;
-#             clang build with thread-safety analysis as errors; the pool fuzzed; formatting; scripts
+#             clang build with thread-safety analysis as errors; fuzzers; clang-tidy over what has changed; formatting; scripts
 #             looked at by shellcheck and flake8
 # The output ends with one line for each step, which says how long it took. Exit status 0: every step
 # passed.
