@@ -275,7 +275,7 @@ int show_reclaimed(const Json& result) {
   if (result["complete"] == true) return printed;
   // A daemon of before says no reason.
   if (!result.contains("why") || !result["why"].is_string()) return kFailed;
-  return complain("less than asked for: " + result["why"].get<std::string>());
+  return complain("less than asked for: " + printable(result["why"].get<std::string>()));
 }
 
 void add_reclaim(CLI::App& app, Session& session) {

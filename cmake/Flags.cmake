@@ -15,8 +15,8 @@ endif()
 if(FOLDSWAP_DEBUG_CHECKS)
   target_compile_definitions(foldswap_flags INTERFACE FOLDSWAP_DEBUG_CHECKS=1)
 endif()
-# The preload library lives in other people's processes and never gets a sanitizer: it links
-# foldswap_plain_flags instead.
+# The preload library lives in other people's processes and never gets a sanitizer: it does not
+# link this.
 add_library(foldswap_sanitize INTERFACE)
 if(FOLDSWAP_SANITIZE)
   target_compile_options(foldswap_sanitize INTERFACE -fsanitize=${FOLDSWAP_SANITIZE} -fno-sanitize-recover=all)

@@ -1,5 +1,5 @@
 # A room is a folder whose headers others may include only if their library links it. All includes are written from
-# the root of the tree ("daemon/state/state.h"), but the root is on nobody's include path: room_NAME brings a folder
+# the root of the tree ("daemon/state/state.h"), but the root is on no room's include path: room_NAME brings a folder
 # of the build tree in which nothing but that room's folder is found, by a link. So a room sees what it links, and an
 # include against the table of docs/ARCHITECTURE.md does not compile (tests/house/rooms.py).
 #

@@ -4,7 +4,7 @@
 #   nightly.sh [CTEST-ARGUMENT]...         runs all of them
 #   nightly.sh --part K/N [--log FILE]     runs the K-th of N parts, and notes it in FILE
 #   nightly.sh --status [N] [--log FILE]   tells which of N parts count for HEAD (tests/house/nightly.py)
-# FILE is build/nightly.log by default. A part takes 45 minutes at most, so N has to be large enough;
+# FILE is build/nightly.log by default. A part takes about 45 minutes at most, so N has to be large enough;
 # --status without N takes the least.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -14,11 +14,11 @@ launcher=()
 if command -v ccache >/dev/null; then launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache); fi
 cmake --preset release "${launcher[@]}" >/dev/null
 nightly=(python3 -B tests/house/nightly.py --build-dir build)
-case "${1-}" in
-  --status | --status=*) exec "${nightly[@]}" "$@" ;;
+case " $* " in
+  *" --status"*) exec "${nightly[@]}" "$@" ;;
 esac
 cmake --build --preset release -j "$(nproc)"
-case "${1-}" in
-  --part | --part=*) exec "${nightly[@]}" --commit "$commit" "$@" ;;
+case " $* " in
+  *" --part"*) exec "${nightly[@]}" --commit "$commit" "$@" ;;
 esac
 exec ctest --preset release --no-tests=error -L '^nightly$' "$@"

@@ -53,6 +53,7 @@ std::uint64_t Evictor::step(Client& client) {
   if (load_word(client.mailbox->request.seq) != load_word(client.mailbox->request.served)) {
     kick_reader_(client);
   }
+  take_order(client);
   for (std::uint32_t h = 0; h < wire::kHalves; ++h) {
     if (client.batch[h].phase == Batch::Phase::posted) take_results(client, h, now_us);
   }
@@ -86,6 +87,19 @@ std::uint64_t Evictor::step(Client& client) {
   return due > later ? std::min(due - later, most) : 1'000;
 }
 
+// Before anything else of a step: whether an order makes progress is asked in each, also when no
+// command can be posted.
+void Evictor::take_order(Client& client) {
+  if (!client.reclaim_fresh.exchange(false)) return;
+  client.fruitless_turns = 0;
+  client.moved_this_turn = 0;
+  client.turn_open = false;
+  client.clock_cursor = 0;
+  client.reclaim_seen_us = 0;
+  client.vmas_at_us = 0;
+  client.blocked_until_us = 0;
+}
+
 std::uint32_t Evictor::pages_wanted(Client& client, std::uint64_t now_us) {
   const bool allowed = client.has_agent() && !client.restore_wanted && !client.release_wanted &&
                        client.pid() > 0 && now_us >= client.blocked_until_us &&
@@ -112,15 +126,6 @@ std::uint32_t Evictor::pages_wanted(Client& client, std::uint64_t now_us) {
       client.hold_above_bytes =
           client.poor_batches < kPoorBatches ? budget + budget / 50 + (1ULL << 20) : wire::kNoLimit;
     }
-  }
-  if (client.reclaim_fresh.exchange(false)) {
-    client.fruitless_turns = 0;
-    client.moved_this_turn = 0;
-    client.turn_open = false;
-    client.clock_cursor = 0;
-    client.reclaim_seen_us = 0;
-    client.vmas_at_us = 0;
-    client.blocked_until_us = 0;
   }
   if (!allowed) {
     client.hold_above_bytes = wire::kNoLimit;

@@ -43,6 +43,7 @@ class Evictor {
 
  private:
   // -- one eviction, in order
+  static void take_order(Client& client);
   [[nodiscard]] std::uint32_t pages_wanted(Client& client, std::uint64_t now_us);
   bool begin_batch(Client& client, std::uint32_t half, std::uint32_t wanted, std::uint64_t now_us);
   void note_pool_full(Client& client, std::uint64_t now_us);

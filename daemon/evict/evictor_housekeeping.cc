@@ -199,8 +199,8 @@ void Evictor::free_transfer(Client& client) {
 }
 
 void Evictor::finish_reclaim(Client& client) {
-  // An order that came since the step began has not been looked at: what is noted here is of the
-  // one before.
+  // An order that came since this step began is the next step's (take_order): what is noted here is
+  // of the one before.
   if (!client.reclaim_running || client.reclaim_fresh) return;
   // A client that is stopped, or holds its own layout lock, delays itself alone, and not whoever
   // gave the order.

@@ -1,8 +1,11 @@
 #include "daemon/server/admin_requests.h"
 
 #include <algorithm>
+#include <chrono>
 #include <optional>
+#include <thread>
 #include <utility>
+#include <vector>
 
 #include "daemon/host/version.h"
 
@@ -39,7 +42,6 @@ std::vector<std::shared_ptr<Client>> chosen(AdminCommands& daemon, const json& r
   }
   const std::string who = text_of(request, "client");
   auto found = daemon.find_clients(who);
-  std::erase_if(found, [](const auto& c) { return c->gone(); });
   if (found.empty()) refuse(1, "there is no client '" + who + "'");
   return found;
 }
@@ -126,25 +128,44 @@ json AdminRequests::reclaim(const json& request) {
   const bool everything = !bytes;
   std::uint64_t left = bytes.value_or(0) / kPage + (bytes.value_or(0) % kPage != 0 ? 1 : 0);
   std::uint64_t taken = 0;
-  bool complete = true;
-  std::string why;
-  const auto less = [&](const std::string& reason) {
-    complete = false;
-    why += (why.empty() ? "" : "; ") + reason;
-  };
+  std::vector<std::string> reasons;
+  std::vector<std::pair<std::shared_ptr<Client>, std::string>> failed;
   for (const auto& client : clients) {
     if (!everything && left == 0) break;
     const auto pages = daemon_.reclaim(*client, everything ? ~std::uint64_t{0} : left, stop_);
     if (!pages) {
-      if (clients.size() == 1) refuse(1, pages.error().text());
-      less(pages.error().text());
+      failed.emplace_back(client, pages.error().text());
       continue;
     }
     taken += pages->pages;
     left -= std::min(left, pages->pages);
-    if (pages->stalled) less(client->label() + " does not let its pages go: it may be stopped");
+    if (pages->stalled)
+      reasons.push_back(client->label() + " does not let its pages go: it may be stopped");
   }
-  if (!everything && left != 0 && complete) less("there is no more that can be taken out now");
+  // A script's commands bear its name, and an agent goes a moment before its program. Of one that
+  // has ended nothing can be missed.
+  constexpr std::uint64_t kMomentUs = 500'000;
+  const std::uint64_t until_us = daemon_.now_us() + kMomentUs;
+  for (const auto& [client, reason] : failed) {
+    while (client->state() == ClientState::agentless && daemon_.now_us() < until_us && !stop_) {
+      daemon_.kick_evictor(*client);
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    if (client->gone()) continue;
+    if (clients.size() == 1) refuse(1, reason);
+    reasons.push_back(reason);
+  }
+  if (!everything && left != 0 && reasons.empty())
+    reasons.emplace_back("there is no more that can be taken out now");
+  const bool complete = reasons.empty();
+  constexpr std::size_t kMostReasons = 5;
+  if (reasons.size() > kMostReasons) {
+    const std::string more = "and " + std::to_string(reasons.size() - kMostReasons) + " more";
+    reasons.resize(kMostReasons);
+    reasons.push_back(more);
+  }
+  std::string why;
+  for (const std::string& reason : reasons) why += (why.empty() ? "" : "; ") + reason;
   return reply({{"pages", taken}, {"complete", complete}, {"why", why}});
 }
 

@@ -70,13 +70,7 @@ Status Daemon::set(const std::string& key, const std::string& value) {
 
 Result<Reclaimed> Daemon::reclaim(Client& client, std::uint64_t pages,
                                   const std::atomic<bool>& stop) {
-  // A script's commands bear its name. One that has just ended has nothing that could be missed;
-  // its agent goes a moment before it does.
-  constexpr std::uint64_t kMomentUs = 200'000;
-  const std::uint64_t until_us = os_.now_us() + kMomentUs;
-  while (!client.has_agent() && !client.gone() && !stop && os_.now_us() < until_us)
-    os_.sleep_us(kPollUs);
-  if (client.gone()) return Reclaimed{};
+  if (client.gone()) return Reclaimed{};  // nothing of it can be missed
   if (!client.has_agent())
     return fail(client.label() + " is " + to_string(client.state()) + ": nothing can be evicted");
   if (client.reclaim_claimed.exchange(true))

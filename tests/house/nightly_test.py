@@ -58,9 +58,9 @@ class Log(unittest.TestCase):
             self.assertEqual(nightly.parse_log(nightly.format_record(record) + "\n\n"), [record])
 
     def test_documentation(self):
-        for path in ("README.md", "docs/ARCHITECTURE.md", "docs/picture.svg", "tests/NOTES.md"):
+        for path in ("README.md", "docs/ARCHITECTURE.md", "docs/picture.svg"):
             self.assertTrue(nightly.is_documentation(path), path)
-        for path in ("daemon/main.cc", "tests/docs/x.py", "mydocs/x", "scripts/readme.mdx"):
+        for path in ("daemon/main.cc", "tests/crash/POINTS.md", "tests/docs/x.py", "mydocs/x", "scripts/readme.mdx"):
             self.assertFalse(nightly.is_documentation(path), path)
 
 

@@ -125,6 +125,8 @@ def check(build):
     print(f"{len(table)} rooms, {len(tries)} includes tried: {len(tries) - refused} found, {refused} refused")
     sources = subprocess.run(["git", "ls-files", "*.h", "*.cc"], cwd=ROOT, capture_output=True, text=True,
                              check=False).stdout.split()
+    if not sources and os.path.exists(os.path.join(ROOT, ".git")):
+        wrong.append("git lists no source")
     return wrong + leaving(ROOT, sources)
 
 
