@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # clang-tidy over the clang build's sources: tidy.sh [--build] [--all | --part K/N]
 #   (none)      sources that have changed, and those that include a header that has: since the last tag; without a tag,
-#               in the last commit and what is not committed. Of these at most 16, and says how many it left out
+#               in the last commit and what is not committed. Of these at most 8, and says how many it left out
 #   --all       the whole tree
 #   --part K/N  a K-th share of the whole tree
 # Needs the clang preset built (--build does it), because the build knows who includes what. Exit status 0: nothing was found.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-most=16
+most=8
 with_build=no
 if [[ ${1-} == --build ]]; then
   with_build=yes
