@@ -15,6 +15,14 @@ endif()
 if(FOLDSWAP_DEBUG_CHECKS)
   target_compile_definitions(foldswap_flags INTERFACE FOLDSWAP_DEBUG_CHECKS=1)
 endif()
+# foldswap_threaded_only(VARIABLE FILTER): what a unit test program is told, so that ThreadSanitizer builds run those
+# tests alone that have threads; it has nothing to look at in others.
+function(foldswap_threaded_only variable filter)
+  set(${variable} PARENT_SCOPE)
+  if(FOLDSWAP_SANITIZE MATCHES "thread")
+    set(${variable} --gtest_filter=${filter} PARENT_SCOPE)
+  endif()
+endfunction()
 # The preload library lives in other people's processes and never gets a sanitizer: it does not
 # link this.
 add_library(foldswap_sanitize INTERFACE)

@@ -23,6 +23,20 @@ function(foldswap_room name folder)
   target_compile_options(room_${name} INTERFACE -ffile-prefix-map=${view}/=${PROJECT_SOURCE_DIR}/)
 endfunction()
 
+# foldswap_sources(VARIABLE target...): the sources of these libraries, for whoever builds them once more in another way.
+function(foldswap_sources variable)
+  set(sources)
+  foreach(target IN LISTS ARGN)
+    get_target_property(files ${target} SOURCES)
+    get_target_property(directory ${target} SOURCE_DIR)
+    foreach(file IN LISTS files)
+      cmake_path(ABSOLUTE_PATH file BASE_DIRECTORY ${directory})
+      list(APPEND sources ${file})
+    endforeach()
+  endforeach()
+  set(${variable} ${sources} PARENT_SCOPE)
+endfunction()
+
 # For what stands outside of all rooms and looks into each: simulator, benchmarks, crash points.
 add_library(foldswap_tree INTERFACE)
 target_include_directories(foldswap_tree INTERFACE ${PROJECT_SOURCE_DIR})

@@ -1,10 +1,7 @@
 // libFuzzer target: a stream of bytes is a stream of calls, against a model that is a map. Any
-// difference, any broken invariant, is an abort. Built by clang only; scripts/test.sh runs it for a
-// little while, `pool_fuzz CORPUS_DIRECTORY` by hand for as long as one likes.
+// difference, any broken invariant, is an abort. scripts/fuzz.sh runs it.
 #include <array>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <iterator>
 #include <map>
@@ -12,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "base/testing/fuzz_input.h"
 #include "pool/pool.h"
 
 namespace foldswap {
@@ -19,26 +17,6 @@ namespace {
 
 constexpr PoolGeometry kGeometries[] = {{65536, 4095}, {4096, 3},      {4096, 2}, {8192, 7},
                                         {16384, 512},  {262144, 4095}, {4096, 1}};
-
-[[noreturn]] void wrong(const char* what) {
-  std::fprintf(stderr, "WRONG: %s\n", what);
-  std::abort();
-}
-
-class Input {
- public:
-  explicit Input(std::span<const std::uint8_t> bytes) : bytes_(bytes) {}
-  [[nodiscard]] bool empty() const { return at_ >= bytes_.size(); }
-  std::uint32_t byte() { return empty() ? 0 : bytes_[at_++]; }
-  std::uint32_t word() {
-    const std::uint32_t low = byte();
-    return low | byte() << 8;
-  }
-
- private:
-  std::span<const std::uint8_t> bytes_;
-  std::size_t at_ = 0;
-};
 
 std::vector<std::byte> content(std::uint64_t seed, std::size_t bytes) {
   std::vector<std::byte> out(bytes);
@@ -52,7 +30,7 @@ std::vector<std::byte> content(std::uint64_t seed, std::size_t bytes) {
 
 class Machine {
  public:
-  explicit Machine(Input& input) : input_(input) {
+  explicit Machine(FuzzInput& input) : input_(input) {
     PoolConfig config;
     config.geometry = kGeometries[input.byte() % std::size(kGeometries)];
     config.shards = 1 + input.byte() % 3;
@@ -77,7 +55,7 @@ class Machine {
       case 6:
         return ref(pick());
       case 7:
-        (void)pool_->tidy(input_.word());
+        (void)pool_->tidy(input_.number(2));
         return;
       case 8:
         return replace(pick());
@@ -86,7 +64,7 @@ class Machine {
                             {.unsettled = input_.byte() % 2 != 0, .least_age = 0});
         return;
       case 10:
-        (void)pool_->trim(input_.word());
+        (void)pool_->trim(input_.number(2));
         return;
       default:
         (void)pool_->set_limit(std::uint64_t{input_.byte()} * 16 * kKiB);
@@ -118,12 +96,13 @@ class Machine {
   using Model = std::map<std::uint64_t, Object>;
 
   Model::iterator pick() {
-    const std::uint32_t n = input_.word();
+    const std::uint64_t n = input_.number(2);
     return model_.empty() ? model_.end()
                           : std::next(model_.begin(), static_cast<long>(n % model_.size()));
   }
   std::size_t length() {
-    const std::uint32_t kind = input_.byte(), word = input_.word();
+    const std::uint32_t kind = input_.byte();
+    const std::uint64_t word = input_.number(2);
     return kind % 8 == 0 ? 4096 : kind % 8 == 1 ? 1 + word % 4096 : 1 + word % 900;
   }
   void store() {
@@ -164,7 +143,7 @@ class Machine {
     at->second.bytes = bytes;
   }
 
-  Input& input_;
+  FuzzInput& input_;
   std::unique_ptr<Pool> pool_;
   Model model_;
   std::uint64_t seed_ = 0;
@@ -174,7 +153,7 @@ class Machine {
 }  // namespace foldswap
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  foldswap::Input input({data, size});
+  foldswap::FuzzInput input(data, size);
   foldswap::Machine machine(input);
   for (int steps = 1; !input.empty(); ++steps) {
     machine.step();

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "base/page.h"
 #include "base/testing/fuzz_input.h"
 #include "base/unique_fd.h"
 #include "preload/maps_text.h"
@@ -16,11 +17,11 @@ namespace {
 void check(FuzzInput& input) {
   std::string text;
   std::vector<MapsText::Vma> meant;
-  std::uint64_t at = 4096;
+  std::uint64_t at = kPageBytes;
   while (!input.empty() && meant.size() < 64) {
     MapsText::Vma vma;
-    vma.start = at + input.number(2) * 4096;
-    vma.end = vma.start + (1 + input.number(2)) * 4096;
+    vma.start = at + input.number(2) * kPageBytes;
+    vma.end = vma.start + (1 + input.number(2)) * kPageBytes;
     at = vma.end;
     const std::uint32_t bits = input.byte();
     const bool is_private = (bits & 1) != 0, of_file = (bits & 2) != 0;

@@ -5,13 +5,12 @@
 #include <string>
 #include <vector>
 
+#include "base/page.h"
 #include "base/testing/fuzz_input.h"
 #include "daemon/host/proc_reader.h"
 
 namespace foldswap {
 namespace {
-
-constexpr std::uint64_t kPage = 4096;
 
 // The kernel writes these as octal numbers.
 std::string escaped(const std::string& name) {
@@ -37,11 +36,11 @@ void smaps(FuzzInput& input) {
                                        "um", "uw", "ac", "sd", "nh", "io", "pf", "rr"};
   std::string text;
   std::vector<VmaInfo> meant;
-  std::uint64_t at = kPage;
+  std::uint64_t at = kPageBytes;
   while (!input.empty() && meant.size() < 64) {
     VmaInfo vma;
-    vma.start = at + input.number(2) * kPage;
-    vma.end = vma.start + (1 + input.number(2)) * kPage;
+    vma.start = at + input.number(2) * kPageBytes;
+    vma.end = vma.start + (1 + input.number(2)) * kPageBytes;
     at = vma.end;
     const std::uint32_t bits = input.byte();
     const bool is_private = (bits & 1) != 0, of_file = (bits & 2) != 0;

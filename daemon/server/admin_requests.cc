@@ -24,6 +24,10 @@ struct Refusal {
   throw Refusal{exit, std::move(error)};
 }
 
+std::string line_of(const json& answer) {
+  return answer.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
 json reply(json result) {
   return {{"ok", true}, {"result", std::move(result)}};
 }
@@ -56,17 +60,19 @@ std::optional<std::uint64_t> bytes_of(const json& request) {
 }  // namespace
 
 std::string AdminRequests::answer(const std::string& line) {
-  json answer;
   try {
     const json request = json::parse(line, nullptr, false);
     if (!request.is_object()) refuse(2, "the request is no JSON object");
-    answer = run(request);
-  } catch (const Refusal& refusal) {
-    answer = {{"ok", false}, {"exit", refusal.exit}, {"error", refusal.error}};
+    return line_of(run(request));
+  } catch (const Refusal& refused) {
+    return refusal(refused.exit, refused.error);
   } catch (const json::exception& error) {
-    answer = {{"ok", false}, {"exit", 2}, {"error", std::string("bad request: ") + error.what()}};
+    return refusal(2, std::string("bad request: ") + error.what());
   }
-  return answer.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+std::string AdminRequests::refusal(int exit, const std::string& error) {
+  return line_of({{"ok", false}, {"exit", exit}, {"error", error}});
 }
 
 json AdminRequests::run(const json& request) {

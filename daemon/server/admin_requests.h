@@ -19,6 +19,8 @@ class AdminRequests {
   AdminRequests(AdminCommands& daemon, const std::atomic<bool>& stop)
       : daemon_(daemon), stop_(stop) {}
   [[nodiscard]] std::string answer(const std::string& line);
+  // The reply to whoever is refused before he has asked.
+  [[nodiscard]] static std::string refusal(int exit, const std::string& error);
 
  private:
   [[nodiscard]] nlohmann::json run(const nlohmann::json& request);

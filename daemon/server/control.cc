@@ -77,8 +77,7 @@ void Control::accept_one(int listener) {
     refused = "too many administrators at once";
   }
   if (!refused.empty()) {
-    write_reply(socket.get(),
-                nlohmann::json{{"ok", false}, {"exit", 1}, {"error", refused}}.dump() + "\n");
+    write_reply(socket.get(), AdminRequests::refusal(1, refused) + "\n");
     vetting_.dispose(std::move(socket));  // who knows what it holds (HAZARDS 8)
     return;
   }

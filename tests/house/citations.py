@@ -25,10 +25,11 @@ import io
 import os
 import posixpath
 import re
-import subprocess
 import sys
 import tokenize
 from collections import namedtuple
+
+from tree import ROOT, tracked
 
 # Names that nothing in the sources has, and why they are right.
 OTHERS_NAMES = {
@@ -69,18 +70,6 @@ BACKTICKS = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 MEMBER = re.compile(r"(?<![\w:`])([A-Z]\w*(?:::~?\w+)+)|(?<![\w:./`~])([A-Za-z_]\w*\(\))")
 NAME = re.compile(r"~?[A-Za-z_]\w*(?:(?:::|\.)~?[A-Za-z_]\w*)*(?:\(.*\))?")
 FOLDER = re.compile(r"[\w.-]+(?:/[\w.-]+)*/")
-
-
-def tracked(root):
-    """Files of the tree, by their paths from the root."""
-    listed = subprocess.run(["git", "-C", root, "ls-files", "-z"], capture_output=True, text=True,
-                            check=False)
-    names = [name for name in listed.stdout.split("\0") if name]
-    if not names:  # no repository: what somebody has unpacked
-        for folder, folders, files in os.walk(root):
-            folders[:] = [name for name in folders if not name.startswith((".", "build"))]
-            names += [os.path.relpath(os.path.join(folder, name), root) for name in files]
-    return sorted(name for name in names if os.path.isfile(os.path.join(root, name)))
 
 
 def paragraphs(lines):
@@ -288,8 +277,7 @@ def broken(root):
 
 
 def main():
-    default = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    complaints = [*broken(sys.argv[1] if len(sys.argv) > 1 else default)]
+    complaints = [*broken(sys.argv[1] if len(sys.argv) > 1 else ROOT)]
     print("\n".join([*complaints, f"{len(complaints)} broken citations"]))
     return 1 if complaints else 0
 

@@ -6,13 +6,14 @@ nightly.py --build-dir DIR --status [N] [--log FILE]
 
 --part: runs the K-th of N shares of the tests that have the label `nightly`, and adds a line to the
     log. CTest's COST of each is the minutes that it takes, and the shares take about the same time.
-    COMMIT is what was built. A share never takes more than 45 minutes: N has to be large enough.
+    COMMIT is what was built. By these minutes a share takes 45 at most: N has to be large enough.
 --status: tells for each of N parts (by default as few as there can be) whether it counts for HEAD.
     A part counts when it passed, and no file but documentation has changed since. Exit status 0:
     all parts count.
 
-A line of the log: date, commit, part, passed or failed, seconds, the tests that failed, the tests
-that were skipped. A "+" after the commit says that files had changed that were not committed."""
+A line of the log: date, commit, part, passed, failed or skipped (all of it was), seconds, the tests that
+failed, the tests that were skipped. A "+" after the commit says that files had changed that were not
+committed."""
 
 import argparse
 import datetime
@@ -26,7 +27,8 @@ import time
 import xml.etree.ElementTree
 from collections import namedtuple
 
-ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "../.."))
+import tree
+
 MOST_MINUTES = 45
 NONE = "-"  # in the log, for no tests
 
@@ -133,7 +135,7 @@ def status_of(part, records, changed):
 # -- the world
 
 def git(*arguments):
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(["git", *arguments], cwd=tree.ROOT, capture_output=True, text=True, check=False)
 
 
 def changed_since(commit):

@@ -17,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import tree
+
 ROW = re.compile(r"^\| `([a-z/]+)/` \| [^|]* \| ([^|]*) \|$", re.M)
 # Who sees only a part of a room, and which headers.
 PARTS = {("pool", "compress"): ("checksum.h", "codec_id.h")}
@@ -65,7 +66,7 @@ def commands_of(build, folders):
     found = {}
     with open(os.path.join(build, "compile_commands.json"), encoding="utf-8") as f:
         for entry in json.load(f):
-            path = os.path.relpath(os.path.join(entry["directory"], entry["file"]), ROOT)
+            path = os.path.relpath(os.path.join(entry["directory"], entry["file"]), tree.ROOT)
             folder = os.path.dirname(path)
             once_more = re.search(r"-o \S*(sim|crash|fuzz|test)\S*\.dir/", entry["command"])
             if folder in folders and not once_more and folder not in found:
@@ -100,7 +101,7 @@ def leaving(root, paths):
 
 
 def check(build):
-    with open(os.path.join(ROOT, "docs", "ARCHITECTURE.md"), encoding="utf-8") as f:
+    with open(os.path.join(tree.ROOT, "docs", "ARCHITECTURE.md"), encoding="utf-8") as f:
         table = table_of(f.read())
     commands = commands_of(build, table)
     wrong = [f"{folder}/: nothing of it is built" for folder in table if folder not in commands]
@@ -109,11 +110,11 @@ def check(build):
         for other in table:
             part = PARTS.get((folder, other))
             if part:
-                rest = set(os.listdir(os.path.join(ROOT, other))) - set(part)
-                tries.append((folder, command, f"{other}/{header_of(ROOT, other, part)}", True))
-                tries.append((folder, command, f"{other}/{header_of(ROOT, other, rest)}", False))
+                rest = set(os.listdir(os.path.join(tree.ROOT, other))) - set(part)
+                tries.append((folder, command, f"{other}/{header_of(tree.ROOT, other, part)}", True))
+                tries.append((folder, command, f"{other}/{header_of(tree.ROOT, other, rest)}", False))
             else:
-                tries.append((folder, command, f"{other}/{header_of(ROOT, other)}", other in table[folder]))
+                tries.append((folder, command, f"{other}/{header_of(tree.ROOT, other)}", other in table[folder]))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(pool.map(lambda t: compiles(t[1], t[2]), tries))
     for (folder, _, header, allowed), there in zip(tries, found):
@@ -123,11 +124,8 @@ def check(build):
             wrong.append(f"{folder}/ cannot include {header}, which docs/ARCHITECTURE.md allows")
     refused = sum(not there for there in found)
     print(f"{len(table)} rooms, {len(tries)} includes tried: {len(tries) - refused} found, {refused} refused")
-    sources = subprocess.run(["git", "ls-files", "*.h", "*.cc"], cwd=ROOT, capture_output=True, text=True,
-                             check=False).stdout.split()
-    if not sources and os.path.exists(os.path.join(ROOT, ".git")):
-        wrong.append("git lists no source")
-    return wrong + leaving(ROOT, sources)
+    sources = [path for path in tree.tracked(tree.ROOT) if path.endswith((".h", ".cc"))]
+    return wrong + leaving(tree.ROOT, sources)
 
 
 def main():

@@ -6,6 +6,7 @@ import tempfile
 import unittest
 
 import rooms
+import tree
 
 TABLE = """
 | room | what is in it | may include |
@@ -21,8 +22,8 @@ class Rooms(unittest.TestCase):
     def setUp(self):
         self.tree = tempfile.TemporaryDirectory()
         self.addCleanup(self.tree.cleanup)
-        self.addCleanup(setattr, rooms, "ROOT", rooms.ROOT)
-        rooms.ROOT = self.tree.name
+        self.addCleanup(setattr, tree, "ROOT", tree.ROOT)
+        tree.ROOT = self.tree.name
         for folder in ("low", "up/left", "up/right", "top"):
             self.write(f"{folder}/a.h", "")
             self.write(f"{folder}/a.cc", "")
