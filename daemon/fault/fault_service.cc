@@ -304,7 +304,9 @@ void FaultService::revoke(Client& client) {
   // us first, and we register all that they are about to move (unify).
   if (lock.past_agent()) store_word(mailbox.registered, 1);
   store_word(mailbox.layout_agent, 0);
-  if (!lock.past_agent()) client.revoked = false;
+  // What the agent had to do without, when its commands were revoked before, it gets back.
+  if (!lock.past_agent() && had) end_revocation(client);
+  if (!lock.past_agent() && !had) client.revoked = false;
   if (lock.past_agent() && !had)
     log::debug("{}: its agent does not go on: nobody waits for it", client.label());
 }

@@ -198,6 +198,23 @@ TEST_F(MappingsTest, AStoppedAgentsLockIsNotWaitedFor) {
   EXPECT_TRUE(registered(kStaging + wire::kStagingBytes - kPage));
 }
 
+// The agent goes on just before its commands are revoked once more.
+TEST_F(MappingsTest, ASecondRevocationThatFindsTheLockFreeGivesStagingBack) {
+  store_word(client->mailbox->layout, (1U << 2) | wire::kLayoutAgent);
+  client->agent_overdue = true;
+  (void)step();
+  EXPECT_TRUE(client->revoked);
+  EXPECT_FALSE(registered(kStaging));
+  store_word(client->mailbox->layout, wire::kLayoutFree);
+  const std::uint32_t epoch = load_word(client->mailbox->epoch);
+  client->agent_overdue = true;
+  (void)step();
+  EXPECT_FALSE(client->revoked);
+  EXPECT_TRUE(client->is_void(epoch));
+  EXPECT_TRUE(registered(kStaging)) << "MOVE would fail for good";
+  EXPECT_TRUE(registered(kStaging + wire::kStagingBytes - kPage));
+}
+
 // What is posted while commands are revoked is either of an older epoch, or counts: it must never
 // be taken over, because its agent finds the epoch that it expects.
 TEST_F(MappingsTest, ACommandPlannedDuringARevocationIsNotTakenForVoid) {
