@@ -66,9 +66,12 @@ std::uint64_t CgroupLimit::anonymous_room(Os& os, pid_t pid, std::uint64_t rss_b
         (v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory") + (path == "/" ? "" : path);
     const std::uint64_t limit =
         read_number(os, dir + (v2 ? "/memory.max" : "/memory.limit_in_bytes"));
-    if (limit < kUnlimited) {
-      const std::uint64_t usage =
-          read_number(os, dir + (v2 ? "/memory.current" : "/memory.usage_in_bytes"));
+    const std::uint64_t usage =
+        limit < kUnlimited
+            ? read_number(os, dir + (v2 ? "/memory.current" : "/memory.usage_in_bytes"))
+            : wire::kNoLimit;
+    // A cgroup that goes between the two looks binds nobody any more.
+    if (usage != wire::kNoLimit) {
       const auto stat = os.read_file(dir + "/memory.stat");
       const std::uint64_t cache =
           !stat ? 0
