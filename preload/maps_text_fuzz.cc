@@ -1,8 +1,10 @@
 // libFuzzer target for the library's own look at /proc/thread-self/maps: names of any bytes,
-// written as the kernel writes them, make no mapping look like another.
+// written as the kernel writes them, make no mapping look like another. Of any other text it reads
+// no more than there is, and every number as what it says.
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -14,7 +16,49 @@
 namespace foldswap::preload {
 namespace {
 
-void check(FuzzInput& input) {
+UniqueFd file_of(const std::string& text) {
+  UniqueFd fd(::memfd_create("maps", MFD_CLOEXEC));
+  if (::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
+    wrong("cannot write");
+  return fd;
+}
+
+std::string path_of(const UniqueFd& fd) {
+  return "/proc/self/fd/" + std::to_string(fd.get());
+}
+
+void anything(FuzzInput& input) {
+  const unsigned base = input.byte() % 2 == 0 ? 10 : 16;
+  const std::string text = input.rest();
+  const UniqueFd fd = file_of(text);
+  MapsText maps(path_of(fd).c_str());
+  MapsText::Vma vma;
+  std::size_t mappings = 0;
+  while (maps.next(vma)) ++mappings;
+  if (mappings > static_cast<std::size_t>(std::ranges::count(text, '\n')))
+    wrong("more mappings than lines: " + text);
+  // Numbers, and what is between them.
+  ProcText numbers(path_of(fd).c_str());
+  for (std::size_t at = 0;;) {
+    std::uint64_t meant = 0;
+    const auto value_of = [&](char c) {
+      const unsigned digit = c >= '0' && c <= '9'   ? static_cast<unsigned>(c - '0')
+                             : c >= 'a' && c <= 'f' ? static_cast<unsigned>(c - 'a') + 10
+                                                    : 99;
+      return digit < base ? digit : 99;
+    };
+    for (; at < text.size() && value_of(text[at]) != 99; ++at)
+      meant = meant * base + value_of(text[at]);
+    int after = 0;
+    if (numbers.number(after, base) != meant) wrong("another number: " + text);
+    const int due = at < text.size() ? static_cast<unsigned char>(text[at]) : ProcText::kEnd;
+    if (after != due) wrong("another character after a number: " + text);
+    if (due == ProcText::kEnd) return;
+    ++at;
+  }
+}
+
+void mappings(FuzzInput& input) {
   std::string text;
   std::vector<MapsText::Vma> meant;
   std::uint64_t at = kPageBytes;
@@ -48,10 +92,8 @@ void check(FuzzInput& input) {
     text += line;
     meant.push_back(vma);
   }
-  const UniqueFd fd(::memfd_create("maps", MFD_CLOEXEC));
-  if (::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
-    wrong("cannot write");
-  MapsText read(("/proc/self/fd/" + std::to_string(fd.get())).c_str());
+  const UniqueFd fd = file_of(text);
+  MapsText read(path_of(fd).c_str());
   for (const MapsText::Vma& b : meant) {
     MapsText::Vma a;
     if (!read.next(a)) wrong("a mapping is missing: " + text);
@@ -69,6 +111,10 @@ void check(FuzzInput& input) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t bytes) {
   foldswap::FuzzInput input(data, bytes);
-  foldswap::preload::check(input);
+  if (input.byte() % 4 != 0) {
+    foldswap::preload::mappings(input);
+  } else {
+    foldswap::preload::anything(input);
+  }
   return 0;
 }

@@ -2,12 +2,14 @@
 // threads, and how many of them there are. So the input is a list of mappings with names of any
 // bytes, written as the kernel writes it: what is read must be what was meant, whatever the names
 // are. And any text at all must be survived.
+#include <algorithm>
 #include <string>
 #include <vector>
 
 #include "base/page.h"
 #include "base/testing/fuzz_input.h"
 #include "daemon/host/proc_reader.h"
+#include "daemon/testing/fake_os.h"
 
 namespace foldswap {
 namespace {
@@ -31,10 +33,33 @@ std::string hex(std::uint64_t value) {
   return text;
 }
 
+// What touches a range, cut to it: of a kernel that tells by the text of maps alone.
+void parts_of_range(const std::string& maps, const std::vector<VmaInfo>& meant, std::uint64_t start,
+                    std::uint64_t end) {
+  FakeOs os;
+  os.texts["/proc/7/maps"] = maps;
+  const auto parts = ProcessMappings(os, 7).of_range(start, end);
+  if (maps.empty() || start >= end) return;  // a process without memory, whose threads are asked
+  if (!parts) wrong("its mappings cannot be read: " + maps);
+  std::size_t i = 0;
+  for (const VmaInfo& vma : meant) {
+    if (vma.end <= start || vma.start >= end) continue;
+    if (i == parts->size()) wrong("a part is missing: " + maps);
+    const ProcessMapping& part = (*parts)[i++];
+    if (part.start != std::max(vma.start, start) || part.end != std::min(vma.end, end) ||
+        part.whole_start != vma.start || part.whole_end != vma.end ||
+        part.ordinary != vma.ordinary) {
+      wrong("a part is another one: " + maps);
+    }
+  }
+  if (i != parts->size()) wrong("a part too many: " + maps);
+}
+
 void smaps(FuzzInput& input) {
+  const std::uint64_t bounds[] = {input.number(4) * kPage, input.number(4) * kPage};
   static const char* const kFlags[] = {"rd", "wr", "mr", "lo", "dc", "wf", "gd", "ht",
                                        "um", "uw", "ac", "sd", "nh", "io", "pf", "rr"};
-  std::string text;
+  std::string text, maps;
   std::vector<VmaInfo> meant;
   std::uint64_t at = kPageBytes;
   while (!input.empty() && meant.size() < 64) {
@@ -69,10 +94,12 @@ void smaps(FuzzInput& input) {
       for (const char* never : {"lo", "dc", "wf", "gd", "ht", "io", "pf"})
         if (flag == never) vma.manageable = false;
     }
-    text += hex(vma.start) + "-" + hex(vma.end) + " " + rights + " 00000000 00:00 " +
-            std::to_string(inode) + "                     " + name + "\n" +
-            "Size:      4 kB\nAnonymous:   " + std::to_string(anonymous_kib) + " kB\n" + flag_line +
-            "\n";
+    const std::string line = hex(vma.start) + "-" + hex(vma.end) + " " + rights +
+                             " 00000000 00:00 " + std::to_string(inode) + "                     " +
+                             name + "\n";
+    maps += line;
+    text += line + "Size:      4 kB\nAnonymous:   " + std::to_string(anonymous_kib) + " kB\n" +
+            flag_line + "\n";
     meant.push_back(vma);
   }
   const auto read = parse_smaps(text);
@@ -84,6 +111,8 @@ void smaps(FuzzInput& input) {
       wrong("mapping " + std::to_string(i) + " is read as another: " + text);
     }
   }
+  const std::uint64_t first = bounds[0] % (at + kPage), last = bounds[1] % (at + kPage);
+  parts_of_range(maps, meant, std::min(first, last), std::max(first, last));
 }
 
 // A thread may be called anything, too.

@@ -1,25 +1,63 @@
 // libFuzzer target for the admin line: every text gets one line of JSON, with a result or with a
-// reason and an exit status, and nothing but `set` with a good value changes a setting.
+// reason and an exit status. A request that is refused changes no setting and no client's limit.
+#include <fcntl.h>
+
+#include <algorithm>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "base/testing/fuzz_input.h"
 #include "daemon/server/admin_requests.h"
+#include "daemon/testing/fake_os.h"
 
 namespace foldswap {
 namespace {
 
-// A daemon without clients that does what it is told.
-class NoClients final : public AdminCommands {
+constexpr std::uint64_t kLimit = 4711;
+
+// Three of them, called as their names are: a, b, and b once more. Making them takes longer than
+// any request.
+const std::vector<std::shared_ptr<Client>>& all_clients() {
+  static FakeOs os;
+  static const std::unique_ptr<State> state = State::create(os).value();
+  static const auto made = [] {
+    std::vector<std::shared_ptr<Client>> clients;
+    for (const char* name : {"a", "b", "b"}) {
+      ClientParts parts;
+      parts.record = state->claim_record();
+      parts.record->id = clients.size() + 1;
+      parts.record->name[0] = *name;
+      parts.map = PageMap::create(os).value();
+      parts.uffd = UniqueFd(::open("/dev/null", O_RDWR | O_CLOEXEC));
+      clients.push_back(std::make_shared<Client>(std::move(parts), os));
+    }
+    return clients;
+  }();
+  return made;
+}
+
+// A daemon that does what it is told, as far as it can.
+class SomeClients final : public AdminCommands {
  public:
   Config settings;
 
-  Result<Reclaimed> reclaim(Client&, std::uint64_t, const std::atomic<bool>&) override {
-    wrong("there is no client");
+  SomeClients() {
+    for (const auto& client : all_clients()) client->record.resident_max_bytes = kLimit;
   }
-  Status restore(const std::vector<std::shared_ptr<Client>>& clients, std::uint64_t,
+  // Of one of them nothing can be taken, and of each only so much.
+  Result<Reclaimed> reclaim(Client& client, std::uint64_t pages,
+                            const std::atomic<bool>&) override {
+    if (pages == 0) wrong("asked to take nothing out");
+    if (client.id == 2) return fail("it is being restored");
+    return Reclaimed{.pages = std::min<std::uint64_t>(pages, 10), .stalled = client.id == 3};
+  }
+  Status restore(const std::vector<std::shared_ptr<Client>>& clients, std::uint64_t hold_until_us,
                  const std::atomic<bool>&) override {
-    if (!clients.empty()) wrong("there is no client");
+    if (clients.empty()) wrong("nobody is to be restored");
+    if (hold_until_us < now_us_) wrong("held until before now");
     return {};
   }
   Status drain(const std::atomic<bool>&) override { return fail("too little memory"); }
@@ -28,19 +66,27 @@ class NoClients final : public AdminCommands {
     return set_runtime_key(settings, key, value);
   }
   [[nodiscard]] Config config() const override { return settings; }
-  void kick_evictor(const Client&) override { wrong("there is no client"); }
-  [[nodiscard]] std::vector<std::shared_ptr<Client>> clients() const override { return {}; }
+  void kick_evictor(const Client&) override {}
+  [[nodiscard]] std::vector<std::shared_ptr<Client>> clients() const override {
+    return all_clients();
+  }
   [[nodiscard]] std::vector<std::shared_ptr<Client>> find_clients(
-      const std::string&) const override {
-    return {};
+      const std::string& who) const override {
+    std::vector<std::shared_ptr<Client>> found;
+    std::ranges::copy_if(all_clients(), std::back_inserter(found),
+                         [&](const auto& client) { return client->name() == who; });
+    return found;
   }
   nlohmann::json show_stats() override { return {{"clients", nlohmann::json::array()}}; }
   nlohmann::json show_clients() override { return nlohmann::json::array(); }
-  std::uint64_t now_us() override { return 1; }
+  std::uint64_t now_us() override { return now_us_ += 1'000'000; }
+
+ private:
+  std::uint64_t now_us_ = 0;
 };
 
 void check(const std::string& line) {
-  NoClients daemon;
+  SomeClients daemon;
   const std::atomic<bool> stop{false};
   const std::string text = AdminRequests(daemon, stop).answer(line);
   const auto reply = nlohmann::json::parse(text, nullptr, false);
@@ -55,6 +101,8 @@ void check(const std::string& line) {
   if (!reply.contains("exit") || (reply["exit"] != 1 && reply["exit"] != 2))
     wrong("no exit status: " + text);
   if (!(daemon.settings == Config{})) wrong("refused, and changed: " + line);
+  for (const auto& client : all_clients())
+    if (client->record.resident_max_bytes != kLimit) wrong("refused, and limited: " + line);
 }
 
 }  // namespace

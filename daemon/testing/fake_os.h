@@ -44,7 +44,8 @@ class FakeOs final : public Os {
   FakeDisk disk;
   std::map<std::string, std::string> texts;  // what read_file() finds
   int texts_read = 0;
-  int scans = 0;  // of page maps
+  std::map<std::string, std::vector<std::string>> directories;  // others are the real system's
+  int scans = 0;                                                // of page maps
   std::function<void(int fd)> before_read;
   std::function<void()> before_register;  // and before UNREGISTER; each time
   std::function<void()> before_fill;      // runs once, when the next page is about to be filled
@@ -101,7 +102,8 @@ class FakeOs final : public Os {
   }
   int uffd_unregister(int fd, std::uint64_t start, std::uint64_t bytes) override {
     if (before_register) before_register();
-    for (std::uint64_t p = start; p < start + bytes; p += kPage) spaces[fd].registered.erase(p);
+    auto& registered = spaces[fd].registered;  // a client may ask for any range, however large
+    registered.erase(registered.lower_bound(start), registered.lower_bound(start + bytes));
     return 0;
   }
   UffdProgress uffd_copy(int fd, std::uint64_t dst, const std::byte* src,
@@ -168,6 +170,8 @@ class FakeOs final : public Os {
     return found == texts.end() ? fail("no " + path) : Result<std::string>(found->second);
   }
   Result<std::vector<std::string>> list_directory(const std::string& path) override {
+    const auto found = directories.find(path);
+    if (found != directories.end()) return found->second;
     return real_os().list_directory(path);
   }
   Result<std::string> read_link(const std::string& path) override { return fail("no " + path); }
