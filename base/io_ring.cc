@@ -104,8 +104,8 @@ class RealRing final : public IoRing {
     return count;
   }
 
-  int fd() const override { return ring_.ring_fd; }
-  std::string note() const override { return note_; }
+  [[nodiscard]] int fd() const override { return ring_.ring_fd; }
+  [[nodiscard]] std::string note() const override { return note_; }
 
  private:
   void register_buffers() {

@@ -73,6 +73,7 @@ class FS_CAPABILITY("mutex") RankedMutex {
   RankedMutex() = default;
   RankedMutex(const RankedMutex&) = delete;
   RankedMutex& operator=(const RankedMutex&) = delete;
+  ~RankedMutex() = default;
 
   void lock() FS_ACQUIRE() {
     rank_check::acquired(kRank);  // before blocking: an inversion is reported, not deadlocked on

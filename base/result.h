@@ -15,7 +15,9 @@ struct Error {
   int code = 0;         // an errno value, or 0
   std::string message;  // what was wrong, without trailing newline
 
-  std::string text() const { return code == 0 ? message : message + ": " + std::strerror(code); }
+  [[nodiscard]] std::string text() const {
+    return code == 0 ? message : message + ": " + std::strerror(code);
+  }
 };
 
 template <typename T>

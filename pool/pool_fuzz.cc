@@ -72,7 +72,7 @@ class Machine {
     }
   }
   void check() {
-    if (const Status valid = pool_->validate(); !valid) wrong(valid.error().message.c_str());
+    if (const Status valid = pool_->validate(); !valid) wrong(valid.error().message);
     if (pool_->stats().objects != model_.size()) wrong("the number of objects");
     if (pool_->stats().misuses != 0) wrong("a misuse");
   }

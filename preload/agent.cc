@@ -51,6 +51,7 @@ int leader_status() {
   long start = got;
   while (start > 0 && text[start - 1] != ' ') --start;
   unsigned status = 0;
+  // NOLINTNEXTLINE(clang-analyzer-core.UndefinedBinaryOperatorResult): the call has filled it
   for (long i = start; i < got && text[i] >= '0' && text[i] <= '9'; ++i) {
     status = status * 10 + static_cast<unsigned>(text[i] - '0');
   }

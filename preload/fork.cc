@@ -109,6 +109,7 @@ void install_fork_handlers() {
 using namespace foldswap::preload;
 
 // What pthread_atfork() of every program and library calls.
+// NOLINTNEXTLINE(bugprone-reserved-identifier): the C library's name, which is interposed
 FOLDSWAP_EXPORT int __register_atfork(void (*before)(), void (*in_parent)(), void (*in_child)(),
                                       void* owner) noexcept {
   if (!foldswap::mutated(foldswap::Mutation::h37_innermost_handlers)) install_fork_handlers();

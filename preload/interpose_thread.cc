@@ -237,6 +237,7 @@ FOLDSWAP_EXPORT int pthread_mutex_init(pthread_mutex_t* mutex,
   return init_mutex(mutex, attributes);
 }
 
+// NOLINTNEXTLINE(bugprone-reserved-identifier): the C library's name, which is interposed
 FOLDSWAP_EXPORT int __pthread_mutex_init(pthread_mutex_t* mutex,
                                          const pthread_mutexattr_t* attributes) noexcept {
   return init_mutex(mutex, attributes);
@@ -246,6 +247,7 @@ FOLDSWAP_EXPORT int pthread_mutex_destroy(pthread_mutex_t* mutex) noexcept {
   return destroy_mutex(mutex);
 }
 
+// NOLINTNEXTLINE(bugprone-reserved-identifier): the C library's name, which is interposed
 FOLDSWAP_EXPORT int __pthread_mutex_destroy(pthread_mutex_t* mutex) noexcept {
   return destroy_mutex(mutex);
 }
@@ -259,6 +261,7 @@ FOLDSWAP_EXPORT int clone(int (*function)(void*), void* stack, int flags, void* 
   return result;
 }
 
+// NOLINTNEXTLINE(bugprone-reserved-identifier): the C library's name, which is interposed
 FOLDSWAP_EXPORT int __clone(int (*function)(void*), void* stack, int flags, void* argument,
                             ...) noexcept {
   va_list rest;

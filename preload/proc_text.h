@@ -28,6 +28,7 @@ class ProcText {
       at_ = 0;
       filled_ = static_cast<std::size_t>(got);
     }
+    // NOLINTNEXTLINE(clang-analyzer-core.uninitialized.UndefReturn): the system call has filled it
     return static_cast<unsigned char>(buffer_[at_++]);
   }
 

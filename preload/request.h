@@ -101,6 +101,7 @@ class LayoutSection {
   explicit LayoutSection(Control& control) : announcement_(control), control_(control) {}
   LayoutSection(const LayoutSection&) = delete;
   LayoutSection& operator=(const LayoutSection&) = delete;
+  ~LayoutSection() = default;
 
   // Brings [start, start + bytes) into the state that `op` names, rounded to pages. True at once
   // when nothing is registered.

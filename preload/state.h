@@ -122,6 +122,7 @@ struct Library {
   char socket_path[108];
 };
 
+// NOLINTNEXTLINE(bugprone-dynamic-static-initializers): constinit says that it is not
 extern constinit Library library;
 
 [[nodiscard]] inline Presence presence() {

@@ -72,7 +72,7 @@ $(grep -E '^[0-9]+% tests passed|^No tests' "$log" | tail -n 1 || true)"
 check_fuzz() {
   local status=0 log=$logs/fuzz begun=$SECONDS
   echo "== fuzz: scripts/fuzz.sh"
-  scripts/fuzz.sh 7 >"$log" 2>&1 || status=$?
+  scripts/fuzz.sh 6 >"$log" 2>&1 || status=$?
   if ((status != 0)); then tail -n 90 "$log"; fi
   record fuzz "$status" "$((SECONDS - begun)) s: $(grep -c -E 'Done [0-9]+ runs' "$log" || true) fuzzers"
 }

@@ -1,29 +1,22 @@
 #!/usr/bin/env bash
-# clang-tidy over the clang build's sources: tidy.sh [--build] [--all | --part K/N]
-#   (none)      sources that have changed, and those that include a header that has: since the last tag; without a tag,
-#               in the last commit and what is not committed. Of these at most 8, and says how many it left out
-#   --all       the whole tree
+# clang-tidy over the sources of the clang preset: tidy.sh [--all | --part K/N]
+#   (none)      what has changed since the last tag. Without a tag: since the commit at which HEAD and
+#               FOLDSWAP_TIDY_BASE parted, or else in HEAD's last 20 commits. What is not committed counts as changed.
+#               First come sources that have changed, then those with the name of a header that has, then others that
+#               include one, directly or not. It looks at 16 at most, which takes one to three minutes on two CPUs, and says
+#               how many it has left out.
+#   --all       the whole tree, which takes ten minutes on two CPUs
 #   --part K/N  a K-th share of the whole tree
-# Needs the clang preset built (--build does it), because the build knows who includes what. Exit status 0: nothing was found.
+# The preset is configured, and need not be built. Tests and the simulator are not part of it. Exit status 0: nothing
+# was found.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-most=8
-with_build=no
-if [[ ${1-} == --build ]]; then
-  with_build=yes
-  shift
-fi
 mode=${1-changed}
 build="build-clang"
-if [[ $with_build == yes ]]; then
-  cmake --preset clang >/dev/null
-  cmake --build --preset clang -j "$(nproc)" >/dev/null
-fi
-if [[ ! -f $build/compile_commands.json || ! -f $build/.ninja_deps ]]; then
-  echo "tidy.sh: build the clang preset first: cmake --preset clang && cmake --build --preset clang" >&2
-  exit 2
-fi
+launcher=()
+if command -v ccache >/dev/null; then launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache); fi
+cmake --preset clang "${launcher[@]}" >/dev/null
 
 # Sources that are compiled, by their paths from the root, each once.
 compiled() {
@@ -35,36 +28,46 @@ print("\n".join(sorted(name for name in files if not name.startswith((".", "buil
 PYTHON
 }
 
-# Those among them that are, or include, one of the files on standard input.
-touched() {
-  ninja -C "$build" -t deps 2>/dev/null | python3 -c '
-import os, sys
-root = os.getcwd() + os.sep
+# Of the sources on standard input those that the changed files (named in $1) concern, in the order that the head of
+# this script tells. All includes are written from the root of the tree.
+concerned() {
+  python3 -c '
+import os, re, sys
 with open(sys.argv[1], encoding="utf-8") as f:
     changed = set(f.read().split())
-found = set()
-for block in sys.stdin.read().split("\n\n"):
-    files = [line.strip() for line in block.splitlines()[1:]]
-    files = [os.path.realpath(os.path.join("'"$build"'", name)).removeprefix(root) for name in files]
-    if files and changed.intersection(files):
-        found.add(files[0])
-print("\n".join(sorted(found)))' "$1"
+includes = {}
+def closure(name):
+    if name not in includes:
+        includes[name] = set()
+        if os.path.exists(name):
+            with open(name, encoding="utf-8") as f:
+                direct = re.findall(r"^\s*#\s*include\s+\"([^\"]+)\"", f.read(), re.M)
+            includes[name] = set(direct).union(*(closure(header) for header in direct))
+    return includes[name]
+def rank(source):
+    if source in changed:
+        return 0
+    if source.removesuffix(".cc") + ".h" in changed:
+        return 1
+    return 2 if changed & closure(source) else 3
+found = sorted((rank(source), source) for source in sys.stdin.read().split())
+print("\n".join(source for place, source in found if place < 3))' "$1"
 }
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+most=16
+left=0
 case $mode in
   changed)
-    since=$(git describe --tags --abbrev=0 2>/dev/null || git rev-parse --verify -q HEAD~1 || git rev-parse HEAD)
-    git diff --name-only "$since" -- '*.cc' '*.h' >"$work/changed"
-    touched "$work/changed" >"$work/touched"
-    # What changed itself comes first.
-    { grep -E '\.cc$' "$work/changed" || true; cat "$work/touched"; } | awk '!seen[$0]++' >"$work/ordered"
-    compiled | grep -Fxf - "$work/ordered" >"$work/files" || true
-    if (($(wc -l <"$work/files") > most)); then
-      echo "tidy.sh: $(wc -l <"$work/files") sources are concerned; the first $most are looked at, --all looks at all"
-      head -n "$most" "$work/files" >"$work/some" && mv "$work/some" "$work/files"
-    fi
+    since=$(git describe --tags --abbrev=0 2>/dev/null ||
+      git merge-base HEAD "${FOLDSWAP_TIDY_BASE-}" 2>/dev/null ||
+      git rev-parse --verify -q HEAD~20 ||
+      git rev-list --max-parents=0 HEAD | tail -n 1)
+    { git diff --name-only "$since" -- '*.cc' '*.h'; git ls-files -o --exclude-standard -- '*.cc' '*.h'; } >"$work/changed"
+    compiled | concerned "$work/changed" | sed '/^$/d' >"$work/concerned"
+    head -n "$most" "$work/concerned" >"$work/files"
+    left=$(($(wc -l <"$work/concerned") - $(wc -l <"$work/files")))
     ;;
   --all) compiled >"$work/files" ;;
   --part)
@@ -75,15 +78,17 @@ case $mode in
     compiled | awk -v k="${BASH_REMATCH[1]}" -v n="${BASH_REMATCH[2]}" 'NR % n == k % n' >"$work/files"
     ;;
   *)
-    echo "usage: tidy.sh [--build] [--all | --part K/N]" >&2
+    echo "usage: tidy.sh [--all | --part K/N]" >&2
     exit 2
     ;;
 esac
 
 status=0
-xargs -r -n 1 -P "$(nproc)" clang-tidy-19 -p "$build" --quiet <"$work/files" >"$work/log" 2>/dev/null || status=1
-# A header is read by many.
-grep -vE '^[0-9]+ warnings? generated' "$work/log" | awk '/: (warning|error): / { show = !seen[$0]++ } show' || true
-if grep -qE ': (warning|error): ' "$work/log"; then status=1; fi
-echo "tidy.sh: $(wc -l <"$work/files") sources looked at"
+xargs -r -n 1 -P "$(nproc)" clang-tidy-19 -p "$build" --quiet <"$work/files" >"$work/log" 2>"$work/errors" || status=1
+# Many sources read one header, each by a link of its own (cmake/Rooms.cmake): it is shown once, and by its path.
+sed -E "s#^.*/$build/rooms/[a-z_]+/##; s#^$PWD/##" "$work/log" |
+  awk '/: (warning|error): / { show = !seen[$0]++ } show'
+# It may also have ended without a word about the source.
+if ((status != 0)) && ! grep -qE ': (warning|error): ' "$work/log"; then tail -n 20 "$work/errors"; fi
+echo "tidy.sh: $(wc -l <"$work/files") sources looked at, $left left out"
 exit "$status"

@@ -44,6 +44,7 @@ class Process {
   Process(World& world, Kernel& kernel, Processes& all, Space& space);
   Process(const Process&) = delete;
   Process& operator=(const Process&) = delete;
+  ~Process() = default;
 
   [[nodiscard]] pid_t pid() const { return space.pid; }
   void start(unsigned threads);

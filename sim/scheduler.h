@@ -31,6 +31,7 @@ class Scheduler {
   Scheduler(Random& random, std::uint64_t& clock_ns) : random_(random), clock_ns_(clock_ns) {}
   Scheduler(const Scheduler&) = delete;
   Scheduler& operator=(const Scheduler&) = delete;
+  ~Scheduler() = default;
 
   void spawn(Owner owner, std::string name, std::function<void()> body);
   // All fibers of this owner. When the one that runs is among them, this does not return.

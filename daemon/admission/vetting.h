@@ -31,6 +31,8 @@ struct VettedHello {
 class Vetting {
  public:
   static Result<Vetting> start();
+  Vetting(const Vetting&) = delete;
+  Vetting& operator=(const Vetting&) = delete;
   Vetting(Vetting&&) noexcept;
   Vetting& operator=(Vetting&&) noexcept;
   ~Vetting();

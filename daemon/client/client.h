@@ -116,6 +116,7 @@ class Client {
   explicit Client(ClientParts parts, Os& os);
   Client(const Client&) = delete;
   Client& operator=(const Client&) = delete;
+  ~Client() = default;
 
   // -- constant
   Os& os;

@@ -81,7 +81,7 @@ EvictionPlan ClockPolicy::choose(Client& client, const EvictionWish& wish,
 // Mappings seem to be scarce, but only because of what we may have split since the last look.
 bool ClockPolicy::counted_long_ago(const Client& client) {
   constexpr std::uint64_t kMany = 1'024;  // more than what two commands may be about to split
-  constexpr std::uint64_t kOnePlan = 2 * wire::kMaxRegs;
+  constexpr std::uint64_t kOnePlan = 2ULL * wire::kMaxRegs;
   const std::uint64_t splits = client.splits.load(), sparing = limit_.sparing();
   return splits > kMany && client.mappings() + kOnePlan > sparing &&
          client.mappings() - splits + kOnePlan <= sparing;

@@ -77,6 +77,8 @@ class DiskReader {
                                                                   const Seal& seal,
                                                                   DiskTraffic& traffic,
                                                                   Counters& counters);
+  DiskReader(const DiskReader&) = delete;
+  DiskReader& operator=(const DiskReader&) = delete;
   ~DiskReader();
 
   enum class Begun : std::uint8_t { reading, busy, not_on_disk };

@@ -525,8 +525,7 @@ FaultService::Outcome FaultService::answer_evicted(Client& client, PendingFault&
   std::uint32_t done = 0;
   Outcome outcome = copy_in(client, fault.page, pages, true, done);
   if (done == 0 && pages > 1 && outcome == Outcome::later && !mutated(Mutation::h10_single_pages)) {
-    pages =
-        1;  // HAZARDS 10: a window over a border fails as a whole though its first page can be had
+    // HAZARDS 10: a window over a border fails as a whole though its first page can be had.
     outcome = copy_in(client, fault.page, 1, true, done);
   }
   if (done == 0) return outcome;

@@ -36,6 +36,7 @@ class Traced {
   Traced(pid_t pid, pid_t agent) : pid_(pid), agent_(agent) {}
   Traced(const Traced&) = delete;
   Traced& operator=(const Traced&) = delete;
+  ~Traced() = default;
   // Lets go of all of them; `late` gets those that have not stopped yet.
   void let_go(std::vector<pid_t>& late) {
     look();

@@ -25,6 +25,8 @@ class ThreadStopper {
   using KickReader = std::function<void(Client&)>;
 
   ThreadStopper(Os& os, KickReader kick_reader);
+  ThreadStopper(const ThreadStopper&) = delete;
+  ThreadStopper& operator=(const ThreadStopper&) = delete;
   ~ThreadStopper();
   // Until Client::stop_wanted is lowered again, or kMostStopUs have passed.
   void stop(std::shared_ptr<Client> client);

@@ -76,7 +76,7 @@ bool manager_listens() {
 
 UniqueFd manager_socket(int patience_ms) {
   UniqueFd fd(manager_listens() ? ::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0) : -1);
-  const timeval limit{patience_ms / 1000, patience_ms % 1000 * 1000};
+  const timeval limit{patience_ms / 1000, patience_ms % 1000 * 1000L};
   if (fd.valid()) (void)::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
   return fd;
 }

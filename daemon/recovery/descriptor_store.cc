@@ -376,7 +376,7 @@ Status DescriptorStore::wait_for_manager() {
 }
 
 Status DescriptorStore::begin() {
-  const bool all = sync_round(2 * kMostStored, Patience::full);
+  const bool all = sync_round(2UL * kMostStored, Patience::full);
   if (auto answered = wait_for_manager(); !answered) return answered;
   if (!all) return fail("the service manager does not take every descriptor");
   return {};

@@ -22,6 +22,8 @@ class Control {
  public:
   Control(AdminCommands& daemon, const Access& access, Vetting& vetting)
       : daemon_(daemon), access_(access), vetting_(vetting) {}
+  Control(const Control&) = delete;
+  Control& operator=(const Control&) = delete;
   ~Control();  // ends what is running, and returns when it has
   void accept_one(int listener);
 

@@ -105,6 +105,7 @@ void Daemon::stop_threads() {
 // Every thread that clients wait for has begun something new since this was true last.
 bool Daemon::threads_turned() {
   std::vector<std::uint64_t> turns;
+  turns.reserve(fault_threads_.size() + evict_threads_.size());
   for (const auto& thread : fault_threads_) turns.push_back(thread->turns());
   for (const auto& thread : evict_threads_) turns.push_back(thread->turns());
   turns_seen_.resize(turns.size());

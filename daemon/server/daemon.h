@@ -34,6 +34,8 @@ class Daemon final : public AdminCommands {
   // whose clients are taken over.
   static Result<std::unique_ptr<Daemon>> create(Os& os, Config config, std::string runtime_dir,
                                                 Vetting vetting, std::unique_ptr<State> state);
+  Daemon(const Daemon&) = delete;
+  Daemon& operator=(const Daemon&) = delete;
   ~Daemon() override;
 
   struct Shell {

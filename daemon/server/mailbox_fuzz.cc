@@ -28,12 +28,11 @@ UniqueFd nothing() {
 }
 
 std::string smaps_of(std::uint64_t start, std::uint64_t pages) {
+  const unsigned long long from = start, to = start + pages * kPage, kib = pages * 4;
   char text[300];
   std::snprintf(text, sizeof(text),
                 "%llx-%llx rw-p 00000000 00:00 0 \nAnonymous: %llu kB\nVmFlags: rd wr mr mw me \n",
-                static_cast<unsigned long long>(start),
-                static_cast<unsigned long long>(start + pages * kPage),
-                static_cast<unsigned long long>(pages * 4));
+                from, to, kib);
   return text;
 }
 
@@ -71,7 +70,7 @@ class Machine final : public ForkHost {
     parts.agent.mailbox = Mapping::anonymous(wire::kMailboxBytes).value();
     parts.agent.transfer = Mapping::anonymous(wire::kTransferBytes).value();
     mailbox_ = parts.agent.mailbox.as<wire::Mailbox>();
-    transfer_ = static_cast<std::byte*>(static_cast<void*>(parts.agent.transfer.data()));
+    transfer_ = parts.agent.transfer.data();
     fd_ = parts.uffd.get();
     os_.pagemap_of[parts.agent.pagemap.get()] = fd_;
     os_.add_range(fd_, kStaging, wire::kStagingBytes / kPage);
@@ -180,7 +179,7 @@ class Machine final : public ForkHost {
 
   void scribble() {
     const std::uint32_t kind = input_.byte();
-    auto* const bytes = static_cast<std::byte*>(static_cast<void*>(mailbox_));
+    auto* const bytes = reinterpret_cast<std::byte*>(mailbox_);
     // Most of the mailbox is lists; what is before them is looked at most.
     const std::size_t most =
         kind % 2 == 0 ? offsetof(wire::Mailbox, exclusions) + 8 : sizeof(wire::Mailbox);

@@ -24,6 +24,8 @@ class FaultThread {
   using Removed = std::function<void(Client&)>;  // the reader has let go of a gone client
   FaultThread(Os& os, const Tunables& tunables, std::unique_ptr<FaultService> service,
               Removed removed);
+  FaultThread(const FaultThread&) = delete;
+  FaultThread& operator=(const FaultThread&) = delete;
   ~FaultThread() { stop(); }
   [[nodiscard]] Status start();
   // At the end of a step, and for good. Returns when it has.
@@ -62,6 +64,8 @@ class FaultThread {
 class EvictThread {
  public:
   EvictThread(Os& os, std::unique_ptr<Evictor> evictor, BudgetBook& budgets);
+  EvictThread(const EvictThread&) = delete;
+  EvictThread& operator=(const EvictThread&) = delete;
   ~EvictThread() { stop(); }
   void start();
   void stop();  // as FaultThread's

@@ -25,7 +25,7 @@ struct PageMap::LeafInfo {
 namespace {
 
 constexpr std::uint64_t kDirectoryOffset = 4096;
-constexpr std::uint64_t kNodesOffset = kDirectoryOffset + PageMap::kFan * 4;
+constexpr std::uint64_t kNodesOffset = kDirectoryOffset + std::uint64_t{PageMap::kFan} * 4;
 constexpr std::uint64_t kInfosOffset =
     kNodesOffset + std::uint64_t{PageMap::kMostNodes} * PageMap::kFan * 4;
 constexpr std::uint64_t kLeavesOffset = kInfosOffset + std::uint64_t{PageMap::kMostLeaves} * 16;

@@ -31,8 +31,10 @@ namespace foldswap {
 struct FakeIo {
   bool write = false;
   std::uint64_t offset = 0;
+  // NOLINTBEGIN(readability-redundant-member-init): g++ asks for initialisers (-Wextra)
   std::span<std::byte> into{};        // read
   std::span<const std::byte> from{};  // write
+  // NOLINTEND(readability-redundant-member-init)
   std::uint64_t tag = 0;
   // For FakeDisk::on_io to change: what really happens, whatever is said about it.
   std::uint64_t lands_at = 0;  // offset
@@ -69,7 +71,7 @@ class FakeDisk {
   }
   // io(index), whatever came before it.
   void complete_at(std::size_t index) {
-    Pending ended = std::move(pending_[index]);
+    Pending ended = pending_[index];
     pending_.erase(pending_.begin() + static_cast<std::ptrdiff_t>(index));
     const int result = carry_out(files_.at(ended.inode), ended.io);
     if (ended.ring != nullptr) ended.ring->end(ended.io.tag, result);
@@ -183,7 +185,7 @@ class FakeDisk {
       if (ended_.empty()) (void)!::read(event_.get(), &told, sizeof(told));
       return count;
     }
-    int fd() const override { return event_.get(); }
+    [[nodiscard]] int fd() const override { return event_.get(); }
 
     void end(std::uint64_t tag, int result) {
       ended_.push_back({tag, result});

@@ -150,7 +150,8 @@ void Writeback::read_victim(Buffer& buffer) {
   buffer.state = runs.empty() ? Buffer::State::idle : Buffer::State::reading;
   const auto index = static_cast<std::uint64_t>(&buffer - buffers_.data());
   for (std::uint64_t i = 0; i < runs.size(); ++i) {
-    const std::uint64_t begin = runs[i].first * kBlock, end = runs[i].end * kBlock;
+    const std::uint64_t begin = std::uint64_t{runs[i].first} * kBlock;
+    const std::uint64_t end = std::uint64_t{runs[i].end} * kBlock;
     (void)ring_->read(buffer.bytes.subspan(begin, end - begin),
                       BackingFile::offset_of(buffer.claim.segment) + begin, index + i * kBuffers);
   }

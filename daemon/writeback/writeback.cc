@@ -42,7 +42,7 @@ Writeback::Writeback(Os& os, State& state, PageStore& store, BackingFile& file, 
       tunables_(tunables),
       budget_(state.header().writeback.written),
       pressure_(os),
-      memory_(Mapping::anonymous(kBuffers * kSegment).value()) {
+      memory_(Mapping::anonymous(std::size_t{kBuffers} * kSegment).value()) {
   for (std::uint32_t i = 0; i < kBuffers; ++i) {
     buffers_[i].bytes = {memory_.data() + std::size_t{i} * kSegment, kSegment};
     buffers_[i].items.reserve(1024);
@@ -186,7 +186,7 @@ bool Writeback::make_room(std::uint64_t bytes) {
 }
 
 bool Writeback::open_segment(Buffer& buffer, bool for_cleaning) {
-  if (!for_cleaning && !make_room(kForCleaning * kSegment)) {
+  if (!for_cleaning && !make_room(std::uint64_t{kForCleaning} * kSegment)) {
     no_room_ = true;
     return false;
   }

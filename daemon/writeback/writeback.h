@@ -53,6 +53,8 @@ class Writeback {
   [[nodiscard]] static Result<std::unique_ptr<Writeback>> create(
       Os& os, State& state, PageStore& store, BackingFile& file, const Seal& seal,
       DiskTraffic& traffic, const Tunables& tunables);
+  Writeback(const Writeback&) = delete;
+  Writeback& operator=(const Writeback&) = delete;
   ~Writeback();
 
   // Microseconds after which to call again at the latest; sooner when fd() polls readable, or
