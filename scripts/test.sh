@@ -27,7 +27,9 @@ at_once=$((jobs + 1))
 launcher=()
 if command -v ccache >/dev/null; then launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache); fi
 logs=$(mktemp -d)
-trap 'rm -rf "$logs"' EXIT
+beside=""  # process of compile_beside
+# It has a group of its own, and the compilers end with it.
+trap '[[ -z $beside ]] || kill -- "-$beside" 2>/dev/null || true; rm -rf "$logs"' EXIT
 results=()
 failed=0
 
@@ -40,15 +42,35 @@ record() {  # record NAME STATUS TEXT
   results+=("$(printf '%-16s %s  %s' "$1" "$verdict" "$3")")
 }
 
+# compile PRESET: builds it, with what is said in a log, and notes status and duration for build().
+compile() {
+  local preset=$1 status=0 begun=$SECONDS
+  { cmake --preset "$preset" "${launcher[@]}" &&
+    cmake --build --preset "$preset" -j "$jobs"; } >"$logs/build-$preset" 2>&1 || status=$?
+  echo "$status $((SECONDS - begun))" >"$logs/building-$preset"
+  mv "$logs/building-$preset" "$logs/built-$preset"
+}
+
+# compile_beside PRESET...: likewise, one after the other. All but the first with what the tests leave of the CPUs: these
+# wait most of the time.
+compile_beside() {
+  local preset
+  for preset in "$@"; do
+    compile "$preset"
+    renice -n 19 "$BASHPID" >/dev/null
+  done
+}
+
 # build PRESET: a failed build is recorded, and shown; returns its status. `built` says how long it took.
 build() {
-  local preset=$1 status=0 log=$logs/build-$1 begun=$SECONDS
+  local preset=$1 status seconds
   echo "== $preset: build"
-  { cmake --preset "$preset" "${launcher[@]}" &&
-    cmake --build --preset "$preset" -j "$jobs"; } >"$log" 2>&1 || status=$?
-  built="build $((SECONDS - begun)) s"
+  if [[ -z $beside ]]; then compile "$preset"; fi
+  while [[ ! -e $logs/built-$preset ]] && kill -0 "$beside" 2>/dev/null; do sleep 1; done
+  read -r status seconds <"$logs/built-$preset"
+  built="build $seconds s"
   if ((status != 0)); then
-    tail -n 80 "$log"
+    tail -n 80 "$logs/build-$preset"
     record "$preset" "$status" "$built"
   fi
   return "$status"
@@ -118,6 +140,10 @@ export TSAN_OPTIONS=${TSAN_OPTIONS-halt_on_error=1:second_deadlock_stack=1}
 if [[ $quick == yes ]]; then
   check release -L '^(unit|quick)$'
 else
+  set -m
+  compile_beside release asan tsan clang &
+  beside=$!
+  set +m
   check release
   check asan -L '^(unit|e2e_san)$'
   # ThreadSanitizer: what runs the pool, the core and both daemon threads against each other.
