@@ -143,9 +143,11 @@ int run_daemon(const Options& options, Config config, const Inherited& inherited
   for (const std::string& setting : (*state)->settings()) {
     if (auto done = set_assignment(config, setting); !done) (void)complain(done.error().text());
   }
-  // 1. The vetting helpers are forked while this process has one thread and no client's descriptor.
+  // 1. The helpers are forked while this process has one thread and no client's descriptor.
   auto vetting = Vetting::start();
   if (!vetting) return complain(vetting.error().text());
+  auto injector = Injector::start();
+  if (!injector) return complain(injector.error().text());
   // 2. Signals are taken by a descriptor; every thread inherits the mask.
   sigset_t signals;
   sigemptyset(&signals);
@@ -159,7 +161,7 @@ int run_daemon(const Options& options, Config config, const Inherited& inherited
   use_io_uring();
   // 4. State, pool, threads, sockets.
   auto daemon = Daemon::create(real_os(), std::move(config), options.runtime_dir,
-                               std::move(*vetting), std::move(*state));
+                               {std::move(*vetting), std::move(*injector)}, std::move(*state));
   if (!daemon) {
     spdlog::shutdown();
     return complain(daemon.error().text());

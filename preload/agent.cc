@@ -10,9 +10,11 @@
 #include <cerrno>
 #include <iterator>
 
+#include "preload/arrival.h"
 #include "preload/child.h"
 #include "preload/exclusions.h"
 #include "preload/mover.h"
+#include "preload/rights.h"
 #include "preload/signals.h"
 
 namespace foldswap::preload {
@@ -216,6 +218,24 @@ void wait_to_attach(Control& c, long ms) {
   __builtin_unreachable();
 }
 
+// Ends this thread, whose stack goes before it does. Its end is told nowhere: where it would be may
+// belong to the program by then.
+[[noreturn]] void leave_without_stack(std::uint64_t start, std::uint64_t bytes) {
+  sys::call(SYS_set_tid_address, nullptr);
+  for (;;) {
+    asm volatile(
+        "movl %0, %%eax\n\t"
+        "syscall\n\t"
+        "movl %1, %%eax\n\t"
+        "xorl %%edi, %%edi\n\t"
+        "syscall\n\t"
+        "hlt"
+        :
+        : "i"(SYS_munmap), "i"(SYS_exit), "D"(start), "S"(bytes)
+        : "rax", "rcx", "r11", "memory");
+  }
+}
+
 // clone(2) with a function to run on the new stack, which must not return. The kernel keeps all
 // registers but rax, rcx and r11, so function and argument travel in callee-saved ones.
 long clone_thread(unsigned long flags, std::byte* stack_top, std::uint32_t* tid, void* tls,
@@ -241,6 +261,22 @@ long clone_thread(unsigned long flags, std::byte* stack_top, std::uint32_t* tid,
 }
 
 }  // namespace
+
+void run_arrived_agent(Control& c) {
+  settle_in(c);
+  if (!attach_arrived(c)) {
+    const wire::Range own = c.own[1];
+    sys::store(library.arriving, 0U);
+    leave_without_stack(own.start, own.bytes);
+  }
+  answer(c);
+  // Its rights were those of a moment before; the calls that may have changed the program's are
+  // over.
+  if (!has_leaders_rights()) leave();
+  tell_of_agent(c);
+  serve(c);
+  __builtin_unreachable();
+}
 
 bool start_agent(Control& control, AgentDuty duty) {
   control.cpu = ~0U;

@@ -13,6 +13,11 @@ enum class AgentDuty {
   attach,  // a forked child: become a client first (child.h)
 };
 
+// The agent of a process that runs already (arrival.h), which has come to its own stack: makes the
+// process a client, and serves. When that cannot be it unmaps `control` and all around it, and
+// ends.
+[[noreturn]] void run_arrived_agent(Control& control);
+
 // Starts the agent on `control`'s page and the stack below it, and waits until it has a descriptor
 // table of its own and, to serve, staging is registered. False: it has not started, or has gone
 // again; control.start_errno says why.

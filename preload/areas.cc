@@ -30,7 +30,7 @@ bool hide(const Region& region, Reason& reason) {
          advise(region.start(), region.bytes(), MADV_DONTDUMP, reason);
 }
 
-bool map_own(Region& region, Reason& reason) {
+bool map_own(Region& region, Locked locked, Reason& reason) {
   if (!map(-1, kPrivateBytes, kAnonymous, region, reason)) return false;
   std::byte* const base = region.start();
   if (!advise(base, kPage, MADV_WIPEONFORK, reason) ||
@@ -40,7 +40,7 @@ bool map_own(Region& region, Reason& reason) {
   }
   sys::call(SYS_mprotect, base + kPage, kPage, PROT_NONE);
   // Best effort, against the kernel's own swapping; the limit may be small, and is the program's.
-  sys::call(SYS_mlock, base + 2 * kPage, kPrivateBytes - 2 * kPage);
+  if (locked == Locked::yes) sys::call(SYS_mlock, base + 2 * kPage, kPrivateBytes - 2 * kPage);
   return true;
 }
 
@@ -96,8 +96,8 @@ int find_pair(dl_phdr_info* info, std::size_t, void* question) {
 
 }  // namespace
 
-bool map_private(Areas& areas, Reason& reason) {
-  return map_own(areas.own, reason);
+bool map_private(Areas& areas, Locked locked, Reason& reason) {
+  return map_own(areas.own, locked, reason);
 }
 
 bool map_shared(int mailbox_fd, int transfer_fd, Areas& areas, Reason& reason) {

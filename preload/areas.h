@@ -42,13 +42,20 @@ class Region {
   std::size_t bytes_ = 0;
 };
 
+inline constexpr std::size_t kControlOffset = 2 * kPage + kStackBytes;
+
+// The first page of the private area that `control` is the last of.
+[[nodiscard]] inline Life* life_beside(Control& control) {
+  return reinterpret_cast<Life*>(reinterpret_cast<std::byte*>(&control) - kControlOffset);
+}
+
 struct Areas {
   Region own;  // [alive page][guard][agent's stack][Control]
   Region staging, mailbox, transfer;
 
   [[nodiscard]] Life* alive() const { return reinterpret_cast<Life*>(own.start()); }
   [[nodiscard]] Control* control() const {
-    return reinterpret_cast<Control*>(own.start() + 2 * kPage + kStackBytes);
+    return reinterpret_cast<Control*>(own.start() + kControlOffset);
   }
   void keep() {
     own.keep();
@@ -60,7 +67,9 @@ struct Areas {
 
 // Map the private area, and the other three, with their advice for fork and core dumps; no page of
 // staging is touched. Neither touches libc's state: the agent of a forked child calls map_shared().
-[[nodiscard]] bool map_private(Areas& areas, Reason& reason);
+// Locked::yes: the private area is locked, if the program's limit allows that.
+enum class Locked : bool { no, yes };
+[[nodiscard]] bool map_private(Areas& areas, Locked locked, Reason& reason);
 [[nodiscard]] bool map_shared(int mailbox_fd, int transfer_fd, Areas& areas, Reason& reason);
 
 // The library's writable data, which must never be evicted: the segment around `library`.

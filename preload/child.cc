@@ -5,11 +5,13 @@
 #include "base/uapi.h"
 #include "preload/agent.h"
 #include "preload/areas.h"
+#include "preload/arrival.h"
 #include "preload/enlist.h"
 #include "preload/exclusions.h"
 #include "preload/handshake.h"
 #include "preload/hidden.h"
 #include "preload/mover.h"
+#include "preload/rights.h"
 
 namespace foldswap::preload {
 namespace {
@@ -49,17 +51,25 @@ void empty_staging(const Control& control) {
 // From here the interposed functions use the mailbox. Calls that began before are waited for, and
 // what was seen and planned while they ran is void.
 void go_live(Control& control, wire::Mailbox& box, std::uint64_t client_id) {
-  publish_exclusions(box);
   library.client_id = client_id;
+  library.control = &control;
+  library.nothing_registered = false;  // so that raw forks are careful
   sys::store(control.mailbox, &box);
+  if (sys::load(library.alive) == nullptr) move_notes_lock(*life_beside(control));
+  publish_exclusions(box);
   sys::store(library.alive->presence, static_cast<std::uint32_t>(Presence::live));
   while (sys::load(library.quiet_calls) != 0) sys::sleep_us(50);
   publish_exclusions(box);
   look_anew(control);
-  // From here there are commands: one that was waiting while a quiet call waits for a fault would
-  // keep that fault from being answered.
-  sys::store(box.agent_tid, static_cast<std::uint32_t>(sys::call(SYS_gettid)));
 }
+
+}  // namespace
+
+void tell_of_agent(const Control& control) {
+  sys::store(control.mailbox->agent_tid, static_cast<std::uint32_t>(sys::call(SYS_gettid)));
+}
+
+namespace {
 
 bool try_to_attach(Control& control, Reason& reason) {
   Greeting greeting;
@@ -96,7 +106,7 @@ bool try_to_attach(Control& control, Reason& reason) {
 void begin_child() {
   Areas areas;
   Reason unused;
-  if (!map_private(areas, unused)) return;
+  if (!map_private(areas, Locked::yes, unused)) return;
   Control& control = *areas.control();
   control.pid = static_cast<pid_t>(sys::call(SYS_getpid));
   control.own[0] = library.own_data;
@@ -111,11 +121,28 @@ void begin_child() {
   areas.keep();
 }
 
+bool attach_arrived(Control& control) {
+  constexpr int kTurns = 10'000;
+  // A call that a signal handler has left for good never ends, and then this will be no client.
+  for (int turn = 0; sys::load(library.quiet_calls) != 0; ++turn) {
+    if (turn == kTurns || nobody_may_arrive()) return false;
+    sys::sleep_us(200);
+  }
+  Reason unused;
+  if (nobody_may_arrive() || !has_leaders_rights() || !try_to_attach(control, unused)) return false;
+  sys::store(library.arriving, 0U);
+  sys::store(control.start, static_cast<std::uint32_t>(AgentStart::running));
+  return true;
+}
+
 bool attach_child(Control& control) {
   long waited_ms = 0;
   for (;;) {
     Reason reason;
-    if (try_to_attach(control, reason)) return true;
+    if (try_to_attach(control, reason)) {
+      tell_of_agent(control);
+      return true;
+    }
     if (!comes_back(library.socket_path, reason, waited_ms)) return false;
   }
 }

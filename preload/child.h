@@ -20,6 +20,13 @@ inline constexpr long kChildDelayMs = 50, kChildAgainMs = 1'000;
 // In the child, which has one thread.
 void begin_child();
 
+// The agent's of a process that runs already (arrival.h): as attach_child(), at once, and in one
+// try. What is left to do then is tell_of_agent().
+[[nodiscard]] bool attach_arrived(Control& control);
+// The agent's, last of all: from here on there are commands. One that was waiting while a quiet
+// call waits for a fault would keep that fault from being answered.
+void tell_of_agent(const Control& control);
+
 // The agent's: false when this process will not be a client.
 [[nodiscard]] bool attach_child(Control& control);
 

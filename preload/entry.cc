@@ -1,7 +1,7 @@
-// The constructor: makes this process a client, or leaves it alone (DESIGN §4). Reads top to
-// bottom: may we, who are we, connect, make the userfaultfd, map the areas, register, start the
-// agent. Before registration everything fails open: one line on stderr and the program runs as if
-// we were not there.
+// The constructor: makes this process a client, lets an agent come later (arrival.h), or leaves it
+// alone (DESIGN §4). Reads top to bottom: may we, who are we, connect, make the userfaultfd, map
+// the areas, register, start the agent. Before registration everything fails open: one line on
+// stderr and the program runs as if we were not there.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <gnu/libc-version.h>
@@ -16,6 +16,7 @@
 
 #include "preload/agent.h"
 #include "preload/areas.h"
+#include "preload/arrival.h"
 #include "preload/enlist.h"
 #include "preload/exclusions.h"
 #include "preload/fork.h"
@@ -44,7 +45,7 @@ bool new_enough(Reason& reason) {
   return false;
 }
 
-bool may_run(const Settings& settings, Reason& reason) {
+bool may_ever_run(const Settings& settings, Reason& reason) {
   if (settings.disabled) {
     reason << "FOLDSWAP_DISABLE is set";
     return false;
@@ -53,6 +54,10 @@ bool may_run(const Settings& settings, Reason& reason) {
     reason << "the program runs with raised privileges";
     return false;
   }
+  return true;
+}
+
+bool may_run_now(Reason& reason) {
   // A filter would apply to the agent's calls as well. Refusing even to tell is a filter, too.
   if (prctl(PR_GET_SECCOMP) != 0 && errno != EINVAL) {
     reason << "a seccomp filter is in force";
@@ -75,12 +80,10 @@ void fill_control(Control& control, const Areas& areas) {
   note_areas(control, areas);
 }
 
-wire::Hello fill_hello(const Settings& settings, const Control& control) {
+wire::Hello fill_hello(const Settings& settings) {
   wire::Hello hello = make_hello(wire::HelloKind::register_client);
-  hello.staging = reinterpret_cast<std::uint64_t>(control.staging);
   hello.resident_max_bytes = settings.resident_max_bytes;
   hello.group_max_bytes = settings.group_max_bytes;
-  sys::copy_bytes(hello.own, control.own, sizeof(hello.own));
   sys::copy_bytes(hello.name, settings.name, sizeof(hello.name));
   sys::copy_bytes(hello.group, settings.group, sizeof(hello.group));
   return hello;
@@ -114,7 +117,7 @@ bool register_with_daemon(Settings& settings, Reason& reason) {
   Fd uffd;
   Areas areas;
   if (!check_areas(greeting, reason) || !make_userfaultfd(greeting, uffd, reason) ||
-      !map_private(areas, reason) ||
+      !map_private(areas, Locked::yes, reason) ||
       !map_shared(greeting.fds[wire::kFdMailbox].get(), greeting.fds[wire::kFdTransfer].get(),
                   areas, reason)) {
     return false;
@@ -125,7 +128,9 @@ bool register_with_daemon(Settings& settings, Reason& reason) {
   control.uffd = uffd.get();
   control.lifeline = greeting.socket.get();
   export_group(settings);
-  const wire::Hello hello = fill_hello(settings, control);
+  wire::Hello hello = fill_hello(settings);
+  hello.staging = reinterpret_cast<std::uint64_t>(control.staging);
+  sys::copy_bytes(hello.own, control.own, sizeof(hello.own));
   wire::Ready ready{};
   if (!introduce(greeting, hello, uffd.get(), kReadyLimitMs, ready, nullptr, reason)) {
     withdraw(uffd, areas);
@@ -142,7 +147,14 @@ bool register_with_daemon(Settings& settings, Reason& reason) {
 }
 
 bool become_client(Settings& settings, Reason& reason) {
-  if (!may_run(settings, reason) || !read_settings(settings, reason)) return false;
+  if (!may_ever_run(settings, reason) || !read_settings(settings, reason)) return false;
+  if (settings.late && !settings.required) {
+    export_group(settings);
+    library.glibc_realloc = next_realloc_is_glibc();
+    await_arrival(settings, fill_hello(settings));
+    return true;
+  }
+  if (!may_run_now(reason)) return false;
   long waited_ms = 0;
   while (!register_with_daemon(settings, reason)) {
     if (!comes_back(settings.socket_path, reason, waited_ms)) return false;

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <sys/uio.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <initializer_list>
 
@@ -286,6 +287,12 @@ void make_room() {
 
 }  // namespace
 
+bool notes_in_use() {
+  const std::uint32_t lock = sys::load(notes.early_lock);
+  return sys::load(notes.used) != 0 || sys::load(notes.words_used) != 0 ||
+         (lock != 0 && lock != kMoved);
+}
+
 bool notes_matter() {
   if (sys::load(library.alive) == nullptr) {
     return sys::load(library.never) == 0 && !mutated(Mutation::h40_from_the_first_call);
@@ -396,6 +403,18 @@ void move_notes_lock(Life& life) {
   sys::store(library.alive, &life);
   sys::store(notes.early_lock, kMoved);
   unlock_notes();
+}
+
+void drop_all_notes() {
+  const std::uint32_t pages = notes.used, words = notes.words_used;
+  for (std::uint32_t i = 0; i < std::min(pages + 1, kPages); ++i) notes.page[i] = {};
+  for (std::uint32_t i = 0; i < std::min(words + 1, kWords); ++i) notes.word[i] = {};
+  for (std::uint16_t& bucket : notes.bucket) bucket = 0;
+  for (std::uint64_t& slot : notes.slot) slot = 0;
+  notes.alive = notes.used = notes.words_used = notes.slots_used = 0;
+  notes.free = 0;
+  notes.lost_words = true;
+  if (sys::load(library.alive) == nullptr) sys::store(notes.early_lock, 0U);
 }
 
 void notes_after_fork() {

@@ -22,6 +22,8 @@
 
 namespace foldswap::preload {
 
+// Whether anything has been noted in this process.
+[[nodiscard]] bool notes_in_use();
 // Whether notes of this process can matter: it is a client, or may become one.
 [[nodiscard]] bool notes_matter();
 
@@ -52,5 +54,8 @@ void unlock_notes();
 // Makes `life` the process's (Library::alive), whose word is the lock from here on.
 void move_notes_lock(Life& life);
 void notes_after_fork();
+// In a forked child, when the notes may be half made: they are empty from here on, and as nobody
+// knows any more what was noted, nothing of this process is evicted.
+void drop_all_notes();
 
 }  // namespace foldswap::preload

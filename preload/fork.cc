@@ -3,7 +3,7 @@
 #include <pthread.h>
 
 #include "base/mutation.h"
-#include "preload/agent.h"
+#include "preload/arrival.h"
 #include "preload/child.h"
 #include "preload/exclusions.h"
 #include "preload/next.h"
@@ -20,12 +20,37 @@ std::uint64_t myself() {
   return static_cast<std::uint64_t>(pthread_self());
 }
 
+// In a process that is no client, and has nothing registered, only the notes may matter; and an
+// agent that arrives waits until this fork is over. Nothing else of it concerns anybody, and no
+// system call is made for it.
+bool nothing_to_serialise() {
+  return presence() == Presence::none && !orphaned() && !notes_in_use();
+}
+
+bool began_quietly() {
+  if (!nothing_to_serialise()) return false;
+  sys::add(library.quiet_calls, 1);
+  if (nothing_to_serialise()) return true;
+  sys::add(library.quiet_calls, ~0U);
+  return false;
+}
+
+// In the child of such a fork.
+void end_quietly_in_child() {
+  sys::store(library.quiet_calls, 0U);
+  sys::add(library.forks, 1);
+  library.nothing_registered = true;  // an agent that has come meanwhile waits until this is over
+  forget_arrival();
+  // Another thread of its parent may have begun to note something.
+  if (notes_in_use()) drop_all_notes();
+}
+
 // Nothing of a request is half made in the child, no other fork runs between fork_seq and the
 // event, and nothing is registered between the look at `registered` and the fork. What is noted in
 // `library` belongs to the fork that holds the locks: glibc calls the handlers of forks in several
 // threads side by side. No signal handler of this thread runs meanwhile: others need the locks.
 void prepare() {
-  if (sys::load(library.never) != 0) return;
+  if (sys::load(library.never) != 0 || began_quietly()) return;
   // A child that is still attaching becomes a client now: otherwise nobody could say which FORK
   // event the grandchild is.
   (void)live_or_attached();
@@ -47,9 +72,11 @@ void prepare() {
   sys::store(library.forker, myself());
 }
 
-// Neither of these is for a fork that began when prepare() did nothing.
 void parent() {
-  if (sys::load(library.forker) != myself()) return;
+  if (sys::load(library.forker) != myself()) {
+    if (sys::load(library.never) == 0) sys::add(library.quiet_calls, ~0U);
+    return;
+  }
   sys::store(library.forker, std::uint64_t{0});
   const std::uint64_t mask = library.fork_mask;
   const bool took_lock = library.fork_took_lock, of_client = library.fork_of_client;
@@ -67,41 +94,47 @@ void parent() {
 // Mailbox, transfer area, staging and Control are not mapped here: live() is null from now on, and
 // the request lock is free (Life).
 void child() {
-  if (sys::load(library.forker) != myself()) return;
+  const bool quietly = sys::load(library.forker) != myself();
   sys::store(library.forker, std::uint64_t{0});
+  if (quietly) {
+    if (sys::load(library.never) == 0) end_quietly_in_child();
+    return;
+  }
   sys::add(library.forks, 1);
   sys::store(library.quiet_calls, 0U);
+  forget_arrival();
   // In a raw fork's child another thread of its parent may have been in the middle of them.
   if (library.fork_of_client || sys::load(library.alive) == nullptr) {
     notes_after_fork();
   } else {
     unlock_notes();
   }
-  // If not a client's: what its parent knew still holds.
-  if (library.fork_of_client) begin_child();
+  // If not a client's: what its parent knew still holds. And with nothing registered there is no
+  // event, and nothing that an agent would be needed for now.
+  if (library.fork_of_client && !(library.comes_late && library.nothing_registered)) begin_child();
   SignalBlock::restore(library.fork_mask);
 }
 
-// 0: not yet; a thread id: by that thread, now; kInstalled.
-std::uint32_t installing = 0;
-constexpr std::uint32_t kInstalled = ~0U;
+// 0: not yet; myself(): by that thread, now; kInstalled.
+std::uint64_t installing = 0;
+constexpr std::uint64_t kInstalled = ~std::uint64_t{0};
 
 }  // namespace
 
 void install_fork_handlers() {
   if (sys::load(installing) == kInstalled) return;
-  const SignalBlock signals(SignalBlock::Set::asynchronous);
-  const auto me = static_cast<std::uint32_t>(sys::call(SYS_gettid));
+  const std::uint64_t me = myself();
   sys::Backoff backoff;
   while (!sys::exchange_if(installing, 0, me)) {
-    const std::uint32_t now = sys::load(installing);
-    // It is ours that are being registered, and somebody's allocator registers its own for it.
+    const std::uint64_t now = sys::load(installing);
+    // It is ours that are being registered, and somebody's allocator registers its own for it, or a
+    // signal handler.
     if (now == kInstalled || now == me) return;
     backoff.next();
   }
   // Of nobody: they stay while others' destructors run at the end.
   const bool done = next_register_atfork(prepare, parent, child, nullptr) == 0;
-  sys::store(installing, done ? kInstalled : 0U);
+  sys::store(installing, done ? kInstalled : std::uint64_t{0});
 }
 
 }  // namespace foldswap::preload

@@ -48,7 +48,18 @@ void agent_follows() {
   sys::call(SYS_munmap, map, bytes);
 }
 
-int followed(int result) {
+// The agent of a process that is none yet may arrive meanwhile, with the rights from before: it
+// waits for the end of this call and looks again (arrival.cc).
+template <typename Call>
+int followed(Call call) {
+  if (inert()) return call();
+  int result = 0;
+  if (live() == nullptr) {
+    const QuietCall quiet;
+    result = call();
+  } else {
+    result = call();
+  }
   if (result == 0 && library.alive != nullptr) agent_follows();
   return result;
 }
@@ -68,32 +79,32 @@ constinit Next<int(const char*, gid_t)> next_initgroups{"initgroups"};
 using namespace foldswap::preload;
 
 FOLDSWAP_EXPORT int setuid(uid_t user) noexcept {
-  return followed(next_setuid(user));
+  return followed([&] { return next_setuid(user); });
 }
 FOLDSWAP_EXPORT int seteuid(uid_t user) noexcept {
-  return followed(next_seteuid(user));
+  return followed([&] { return next_seteuid(user); });
 }
 FOLDSWAP_EXPORT int setgid(gid_t group) noexcept {
-  return followed(next_setgid(group));
+  return followed([&] { return next_setgid(group); });
 }
 FOLDSWAP_EXPORT int setegid(gid_t group) noexcept {
-  return followed(next_setegid(group));
+  return followed([&] { return next_setegid(group); });
 }
 FOLDSWAP_EXPORT int setreuid(uid_t real, uid_t effective) noexcept {
-  return followed(next_setreuid(real, effective));
+  return followed([&] { return next_setreuid(real, effective); });
 }
 FOLDSWAP_EXPORT int setregid(gid_t real, gid_t effective) noexcept {
-  return followed(next_setregid(real, effective));
+  return followed([&] { return next_setregid(real, effective); });
 }
 FOLDSWAP_EXPORT int setresuid(uid_t real, uid_t effective, uid_t saved) noexcept {
-  return followed(next_setresuid(real, effective, saved));
+  return followed([&] { return next_setresuid(real, effective, saved); });
 }
 FOLDSWAP_EXPORT int setresgid(gid_t real, gid_t effective, gid_t saved) noexcept {
-  return followed(next_setresgid(real, effective, saved));
+  return followed([&] { return next_setresgid(real, effective, saved); });
 }
 FOLDSWAP_EXPORT int setgroups(size_t count, const gid_t* groups) noexcept {
-  return followed(next_setgroups(count, groups));
+  return followed([&] { return next_setgroups(count, groups); });
 }
 FOLDSWAP_EXPORT int initgroups(const char* user, gid_t group) {
-  return followed(next_initgroups(user, group));
+  return followed([&] { return next_initgroups(user, group); });
 }

@@ -1,9 +1,9 @@
 // mremap, realloc, reallocarray, madvise, shmat: calls that go wrong over ranges which are partly
 // registered, or that discard pages without an event (HAZARDS 12, 13). mlock and its relatives only
 // tell that something may be locked. Each announces itself, has the daemon bring its range to one
-// state, and only then calls the real function. Without a client behind it, each is a load and a
-// jump. None does more than the kernel itself would: what the kernel refuses at once is its own
-// business, and what was never registered is left alone.
+// state, and only then calls the real function. In a process that is no client, and never was, none
+// makes a system call of its own (QuietCall). None does more than the kernel itself would: what the
+// kernel refuses at once is its own business, and what was never registered is left alone.
 #include <malloc.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -81,12 +81,11 @@ class Resizing {
 // raised the count is no more (a vfork child killed half-way).
 template <typename Call>
 int lock_memory(Call call) {
-  if (library.alive == nullptr) return call(nullptr);
-  const SignalBlock signals(SignalBlock::Set::asynchronous);
   if (live() == nullptr) {
     const QuietCall quiet;
     if (live() == nullptr) return call(nullptr);
   }
+  const SignalBlock signals(SignalBlock::Set::asynchronous);
   Control* const control = library.control;
   sys::add(control->locking, 1);
   sys::Backoff backoff;
@@ -115,20 +114,31 @@ void* remap_orphan(Control* control, const RemapCall& call, void* target) {
   return moved;
 }
 
-// Runs `with(control)` in a client, `without()` in a process that is none (any more, or yet).
+// as_client() in a process that was no client a moment ago.
 template <typename With, typename Without>
-auto as_client(With with, Without without) {
-  if (Control* const control = live()) return with(*control);
-  const SignalBlock signals(SignalBlock::Set::asynchronous);
-  // What it has inherited is registered, and only a client can ask for that to change.
-  Control* control = orphaned() ? live_or_attached() : nullptr;
-  if (control != nullptr) return with(*control);
+auto quietly(With with, Without without) {
+  Control* control = nullptr;
   {
     const QuietCall quiet;
     control = live();
     if (control == nullptr) return without();
   }
   return with(*control);
+}
+
+// Runs `with(control)` in a client, `without()` in a process that is none (any more, or yet).
+template <typename With, typename Without>
+auto as_client(With with, Without without) {
+  Control* control = live();
+  if (control != nullptr) return with(*control);
+  if (orphaned()) {
+    // What it has inherited is registered, and only a client can ask for that to change.
+    const SignalBlock signals(SignalBlock::Set::asynchronous);
+    control = live_or_attached();
+    if (control != nullptr) return with(*control);
+    return quietly(with, without);
+  }
+  return quietly(with, without);
 }
 
 void* remap_plain(const RemapCall& call, void* target) {
@@ -257,6 +267,10 @@ constexpr long kPatienceMs = 20, kMostPatienceMs = 1'000'000;
 // more faults are still served: what may be out is read in.
 template <typename Call>
 auto with_released(const wire::Range& range, Call call) {
+  if (live() == nullptr && !orphaned()) {
+    const QuietCall quiet;
+    if (live() == nullptr) return call(nullptr);
+  }
   bool read_in = false;
   for (long patience_ms = kPatienceMs;; patience_ms = std::min(2 * patience_ms, kMostPatienceMs)) {
     {
@@ -287,7 +301,6 @@ int advise_silently(void* address, std::size_t bytes, int advice) {
   const wire::Range range = advised_range(reinterpret_cast<std::uint64_t>(address), bytes);
   if (range.bytes == 0) return next_madvise(address, bytes, advice);
   if (hides(advice)) note_hidden(range.start, range.bytes);
-  if (library.alive == nullptr) return next_madvise(address, bytes, advice);
   return with_released(range, [&](Control* control) {
     const int result = next_madvise(address, bytes, advice);
     if (control != nullptr && hides(advice) && !mutated(Mutation::h12_fresh_mappings)) {
@@ -310,6 +323,10 @@ wire::Range attached_range(int segment, const void* address, int flags) {
 }
 
 void* attach_over(int segment, const void* address, int flags) {
+  if (live() == nullptr && !orphaned()) {
+    const QuietCall quiet;
+    if (live() == nullptr) return next_shmat(segment, address, flags);
+  }
   const wire::Range range = attached_range(segment, address, flags);
   if (range.bytes == 0) return next_shmat(segment, address, flags);
   return with_released(range, [&](Control* control) {
@@ -341,9 +358,10 @@ FOLDSWAP_EXPORT void* mremap(void* address, size_t old_bytes, size_t new_bytes, 
     target = va_arg(rest, void*);
     va_end(rest);
   }
-  if (library.alive == nullptr) return next_mremap(address, old_bytes, new_bytes, flags, target);
+  if (inert()) return next_mremap(address, old_bytes, new_bytes, flags, target);
   const RemapCall call{address, old_bytes, new_bytes, flags};
-  if (remap_refused(call)) return next_mremap(address, old_bytes, new_bytes, flags, target);
+  if (library.alive != nullptr && remap_refused(call))
+    return next_mremap(address, old_bytes, new_bytes, flags, target);
   return as_client([&](Control& control) { return remap_client(control, call, target); },
                    [&] { return remap_plain(call, target); });
 }
@@ -383,7 +401,7 @@ FOLDSWAP_EXPORT int madvise(void* address, size_t bytes, int advice) noexcept {
 }
 
 FOLDSWAP_EXPORT void* shmat(int segment, const void* address, int flags) noexcept {
-  if (library.alive == nullptr || (flags & SHM_REMAP) == 0) {
+  if (inert() || (flags & SHM_REMAP) == 0) {
     return next_shmat(segment, address, flags);
   }
   return attach_over(segment, address, flags);

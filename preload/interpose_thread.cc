@@ -16,6 +16,7 @@
 
 #include "base/mutation.h"
 #include "preload/agent.h"
+#include "preload/arrival.h"
 #include "preload/exclusions.h"
 #include "preload/next.h"
 #include "preload/request.h"
@@ -272,11 +273,15 @@ FOLDSWAP_EXPORT int __clone(int (*function)(void*), void* stack, int flags, void
 }
 
 FOLDSWAP_EXPORT int unshare(int flags) noexcept {
-  if ((flags & kUnshareAlone) != 0 && library.alive != nullptr) retire_agent();
+  if ((flags & kUnshareAlone) == 0 || inert()) return next_unshare(flags);
+  const Alone alone;
+  if (library.alive != nullptr) retire_agent();
   return next_unshare(flags);
 }
 
 FOLDSWAP_EXPORT int setns(int descriptor, int kinds) noexcept {
+  if (inert()) return next_setns(descriptor, kinds);
+  const Alone alone;
   if (library.alive != nullptr && (namespace_kinds(descriptor, kinds) & kSetnsAlone) != 0) {
     retire_agent();
   }

@@ -76,10 +76,11 @@ class Announcement {
   Control& control_;
 };
 
-// Brackets an interposed call in a process that is not live, but may become so at any moment (a
-// forked child that is attaching). The agent goes live first and then waits until no such call is
-// left, before it does anything. So: make one, look at live() again, and go the live way if it
-// answers. Asynchronous signals should be blocked, so that no handler leaves the call half-way.
+// Brackets an interposed call in a process that is not live, but may become so at any moment (its
+// agent arrives, or it is a forked child that is attaching). The agent goes live first and then
+// waits until no such call is left, before it does anything. So: make one, look at live() again,
+// and go the live way if it answers. It makes no system call. Where a signal handler leaves the
+// call half-way, and never comes back, no agent will come to the process any more.
 class QuietCall {
  public:
   QuietCall() : forks_(sys::load(library.forks)) { sys::add(library.quiet_calls, 1); }

@@ -107,14 +107,18 @@ struct Library {
   Control* control;     // may be touched only while live() or attaching() answers it
   std::uint64_t client_id;
   std::uint32_t quiet_calls;  // (atomic) see QuietCall in request.h
-  std::uint32_t forks;        // (atomic) from the first process of all to this one
+  std::uint32_t
+      arriving;         // (atomic) process id for which an agent is on its way (arrival.h); 0: none
+  std::uint32_t forks;  // (atomic) from the first process of all to this one
   // Of the fork under way; written by the thread that holds the lock of the notes (exclusions.h).
   std::uint64_t forker;     // (atomic) pthread_self() of that thread, which its child inherits
   std::uint64_t fork_mask;  // its signal mask before the fork
   std::uint32_t fork_seq;   // Mailbox::fork_seq, for the child
   bool fork_of_client;
   bool fork_took_lock;      // the request lock was not its own already
-  bool nothing_registered;  // in a process that is no longer live: no userfaultfd range can be left
+  bool nothing_registered;  // in a process that is no client (any more): no userfaultfd range can
+                            // be left
+  bool comes_late;          // its agent comes when the daemon wants one, and so do its children's
   bool glibc_realloc;       // the next realloc is glibc's: chunk headers can be read
   wire::Range own_data;     // the library's own, never to be evicted
   std::uint64_t hidden_from = ~0ULL, hidden_to = 0;  // (atomic) see hidden.h
@@ -139,6 +143,11 @@ extern constinit Library library;
 // else null.
 [[nodiscard]] inline Control* attaching() {
   return presence() == Presence::attaching ? library.control : nullptr;
+}
+
+// This will never be a client, and was none.
+[[nodiscard]] inline bool inert() {
+  return sys::load(library.never) != 0 && sys::load(library.alive) == nullptr;
 }
 
 // This process descends from a client (or its client was retired) and may have ranges registered

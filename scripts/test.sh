@@ -57,7 +57,7 @@ compile_beside() {
   local preset
   for preset in "$@"; do
     compile "$preset"
-    renice -n 19 "$BASHPID" >/dev/null
+    chrt --idle --pid 0 "$BASHPID"
   done
 }
 

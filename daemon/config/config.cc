@@ -320,6 +320,11 @@ constexpr std::array kKeys{
     accounts<&Config::access_admins, Wildcard::refused>(
         "access.admins",
         "Users who may give commands to the daemon, besides root and the user it runs as."),
+    KeySpec{"client.min_size", KeyType::size, kRuntime,
+            "Memory that a program has before anything is done to it: below that only for a budget "
+            "below it, or on command; a size.",
+            parse_bytes<&Config::client_min_size_bytes, 0>,
+            show_bytes<&Config::client_min_size_bytes>},
     number<&Config::quota_clients_per_user, 1, 1024>(
         "quota.clients_per_user", kRuntime,
         "Most clients that one user may have at a time, from 1 to 1024."),

@@ -65,6 +65,8 @@ struct Config {
   std::vector<std::string> access_groups;
   std::vector<std::string> access_admins;
 
+  std::uint64_t client_min_size_bytes = 16ULL << 20;
+
   std::uint64_t quota_clients_per_user = 256;
 
   LogLevel log_level = LogLevel::info;

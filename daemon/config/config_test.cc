@@ -87,7 +87,7 @@ TEST(ConfigTable, RuntimeKeysAreThoseThatTakeEffectAtOnce) {
                 "pool.limit", "pool.codec", "pool.waste_max", "pool.cold_codec", "writeback.max",
                 "writeback.budget_per_day", "writeback.free_min", "fault.spin_us",
                 "fault.readahead_max", "evict.quarantine_s", "policy.mem_available_low",
-                "policy.psi", "quota.clients_per_user", "log.level"}));
+                "policy.psi", "client.min_size", "quota.clients_per_user", "log.level"}));
 }
 
 struct Value {

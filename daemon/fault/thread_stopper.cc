@@ -11,7 +11,7 @@
 #include <string>
 #include <utility>
 
-#include "daemon/fault/call_restart.h"
+#include "daemon/host/call_restart.h"
 #include "daemon/host/log.h"
 
 namespace foldswap {

@@ -2,7 +2,7 @@
 // without a pause keep every COPY at EAGAIN, so that no fault is ever answered. Then all threads of
 // that client but its agent are stopped (ptrace: seize, interrupt), the reader catches up, and they
 // go on. Its parent and the program itself do not see it: system calls that the stop has ended go
-// on as well (daemon/fault/call_restart.h).
+// on as well (daemon/host/call_restart.h).
 //
 // Thread safety: stop() from any thread. One thread of its own, because the kernel ties a traced
 // thread to the one that traces it; so one client at a time, each for kMostStopUs at most.

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "daemon/admission/finder.h"
 #include "daemon/client/client.h"
 #include "daemon/config/config.h"
 
@@ -43,6 +44,10 @@ class AdminCommands {
   [[nodiscard]] virtual std::vector<std::shared_ptr<Client>> clients() const = 0;
   [[nodiscard]] virtual std::vector<std::shared_ptr<Client>> find_clients(
       const std::string& pid_or_name) const = 0;
+  // Has processes that are no clients yet become some: those whose pid or name it is (nullptr:
+  // all). Answers those that are not clients when it has waited long enough.
+  [[nodiscard]] virtual std::vector<Announced> summon(const std::string* pid_or_name,
+                                                      const std::atomic<bool>& stop) = 0;
   // As metrics.h tells them.
   [[nodiscard]] virtual nlohmann::json show_stats() = 0;
   [[nodiscard]] virtual nlohmann::json show_clients() = 0;

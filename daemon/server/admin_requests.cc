@@ -50,6 +50,27 @@ std::vector<std::shared_ptr<Client>> chosen(AdminCommands& daemon, const json& r
   return found;
 }
 
+std::string label_of(const Announced& process) {
+  return process.name + " (pid " + std::to_string(process.pid) + ")";
+}
+
+// Likewise, and processes that are no clients yet become some first. `left` gets sentences of those
+// that do not.
+std::vector<std::shared_ptr<Client>> summoned(AdminCommands& daemon, const json& request,
+                                              const std::atomic<bool>& stop,
+                                              std::vector<std::string>& left) {
+  std::optional<std::string> who;
+  if (request.contains("client")) who = text_of(request, "client");
+  for (const Announced& process : daemon.summon(who ? &*who : nullptr, stop)) {
+    const std::string reason = process.reason.empty() ? "its agent does not come" : process.reason;
+    left.push_back(label_of(process) + " is not managed: " + reason);
+  }
+  if (!who) return chosen(daemon, request);
+  auto found = daemon.find_clients(*who);
+  if (found.empty()) refuse(1, left.empty() ? "there is no client '" + *who + "'" : left.front());
+  return found;
+}
+
 // Nothing: null, or not said.
 std::optional<std::uint64_t> bytes_of(const json& request) {
   if (!request.contains("bytes") || request["bytes"].is_null()) return std::nullopt;
@@ -120,7 +141,8 @@ json AdminRequests::limit(const json& request) {
   if (!request.contains("bytes")) refuse(2, "'bytes' is missing");
   const std::uint64_t bytes = bytes_of(request).value_or(wire::kNoLimit);
   if (!request.contains("client")) refuse(2, "'client' is missing");
-  for (const auto& client : chosen(daemon_, request)) {
+  std::vector<std::string> left;
+  for (const auto& client : summoned(daemon_, request, stop_, left)) {
     client->record.resident_max_bytes = bytes;
     client->hold_until_us = 0;
     daemon_.kick_evictor(*client);
@@ -129,12 +151,12 @@ json AdminRequests::limit(const json& request) {
 }
 
 json AdminRequests::reclaim(const json& request) {
-  const auto clients = chosen(daemon_, request);
+  std::vector<std::string> reasons;
+  const auto clients = summoned(daemon_, request, stop_, reasons);
   const auto bytes = bytes_of(request);
   const bool everything = !bytes;
   std::uint64_t left = bytes.value_or(0) / kPage + (bytes.value_or(0) % kPage != 0 ? 1 : 0);
   std::uint64_t taken = 0;
-  std::vector<std::string> reasons;
   std::vector<std::pair<std::shared_ptr<Client>, std::string>> failed;
   for (const auto& client : clients) {
     if (!everything && left == 0) break;

@@ -77,6 +77,9 @@ class SomeClients final : public AdminCommands {
                          [&](const auto& client) { return client->name() == who; });
     return found;
   }
+  std::vector<Announced> summon(const std::string*, const std::atomic<bool>&) override {
+    return {};
+  }
   nlohmann::json show_stats() override { return {{"clients", nlohmann::json::array()}}; }
   nlohmann::json show_clients() override { return nlohmann::json::array(); }
   std::uint64_t now_us() override { return now_us_ += 1'000'000; }

@@ -28,6 +28,8 @@ enum Token : std::uint64_t {
   kTokenClients = 1ULL << 63,
   kTokenAdmin,
   kTokenVetted,
+  kTokenInjected,
+  kTokenSummoned,
   kTokenSignal,
 };
 
@@ -41,24 +43,25 @@ Status watch(int epoll, int fd, std::uint64_t token) {
 
 }  // namespace
 
-Daemon::Daemon(Os& os, Config config, std::string runtime_dir, Vetting vetting,
+Daemon::Daemon(Os& os, Config config, std::string runtime_dir, Helpers helpers,
                std::unique_ptr<State> state)
     : os_(os),
       config_(std::move(config)),
       runtime_dir_(std::move(runtime_dir)),
       started_us_(os.now_us()),
-      vetting_(std::move(vetting)),
+      vetting_(std::move(helpers.vetting)),
+      injector_(std::move(helpers.injector)),
       state_(std::move(state)),
       budgets_(os) {
   draining_ = state_->header().drained != 0;
 }
 
 Result<std::unique_ptr<Daemon>> Daemon::create(Os& os, Config config, std::string runtime_dir,
-                                               Vetting vetting, std::unique_ptr<State> state) {
+                                               Helpers helpers, std::unique_ptr<State> state) {
   auto access = Access::resolve(config);
   if (!access) return std::unexpected(access.error());
   std::unique_ptr<Daemon> daemon(new Daemon(os, std::move(config), std::move(runtime_dir),
-                                            std::move(vetting), std::move(state)));
+                                            std::move(helpers), std::move(state)));
   daemon->access_ = std::move(*access);
   if (auto s = daemon->prepare(); !s) {
     // What was taken over must not be closed: the next one tries, and until then the clients wait.
@@ -131,6 +134,12 @@ Status Daemon::make_pool() {
                         });
   handshake_ = std::make_unique<Handshake>(os_, *registry_, vetting_, access_, tunables_, limits_,
                                            draining_, *state_);
+  finder_ = std::make_unique<Finder>(
+      os_, *registry_, injector_, access_, finder_limits_, runtime_dir_,
+      [this](pid_t pid, std::uint64_t bytes) {
+        return CgroupLimit::anonymous_room(os_, pid, bytes);
+      },
+      draining_);
   apply_tunables();
   if (config.writeback_dir.empty() && left_.file == nullptr) return {};
   const DiskTier::Settings settings{config.writeback_dir, config.writeback_encrypt};
@@ -282,6 +291,8 @@ Result<Daemon::Ending> Daemon::run(const Shell& shell) {
        std::initializer_list<std::pair<int, std::uint64_t>>{{client_listener_.get(), kTokenClients},
                                                             {admin_listener_.get(), kTokenAdmin},
                                                             {vetting_.result_fd(), kTokenVetted},
+                                                            {injector_.result_fd(), kTokenInjected},
+                                                            {finder_->wake_fd(), kTokenSummoned},
                                                             {signal_fd.get(), kTokenSignal}}) {
     if (auto s = watch(epoll.get(), fd, token); !s) return std::unexpected(s.error());
   }
@@ -324,7 +335,10 @@ Result<Daemon::Ending> Daemon::run(const Shell& shell) {
   };
   while (!may_stop() && !handing_over) {
     std::array<epoll_event, 64> events{};
-    const int timeout_ms = settling ? 1 : draining.joinable() || storing ? 50 : 500;
+    const std::uint64_t finder_ms = (finder_->pause_us(os_.now_us()) + 999) / 1000;
+    const int longest_ms = settling ? 1 : draining.joinable() || storing ? 50 : 500;
+    const int timeout_ms =
+        std::min(longest_ms, static_cast<int>(std::min(finder_ms, std::uint64_t{500})));
     const int n = ::epoll_wait(epoll.get(), events.data(), events.size(), timeout_ms);
     for (int i = 0; i < n; ++i) {
       const epoll_event& event = events[static_cast<std::size_t>(i)];
@@ -338,6 +352,11 @@ Result<Daemon::Ending> Daemon::run(const Shell& shell) {
         case kTokenVetted:
           handshake_->on_vetted();
           break;
+        case kTokenInjected:
+          finder_->on_reports(os_.now_us());
+          break;
+        case kTokenSummoned:
+          break;  // step() below
         case kTokenSignal: {
           signalfd_siginfo info{};
           (void)!::read(signal_fd.get(), &info, sizeof(info));
@@ -358,6 +377,7 @@ Result<Daemon::Ending> Daemon::run(const Shell& shell) {
           break;
       }
     }
+    finder_->step(os_.now_us());
     handshake_->expire(os_.now_us());
     settling = handshake_->settle();
     storing = descriptor_store_ != nullptr && !descriptor_store_->sync(os_.now_us());

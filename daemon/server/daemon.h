@@ -11,7 +11,9 @@
 
 #include "base/mutex.h"
 #include "daemon/admission/access.h"
+#include "daemon/admission/finder.h"
 #include "daemon/admission/handshake.h"
+#include "daemon/admission/injector.h"
 #include "daemon/admission/vetting.h"
 #include "daemon/client/registry.h"
 #include "daemon/config/config.h"
@@ -30,10 +32,14 @@ namespace foldswap {
 
 class Daemon final : public AdminCommands {
  public:
-  // `vetting` was started before any thread. `state`: a new one, or that of a daemon that died,
-  // whose clients are taken over.
+  // Processes that were started before any thread.
+  struct Helpers {
+    Vetting vetting;
+    Injector injector;
+  };
+  // `state`: a new one, or that of a daemon that died, whose clients are taken over.
   static Result<std::unique_ptr<Daemon>> create(Os& os, Config config, std::string runtime_dir,
-                                                Vetting vetting, std::unique_ptr<State> state);
+                                                Helpers helpers, std::unique_ptr<State> state);
   Daemon(const Daemon&) = delete;
   Daemon& operator=(const Daemon&) = delete;
   ~Daemon() override;
@@ -67,6 +73,10 @@ class Daemon final : public AdminCommands {
       const std::string& pid_or_name) const override {
     return registry_->find(pid_or_name);
   }
+  [[nodiscard]] std::vector<Announced> summon(const std::string* pid_or_name,
+                                              const std::atomic<bool>& stop) override {
+    return finder_->summon(pid_or_name, stop);
+  }
   [[nodiscard]] nlohmann::json show_stats() override;
   [[nodiscard]] nlohmann::json show_clients() override;
   [[nodiscard]] std::uint64_t now_us() override { return os_.now_us(); }
@@ -76,7 +86,7 @@ class Daemon final : public AdminCommands {
   [[nodiscard]] DescriptorStore* descriptor_store() { return descriptor_store_.get(); }
 
  private:
-  Daemon(Os& os, Config config, std::string runtime_dir, Vetting vetting,
+  Daemon(Os& os, Config config, std::string runtime_dir, Helpers helpers,
          std::unique_ptr<State> state);
   [[nodiscard]] Status prepare();
   [[nodiscard]] Status make_pool();
@@ -105,7 +115,9 @@ class Daemon final : public AdminCommands {
   const std::uint64_t started_us_;
   Tunables tunables_;
   Handshake::Limits limits_;
+  Finder::Limits finder_limits_;
   Vetting vetting_;
+  Injector injector_;
   std::atomic<bool> draining_{false};
   UniqueFd lock_, client_listener_, admin_listener_;
   std::unique_ptr<State> state_;
@@ -118,6 +130,7 @@ class Daemon final : public AdminCommands {
   Left left_;  // the clients until they are served, the file until it is disk_'s
   Access access_;
   std::unique_ptr<Handshake> handshake_;
+  std::unique_ptr<Finder> finder_;
   std::unique_ptr<ThreadStopper> stopper_;
   std::vector<std::unique_ptr<EvictThread>> evict_threads_;
   std::unique_ptr<Carer> carer_;

@@ -34,6 +34,7 @@ void Daemon::apply_tunables() {
   tunables_.readahead_max = static_cast<std::uint32_t>(config.fault_readahead_max_pages);
   tunables_.quarantine_us = config.evict_quarantine_s * 1'000'000;
   limits_.clients_per_user = config.quota_clients_per_user;
+  finder_limits_.min_size = config.client_min_size_bytes;
   if (const auto spec = parse_codec_spec(config.pool_codec)) {
     tunables_.codec = static_cast<std::uint32_t>(spec->codec);
     tunables_.codec_level = spec->level;
@@ -200,11 +201,12 @@ Status Daemon::resume() {
 }
 
 nlohmann::json Daemon::show_stats() {
-  return stats_json(os_, *state_, *registry_, *store_, disk_.get(), started_us_);
+  return stats_json(os_, *state_, *registry_, *store_, disk_.get(), started_us_,
+                    finder_->announced());
 }
 
 nlohmann::json Daemon::show_clients() {
-  return clients_json(*registry_, *store_);
+  return clients_json(*registry_, *store_, finder_->announced());
 }
 
 }  // namespace foldswap

@@ -43,7 +43,23 @@ json client_json(const Client& client, PageStore& store, bool disk_in_use) {
           {"pool_pages", objects - disk},
           {"disk_pages", disk},
           {"same_filled_pages", same},
-          {"faults", value(client.record.faults)}};
+          {"faults", value(client.record.faults)},
+          {"reason", ""}};
+}
+
+json announced_json(const Announced& process) {
+  return {{"pid", process.pid},
+          {"name", process.name},
+          {"uid", process.uid},
+          {"state", process.refused ? "refused" : "announced"},
+          {"resident_max_bytes", or_null(process.resident_max_bytes)},
+          {"resident_bytes", process.resident_bytes},
+          {"evicted_pages", 0},
+          {"pool_pages", 0},
+          {"disk_pages", 0},
+          {"same_filled_pages", 0},
+          {"faults", 0},
+          {"reason", process.reason}};
 }
 
 // resident memory of this process, shared memory files included
@@ -98,16 +114,18 @@ json writeback_json(const DiskTier* disk, const PoolStats& pool, const Counters&
 
 }  // namespace
 
-json clients_json(const Registry& registry, PageStore& store) {
+json clients_json(const Registry& registry, PageStore& store,
+                  const std::vector<Announced>& announced) {
   json list = json::array();
   const bool disk_in_use = store.pool().stats().outside != 0;
   for (const auto& client : registry.all())
     list.push_back(client_json(*client, store, disk_in_use));
+  for (const Announced& process : announced) list.push_back(announced_json(process));
   return list;
 }
 
 json stats_json(Os& os, State& state, Registry& registry, PageStore& store, const DiskTier* disk,
-                std::uint64_t started_us) {
+                std::uint64_t started_us, const std::vector<Announced>& announced) {
   const auto clients = registry.all();
   const PoolStats p = store.pool().stats();
   std::uint64_t same_pages = 0, quarantined = 0, kept = 0, maps = state.resident_bytes();
@@ -152,7 +170,7 @@ json stats_json(Os& os, State& state, Registry& registry, PageStore& store, cons
             {"quarantined", quarantined},
             {"aborted", value(c.evict_aborted)},
             {"unchanged", value(c.evict_unchanged)}}},
-          {"clients", clients_json(registry, store)}};
+          {"clients", clients_json(registry, store, announced)}};
 }
 
 }  // namespace foldswap

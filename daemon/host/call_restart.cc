@@ -1,4 +1,4 @@
-#include "daemon/fault/call_restart.h"
+#include "daemon/host/call_restart.h"
 
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
