@@ -119,7 +119,8 @@ void answer(Control& c) {
   const auto op = static_cast<AgentOp>(c.op);
   const bool go = op == AgentOp::leave ||
                   // An agent with other rights than the program must not live on in its memory.
-                  (op == AgentOp::credentials && !follow_credentials(c.credentials));
+                  (op == AgentOp::credentials && !follow_credentials(c.credentials)) ||
+                  (op == AgentOp::rights && !give_up_rights());
   answered(c, asked);
   if (go) leave();
 }
@@ -132,6 +133,8 @@ void serve(Control& c) {
     for (std::uint32_t half = 0; half < wire::kHalves; ++half) {
       if (sys::load(c.mailbox->commands[half].state) ==
           static_cast<std::uint32_t>(wire::CommandState::posted)) {
+        // By a system call of its own the program may have given something up since.
+        if (!give_up_rights()) leave();
         execute_command(c, half);
       }
     }
@@ -195,6 +198,17 @@ void wait_to_attach(Control& c, long ms) {
   }
 }
 
+// An attempt to attach has come to nothing. Who asked for that knows by the presence; anything else
+// is done first.
+void answer_in_vain(Control& c) {
+  const std::uint32_t asked = sys::load(c.asked);
+  if (asked != c.answered && static_cast<AgentOp>(c.op) != AgentOp::attach) {
+    answer(c);
+  } else {
+    answered(c, asked);
+  }
+}
+
 [[noreturn]] void attaching_main(Control* control) {
   Control& c = *control;
   settle_in(c);
@@ -204,13 +218,13 @@ void wait_to_attach(Control& c, long ms) {
   wait_to_attach(c, kChildDelayMs);
   bool attached = attach_child(c);
   if (!attached) {
-    answered(c, sys::load(c.asked));
+    answer_in_vain(c);
     wait_to_attach(c, kChildAgainMs);
     attached = attach_child(c);
   }
   if (!attached) {
     sys::store(library.alive->presence, static_cast<std::uint32_t>(Presence::none));
-    answered(c, sys::load(c.asked));
+    answer_in_vain(c);
     leave();
   }
   sys::call(SYS_chdir, "/");
@@ -272,7 +286,7 @@ void run_arrived_agent(Control& c) {
   answer(c);
   // Its rights were those of a moment before; the calls that may have changed the program's are
   // over.
-  if (!has_leaders_rights()) leave();
+  if (!give_up_rights()) leave();
   tell_of_agent(c);
   serve(c);
   __builtin_unreachable();

@@ -100,8 +100,10 @@ extern "C" [[noreturn, gnu::used, gnu::visibility("hidden")]] void foldswap_arri
   if (sys::call(SYS_close_range, 0, ~0U, CLOSE_RANGE_UNSHARE) != 0) leave();
   const auto me = static_cast<pid_t>(sys::call(SYS_getpid));
   const std::uint32_t before = sys::load(library.arriving);
-  if (before == static_cast<std::uint32_t>(me) || presence() != Presence::none ||
-      !library.comes_late || nobody_may_arrive() ||
+  // What an orphan has inherited is registered with a userfaultfd that the daemon has for it: with
+  // one more it would be two clients, and one of them would undo what the other needs.
+  if (before == static_cast<std::uint32_t>(me) || presence() != Presence::none || orphaned() ||
+      sys::load(library.never) != 0 || nobody_may_arrive() ||
       !sys::exchange_if(library.arriving, before, static_cast<std::uint32_t>(me))) {
     leave();
   }

@@ -129,7 +129,7 @@ bool attach_arrived(Control& control) {
     sys::sleep_us(200);
   }
   Reason unused;
-  if (nobody_may_arrive() || !has_leaders_rights() || !try_to_attach(control, unused)) return false;
+  if (nobody_may_arrive() || !give_up_rights() || !try_to_attach(control, unused)) return false;
   sys::store(library.arriving, 0U);
   sys::store(control.start, static_cast<std::uint32_t>(AgentStart::running));
   return true;

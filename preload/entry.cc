@@ -1,7 +1,6 @@
-// The constructor: makes this process a client, lets an agent come later (arrival.h), or leaves it
-// alone (DESIGN §4). Reads top to bottom: may we, who are we, connect, make the userfaultfd, map
-// the areas, register, start the agent. Before registration everything fails open: one line on
-// stderr and the program runs as if we were not there.
+// The constructor: has the agent come later (arrival.h); where FOLDSWAP_REQUIRE asks for it, makes
+// this process a client at once; or leaves it alone (DESIGN §4). Reads top to bottom: may we, who
+// are we, connect, make the userfaultfd, map the areas, register, start the agent.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <gnu/libc-version.h>
@@ -146,20 +145,24 @@ bool register_with_daemon(Settings& settings, Reason& reason) {
   return true;  // our descriptors close here; the agent's table has its own
 }
 
+// Or what an agent that comes later will need. Only who requires it has the agent at start, and
+// waits for that.
 bool become_client(Settings& settings, Reason& reason) {
   if (!may_ever_run(settings, reason) || !read_settings(settings, reason)) return false;
-  if (settings.late && !settings.required) {
+  if (!settings.required) {
     export_group(settings);
     library.glibc_realloc = next_realloc_is_glibc();
     await_arrival(settings, fill_hello(settings));
     return true;
   }
   if (!may_run_now(reason)) return false;
+  sys::store(library.arriving, static_cast<std::uint32_t>(sys::call(SYS_getpid)));
   long waited_ms = 0;
   while (!register_with_daemon(settings, reason)) {
     if (!comes_back(settings.socket_path, reason, waited_ms)) return false;
     reason.clear();
   }
+  sys::store(library.arriving, 0U);
   return true;
 }
 

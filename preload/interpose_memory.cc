@@ -1,14 +1,18 @@
-// mremap, realloc, reallocarray, madvise, shmat: calls that go wrong over ranges which are partly
-// registered, or that discard pages without an event (HAZARDS 12, 13). mlock and its relatives only
-// tell that something may be locked. Each announces itself, has the daemon bring its range to one
-// state, and only then calls the real function. In a process that is no client, and never was, none
-// makes a system call of its own (QuietCall). None does more than the kernel itself would: what the
-// kernel refuses at once is its own business, and what was never registered is left alone.
+// mremap, realloc, reallocarray, madvise, shmat, ioctl: calls that go wrong over ranges which are
+// partly registered, or that discard pages without an event (HAZARDS 12, 13). mlock and its
+// relatives only tell that something may be locked. Each announces itself, has the daemon bring its
+// range to one state, and only then calls the real function. In a process that is no client, and
+// never was, none makes a system call of its own (QuietCall). None does more than the kernel itself
+// would: what the kernel refuses at once is its own business, and what was never registered is left
+// alone.
+#include <linux/userfaultfd.h>
 #include <malloc.h>
 #include <stdarg.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/shm.h>
+#include <sys/uio.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -29,6 +33,8 @@ constinit Next<void*(void*, std::size_t)> next_realloc{"realloc"};
 constinit Next<int(void*, std::size_t, int)> next_madvise{"madvise"};
 
 constinit Next<void*(int, const void*, int)> next_shmat{"shmat"};
+
+constinit Next<int(int, unsigned long, void*)> next_ioctl{"ioctl"};
 
 constinit Next<int(const void*, std::size_t)> next_mlock{"mlock"};
 constinit Next<int(const void*, std::size_t, unsigned)> next_mlock2{"mlock2"};
@@ -336,6 +342,30 @@ void* attach_over(int segment, const void* address, int flags) {
   });
 }
 
+// The program registers memory with a userfaultfd of its own, which the kernel refuses while it is
+// registered with ours.
+int register_own(int descriptor, unsigned long request, void* argument) {
+  const auto* const wanted = static_cast<const uffdio_register*>(argument);
+  if (live() == nullptr && !orphaned()) {
+    const QuietCall quiet;
+    if (live() == nullptr) return next_ioctl(descriptor, request, argument);
+  }
+  // A copy, made by a call that fails where the program's own would.
+  uffdio_register copy{};
+  const iovec to{&copy, sizeof(copy)};
+  const iovec from{const_cast<uffdio_register*>(wanted), sizeof(copy)};
+  const long got = sys::call(SYS_process_vm_readv, sys::call(SYS_getpid), &to, 1, &from, 1, 0);
+  const wire::Range range = got == static_cast<long>(sizeof(copy))
+                                ? advised_range(copy.range.start, copy.range.len)
+                                : wire::Range{};
+  if (range.bytes == 0) return next_ioctl(descriptor, request, argument);
+  return with_released(range, [&](Control* control) {
+    const int result = next_ioctl(descriptor, request, argument);
+    if (control != nullptr) look_anew(*control);
+    return result;
+  });
+}
+
 // HAZARDS 21: it locks staging along with everything else, and between locked ranges MOVE moves. So
 // it must not come between the agent's look at staging and its MOVE.
 int lock_everything(Control* control, int flags) {
@@ -398,6 +428,15 @@ FOLDSWAP_EXPORT int mlockall(int flags) noexcept {
 FOLDSWAP_EXPORT int madvise(void* address, size_t bytes, int advice) noexcept {
   return silent_advice(advice) ? advise_silently(address, bytes, advice)
                                : next_madvise(address, bytes, advice);
+}
+
+FOLDSWAP_EXPORT int ioctl(int descriptor, unsigned long request, ...) noexcept {
+  va_list rest;
+  va_start(rest, request);
+  void* const argument = va_arg(rest, void*);
+  va_end(rest);
+  if (request != UFFDIO_REGISTER || inert()) return next_ioctl(descriptor, request, argument);
+  return register_own(descriptor, request, argument);
 }
 
 FOLDSWAP_EXPORT void* shmat(int segment, const void* address, int flags) noexcept {

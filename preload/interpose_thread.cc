@@ -15,11 +15,10 @@
 #include <cerrno>
 
 #include "base/mutation.h"
-#include "preload/agent.h"
-#include "preload/arrival.h"
 #include "preload/exclusions.h"
 #include "preload/next.h"
 #include "preload/request.h"
+#include "preload/retire.h"
 
 namespace foldswap::preload {
 namespace {
@@ -182,33 +181,6 @@ int clone_listed(int (*function)(void*), void* stack, int flags, void* argument,
   return clone_noted({function, stack, flags, argument, parent_word, tls, child_word});
 }
 
-// The program has threads of its own: the kernel will refuse the call, whatever becomes of the
-// agent.
-bool has_more_threads() {
-  struct stat st{};
-  constexpr std::uint64_t kDirectoryLinks = 2, kCallerAndAgent = 2;
-  return sys::call(SYS_newfstatat, AT_FDCWD, "/proc/self/task", &st, 0) == 0 &&
-         st.st_nlink > kDirectoryLinks + kCallerAndAgent;
-}
-
-// Everything comes back, the client is released for good, and the agent ends.
-// A forked child that is not a client yet becomes one first: what it has inherited is registered,
-// and only a client can ask for that to end.
-void retire_agent() {
-  Control* control = live();
-  if (control == nullptr) control = attaching();
-  if (control == nullptr || sys::call(SYS_getpid) != control->pid || has_more_threads()) return;
-  const RequestLock lock;
-  if (attaching() != nullptr) (void)ask_agent(*control, AgentOp::attach);
-  const std::uint32_t tid = sys::load(control->tid);
-  if (live() == nullptr || tid == 0) return;
-  if (ask_daemon(*control, wire::RequestOp::retire, 0, 0) != 0) return;
-  library.nothing_registered = true;
-  sys::store(library.alive->presence, static_cast<std::uint32_t>(Presence::none));
-  (void)ask_agent(*control, AgentOp::leave);
-  await_agent_exit(*control, tid);
-}
-
 constexpr int kUnshareAlone = CLONE_NEWUSER | CLONE_VM | CLONE_SIGHAND | CLONE_THREAD;
 constexpr int kSetnsAlone = CLONE_NEWUSER | CLONE_NEWTIME;
 
@@ -273,17 +245,14 @@ FOLDSWAP_EXPORT int __clone(int (*function)(void*), void* stack, int flags, void
 }
 
 FOLDSWAP_EXPORT int unshare(int flags) noexcept {
-  if ((flags & kUnshareAlone) == 0 || inert()) return next_unshare(flags);
-  const Alone alone;
-  if (library.alive != nullptr) retire_agent();
+  if (inert() || flags == 0) return next_unshare(flags);
+  const WithoutAgent without((flags & kUnshareAlone) != 0);
   return next_unshare(flags);
 }
 
 FOLDSWAP_EXPORT int setns(int descriptor, int kinds) noexcept {
   if (inert()) return next_setns(descriptor, kinds);
-  const Alone alone;
-  if (library.alive != nullptr && (namespace_kinds(descriptor, kinds) & kSetnsAlone) != 0) {
-    retire_agent();
-  }
+  const WithoutAgent without(live() != nullptr &&
+                             (namespace_kinds(descriptor, kinds) & kSetnsAlone) != 0);
   return next_setns(descriptor, kinds);
 }

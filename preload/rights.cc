@@ -1,17 +1,28 @@
 #include "preload/rights.h"
 
+#include <linux/capability.h>
+#include <sys/prctl.h>
+
+#include <iterator>
+
 #include "preload/proc_text.h"
 
 namespace foldswap::preload {
 namespace {
 
-constexpr const char* kCompared[] = {"Uid", "Gid", "Groups", "Cap", "NoNewPrivs", "Seccomp"};
+// As /proc/TID/status has them. Lists of numbers are kept as a sum that no two lists share by
+// chance.
+struct Rights {
+  std::uint64_t ids = 0;  // users and groups
+  std::uint64_t inheritable = 0, permitted = 0, effective = 0, bounding = 0, ambient = 0;
+  std::uint64_t no_new_privs = 0, filtered = 0;
+  bool read = false;
+};
 
-bool begins_with(const char* text, const char* start) {
-  for (; *start != '\0'; ++text, ++start) {
-    if (*text != *start) return false;
+bool same(const char* a, const char* b) {
+  for (; *a != '\0' && *a == *b; ++a, ++b) {
   }
-  return true;
+  return *a == *b;
 }
 
 // The word before the colon, cut. False: the text is over.
@@ -30,33 +41,95 @@ void skip_line(ProcText& text) {
   for (int c = text.get(); c != '\n' && c != ProcText::kEnd;) c = text.get();
 }
 
-bool same_line(ProcText& a, ProcText& b) {
-  for (;;) {
-    const int c = a.get();
-    if (b.get() != c) return false;
-    if (c == '\n' || c == ProcText::kEnd) return true;
+std::uint64_t read_number(ProcText& text, unsigned base) {
+  int c = text.get();
+  while (c == '\t' || c == ' ') c = text.get();
+  const std::uint64_t value = text.rest_of_number(c, base);
+  while (c != '\n' && c != ProcText::kEnd) c = text.get();
+  return value;
+}
+
+void mix_line(ProcText& text, std::uint64_t& sum) {
+  int c = 0;
+  do {
+    c = text.get();
+    sum =
+        (sum ^ static_cast<std::uint64_t>(static_cast<unsigned>(c))) * 0x100000001b3ULL;  // FNV-1a
+  } while (c != '\n' && c != ProcText::kEnd);
+}
+
+Rights read_rights(const char* path) {
+  Rights rights;
+  ProcText text(path);
+  char key[16];
+  while (read_key(text, key)) {
+    if (same(key, "Uid") || same(key, "Gid") || same(key, "Groups")) {
+      mix_line(text, rights.ids);
+    } else if (same(key, "CapInh")) {
+      rights.inheritable = read_number(text, 16);
+    } else if (same(key, "CapPrm")) {
+      rights.permitted = read_number(text, 16);
+    } else if (same(key, "CapEff")) {
+      rights.effective = read_number(text, 16);
+    } else if (same(key, "CapBnd")) {
+      rights.bounding = read_number(text, 16);
+    } else if (same(key, "CapAmb")) {
+      rights.ambient = read_number(text, 16);
+    } else if (same(key, "NoNewPrivs")) {
+      rights.no_new_privs = read_number(text, 10);
+    } else if (same(key, "Seccomp") || same(key, "Seccomp_filters")) {
+      rights.filtered += read_number(text, 10);
+      rights.read = true;
+    } else {
+      skip_line(text);
+    }
   }
+  return rights;
+}
+
+bool has_no_more(const Rights& mine, const Rights& leaders) {
+  return mine.read && leaders.read && mine.ids == leaders.ids &&
+         (mine.inheritable & ~leaders.inheritable) == 0 &&
+         (mine.permitted & ~leaders.permitted) == 0 && (mine.effective & ~leaders.effective) == 0 &&
+         (mine.bounding & ~leaders.bounding) == 0 && (mine.ambient & ~leaders.ambient) == 0 &&
+         mine.no_new_privs >= leaders.no_new_privs && mine.filtered >= leaders.filtered;
+}
+
+template <typename Drop>
+void for_each_bit(std::uint64_t bits, Drop drop) {
+  for (unsigned bit = 0; bit < 64; ++bit) {
+    if ((bits >> bit & 1) != 0) drop(bit);
+  }
+}
+
+void set_capabilities(std::uint64_t effective, std::uint64_t permitted, std::uint64_t inheritable) {
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct data[2];
+  for (unsigned i = 0; i < 2; ++i) {
+    data[i] = {static_cast<std::uint32_t>(effective >> (32 * i)),
+               static_cast<std::uint32_t>(permitted >> (32 * i)),
+               static_cast<std::uint32_t>(inheritable >> (32 * i))};
+  }
+  sys::call(SYS_capset, &header, data);
 }
 
 }  // namespace
 
-bool has_leaders_rights() {
-  ProcText leader("/proc/self/status"), mine("/proc/thread-self/status");
-  char key[16], same_key[16];
-  bool compared = false;
-  while (read_key(leader, key)) {
-    if (!read_key(mine, same_key)) return false;
-    bool matters = false;
-    for (const char* name : kCompared) matters = matters || begins_with(key, name);
-    if (matters) {
-      if (!begins_with(same_key, key) || !same_line(leader, mine)) return false;
-      compared = true;
-    } else {
-      skip_line(leader);
-      skip_line(mine);
-    }
-  }
-  return compared;
+bool give_up_rights() {
+  const Rights leaders = read_rights("/proc/self/status");
+  const Rights mine = read_rights("/proc/thread-self/status");
+  if (has_no_more(mine, leaders)) return true;
+  if (!mine.read || !leaders.read) return false;
+  if (leaders.no_new_privs != 0) sys::call(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+  // The bounding set first: to change it takes a capability.
+  for_each_bit(mine.bounding & ~leaders.bounding,
+               [](unsigned bit) { sys::call(SYS_prctl, PR_CAPBSET_DROP, bit, 0, 0, 0); });
+  for_each_bit(mine.ambient & ~leaders.ambient, [](unsigned bit) {
+    sys::call(SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_LOWER, bit, 0, 0);
+  });
+  set_capabilities(mine.effective & leaders.effective, mine.permitted & leaders.permitted,
+                   mine.inheritable & leaders.inheritable);
+  return has_no_more(read_rights("/proc/thread-self/status"), leaders);
 }
 
 }  // namespace foldswap::preload

@@ -1,11 +1,12 @@
-// Whether the agent has the rights of the thread group leader: user, groups, capabilities,
-// no_new_privs, seccomp filters. A program that has given something up must not keep a thread that
-// has it. Thread safety: the agent's.
+// The agent's rights: never more than those of the thread group leader (user, groups, capabilities,
+// bounding set, no_new_privs, seccomp filters). A program that has given something up must not keep
+// a thread that has it. Thread safety: the agent's.
 #pragma once
 
 namespace foldswap::preload {
 
-// False also when it cannot be told (no /proc).
-[[nodiscard]] bool has_leaders_rights();
+// Gives up what the leader does not have. False: it still has more, or it cannot be told (no
+// /proc), so it must go.
+[[nodiscard]] bool give_up_rights();
 
 }  // namespace foldswap::preload

@@ -89,7 +89,6 @@ void read_switches(Settings& settings) {
   settings.disabled = is_on("FOLDSWAP_DISABLE");
   settings.required = is_on("FOLDSWAP_REQUIRE");
   settings.quiet = is_on("FOLDSWAP_QUIET");
-  settings.late = is_on("FOLDSWAP_LATE");
 }
 
 bool read_settings(Settings& settings, Reason& reason) {

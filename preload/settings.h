@@ -10,7 +10,7 @@
 namespace foldswap::preload {
 
 struct Settings {
-  bool disabled = false, required = false, quiet = false, late = false;
+  bool disabled = false, required = false, quiet = false;
   char socket_path[108] = {};
   char name[wire::kNameBytes] = {};
   char group[wire::kNameBytes] = {};
@@ -18,7 +18,7 @@ struct Settings {
   std::uint64_t group_max_bytes = wire::kNoLimit;
 };
 
-// FOLDSWAP_DISABLE, FOLDSWAP_REQUIRE, FOLDSWAP_QUIET, FOLDSWAP_LATE: set, not empty and not "0".
+// FOLDSWAP_DISABLE, FOLDSWAP_REQUIRE, FOLDSWAP_QUIET: set, not empty and not "0".
 void read_switches(Settings& settings);
 
 // Everything else. False: a value is bad, and `reason` names it.

@@ -31,6 +31,7 @@ enum class AgentOp : std::uint32_t {
   none = 0,
   credentials = 1,  // become what Control::credentials says, or exit
   leave = 2,        // exit
+  rights = 4,       // give up what the leader does not have, or exit (rights.h)
   attach = 3,       // of a forked child: become a client now (answered when that is settled)
 };
 

@@ -3,7 +3,7 @@
 #   (none)      what has changed since the last tag. Without a tag: since the commit at which HEAD and
 #               FOLDSWAP_TIDY_BASE parted, or else in HEAD's last 20 commits. What is not committed counts as changed.
 #               First come sources that have changed, then those with the name of a header that has, then others that
-#               include one, directly or not. It looks at 16 at most, which takes one to three minutes on two CPUs, and says
+#               include one, directly or not. It looks at 8 at most, which takes about a minute on two CPUs, and says
 #               how many it has left out.
 #   --all       the whole tree, which takes ten minutes on two CPUs
 #   --part K/N  a K-th share of the whole tree
@@ -56,7 +56,7 @@ print("\n".join(source for place, source in found if place < 3))' "$1"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-most=16
+most=8
 left=0
 case $mode in
   changed)

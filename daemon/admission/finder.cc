@@ -176,8 +176,8 @@ void Finder::learn(const InjectorReport& report, Process& process) {
   const Wishes& wishes = report.wishes;
   const std::string wanted_dir =
       wishes.runtime_dir[0] != '\0' ? wishes.runtime_dir : kUsualRuntimeDir;
-  if (report.found != InjectorReport::Found::library || wishes.disabled || wishes.required ||
-      !wishes.late || plain_path(wanted_dir) != runtime_dir_) {
+  if (report.found != InjectorReport::Found::library || wishes.disabled ||
+      plain_path(wanted_dir) != runtime_dir_) {
     return;
   }
   const auto of_user = std::ranges::count_if(processes_, [&](const auto& item) {

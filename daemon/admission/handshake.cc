@@ -431,8 +431,12 @@ void Handshake::lifeline_hup(std::uint64_t token) {
   const auto client = registry_.by_id(token & ~kLifeline);
   if (client == nullptr) return;
   (void)::epoll_ctl(epoll_, EPOLL_CTL_DEL, client->lifeline(), nullptr);
+  // Its library has let its agent go: nothing of it is out or registered, and it is like any
+  // process that may become a client.
+  const bool retired = client->retire_wanted && client->state() == ClientState::released &&
+                       client->map->out_total() == 0;
   // Most often the whole process ended; if not, it goes on being served without its agent.
-  client->set_state(os_.uffd_probe(client->uffd.get(), kPage) == Probe::gone ||
+  client->set_state(retired || os_.uffd_probe(client->uffd.get(), kPage) == Probe::gone ||
                             mutated(Mutation::h07_hup_is_no_death)
                         ? ClientState::exiting
                         : ClientState::agentless);

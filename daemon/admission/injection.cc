@@ -117,7 +117,7 @@ class Traced {
       const pid_t got = ::waitpid(tid_, &status_, __WALL | WNOHANG);
       if (got == tid_) return WIFSTOPPED(status_);
       if (got < 0) return false;
-      if (now_ns() > until) ::_exit(1);  // only that lets go of a thread that does not stop
+      if (now_ns() > until) ::_exit(kLate);  // only that lets go of a thread that does not stop
       if (now_ns() + kPatienceNs / 2 > until) ::usleep(50);
     }
   }
@@ -291,6 +291,7 @@ std::optional<int> fitness_of_call(long call) {
     case SYS_pselect6:
     case SYS_pause:
     case SYS_rt_sigsuspend:
+    case SYS_restart_syscall:  // one of these, which has been interrupted before
       return kBest;
     case SYS_write:
     case SYS_writev:

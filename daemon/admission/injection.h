@@ -27,7 +27,8 @@ struct SentAnswer {
   std::string reason;  // unless it was sent
 };
 
-// Does not return when a thread does not stop in time.
+// Ends this process, with status kLate, when a thread does not stop in time.
+inline constexpr int kLate = 3;
 [[nodiscard]] SentAnswer send_agent(const Stranger& stranger, const Identity& identity);
 
 // What /proc/PID/task/TID/syscall says: which system call the thread waits in, or -1: none;

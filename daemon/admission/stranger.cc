@@ -69,8 +69,6 @@ Wishes parse_wishes(std::string_view environment, std::string_view command) {
     if (!line.starts_with("FOLDSWAP_") || equals == std::string_view::npos) continue;
     const std::string_view key = line.substr(9, equals - 9), value = line.substr(equals + 1);
     if (key == "DISABLE") wishes.disabled = is_on(value);
-    if (key == "REQUIRE") wishes.required = is_on(value);
-    if (key == "LATE") wishes.late = is_on(value);
     if (key == "RUNTIME_DIR") copy_text(wishes.runtime_dir, sizeof(wishes.runtime_dir), value);
     if (key == "NAME" && !value.empty()) take_name(wishes.name, value);
     if (key == "GROUP") take_name(wishes.group, value);
@@ -104,9 +102,11 @@ std::optional<MappedLibrary> find_library(std::string_view maps) {
     here.device = device;
     if (here.offset == 0 && rights.starts_with("r--p")) {
       here.first_range = range;
+      here.path = path;
       found = here;
     } else if (rights == "r-xp" && here.inode == found.inode && here.device == found.device) {
       here.first_range = found.first_range;
+      here.path = found.path;
       return here;
     }
   }
@@ -178,9 +178,23 @@ Result<MappedLibrary> Stranger::library() const {
   return std::move(*library);
 }
 
+// The file that is mapped, even if its name is another's by now; without the right to that
+// (CAP_CHECKPOINT_RESTORE), the one of that name if it is the same.
+UniqueFd Stranger::open_library(const MappedLibrary& library) const {
+  constexpr int kFlags = O_RDONLY | O_CLOEXEC | O_NONBLOCK;
+  UniqueFd file(::openat(folder_.get(), ("map_files/" + library.first_range).c_str(), kFlags));
+  if (file.valid() || (errno != EPERM && errno != EACCES)) return file;
+  file.reset(::openat(folder_.get(), ("root" + library.path).c_str(), kFlags));
+  struct stat st{};
+  if (file.valid() && (::fstat(file.get(), &st) != 0 || st.st_ino != library.inode)) {
+    file.reset();
+    errno = ENOENT;
+  }
+  return file;
+}
+
 Result<Gadget> Stranger::gadget(const MappedLibrary& library) const {
-  const std::string name = "map_files/" + library.first_range;
-  const UniqueFd file(::openat(folder_.get(), name.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  const UniqueFd file = open_library(library);
   if (!file.valid()) return fail_errno("cannot open its libfoldswap.so");
   struct stat st{};
   if (::fstat(file.get(), &st) != 0 || !S_ISREG(st.st_mode))

@@ -22,7 +22,7 @@ namespace foldswap {
 
 // What a process's environment wishes (DESIGN §12). Plain: it is sent from one process to another.
 struct Wishes {
-  bool disabled, required, late;
+  bool disabled;
   char runtime_dir[108];  // empty: the usual one
   char name[wire::kNameBytes], group[wire::kNameBytes];
   std::uint64_t resident_max_bytes, group_max_bytes;
@@ -36,6 +36,7 @@ struct MappedLibrary {
   std::uint64_t inode = 0;
   std::string device;       // as maps has it
   std::string first_range;  // "START-END" of its first mapping: its name in map_files
+  std::string path;         // as the process sees it
 };
 // From the text of /proc/PID/maps.
 [[nodiscard]] std::optional<MappedLibrary> find_library(std::string_view maps);
@@ -66,6 +67,7 @@ class Stranger {
 
  private:
   Stranger(pid_t pid, UniqueFd folder) : pid_(pid), folder_(std::move(folder)) {}
+  [[nodiscard]] UniqueFd open_library(const MappedLibrary& library) const;
   pid_t pid_;
   UniqueFd folder_;
 };

@@ -43,6 +43,7 @@ Probe::Probe(const Options& options) {
   if (options.seccomp) arguments.emplace_back("seccomp");
   std::vector<std::string> environment = options.environment;
   environment.push_back("FOLDSWAP_RUNTIME_DIR=" + options.runtime_dir);
+  if (!options.late) environment.emplace_back("FOLDSWAP_REQUIRE=1");
   if (options.preload) {
     environment.push_back((options.seccomp ? "PROBE_PRELOAD=" : "LD_PRELOAD=") +
                           std::string(FOLDSWAP_LIBRARY));

@@ -18,6 +18,7 @@ class Probe {
     std::vector<std::string> environment = {};
     bool preload = true;
     bool seccomp = false;
+    bool late = false;  // its agent comes when the daemon sends one; else at start
   };
   explicit Probe(const Options& options);
   ~Probe();

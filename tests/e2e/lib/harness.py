@@ -38,6 +38,7 @@ FAULT_KINDS = ("zero", "same_filled", "pool", "disk", "rescued", "poisoned")
 PRCTL = ctypes.CDLL(None).prctl
 PR_SET_PDEATHSIG = 1
 STATES = ("active", "agentless", "released", "exiting")
+NO_CLIENT = ("announced", "refused")  # what rows of processes have that are no clients (yet)
 
 
 class Place:
@@ -380,7 +381,7 @@ def conservation_errors(stats, quiet=False, poisoned=0):
         parts = c["pool_pages"] + c["disk_pages"] + c["same_filled_pages"]
         check(c["evicted_pages"] == parts,
               f"{who}: evicted {c['evicted_pages']} but the parts are {parts}")
-        check(c["state"] in STATES, f"{who}: state {c['state']!r}")
+        check(c["state"] in STATES + NO_CLIENT, f"{who}: state {c['state']!r}")
         check(all(v >= 0 for v in c.values() if isinstance(v, int)), f"{who}: a negative count")
     if quiet:
         total = sum(faults[kind] for kind in FAULT_KINDS)
@@ -402,6 +403,7 @@ def conservation_errors(stats, quiet=False, poisoned=0):
     latency = faults["latency_us"]
     check(latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["max"],
           f"latencies {latency}")
+    clients = [c for c in clients if c["state"] not in NO_CLIENT]
     check(stats["daemon"]["clients"] == len(clients), "daemon.clients is not the number of clients")
     if not clients:
         for key in ("stored_pages", "same_filled_pages", "incompressible_pages",
@@ -516,6 +518,13 @@ class E2E(unittest.TestCase):
         rows = [c for c in self.clients() if c["pid"] == pid]
         self.assertEqual(len(rows), 1, f"rows of client {pid}")
         return rows[0]
+
+    def await_state(self, pid, state, seconds=15):
+        """Its row, when it is in that state."""
+        return wait_until(f"{pid} is {state}",
+                          lambda: next((c for c in self.clients()
+                                        if c["pid"] == pid and c["state"] == state), None),
+                          seconds)
 
     def reclaim(self, client, *how):
         """The number that `reclaim` prints. 1 is an answer too: not all that was asked for was

@@ -1,0 +1,54 @@
+#include "preload/retire.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include "preload/agent.h"
+
+namespace foldswap::preload {
+namespace {
+
+bool has_more_threads() {
+  struct stat st{};
+  constexpr std::uint64_t kDirectoryLinks = 2, kCallerAndAgent = 2;
+  return sys::call(SYS_newfstatat, AT_FDCWD, "/proc/self/task", &st, 0) == 0 &&
+         st.st_nlink > kDirectoryLinks + kCallerAndAgent;
+}
+
+// A vfork child shares our memory, but what it is and may is its own.
+Control* own_control() {
+  Control* control = live();
+  if (control == nullptr) control = attaching();
+  return control != nullptr && sys::call(SYS_getpid) == control->pid ? control : nullptr;
+}
+
+// A forked child that is not a client yet becomes one first: what it has inherited is registered,
+// and only a client can ask for that to end.
+void retire_agent(bool only_if_alone) {
+  Control* const control = own_control();
+  if (control == nullptr || (only_if_alone && has_more_threads())) return;
+  const RequestLock lock;
+  if (attaching() != nullptr) (void)ask_agent(*control, AgentOp::attach);
+  const std::uint32_t tid = sys::load(control->tid);
+  if (live() == nullptr || tid == 0) return;
+  if (ask_daemon(*control, wire::RequestOp::retire, 0, 0) != 0) return;
+  library.nothing_registered = true;
+  sys::store(library.alive->presence, static_cast<std::uint32_t>(Presence::none));
+  (void)ask_agent(*control, AgentOp::leave);
+  await_agent_exit(*control, tid);
+}
+
+}  // namespace
+
+WithoutAgent::WithoutAgent(bool only_if_alone) {
+  if (sys::load(library.alive) != nullptr) retire_agent(only_if_alone);
+}
+
+void have_rights_followed() {
+  Control* const control = own_control();
+  if (control == nullptr) return;
+  const RequestLock lock;
+  (void)ask_agent(*control, AgentOp::rights);  // no agent: nobody to follow
+}
+
+}  // namespace foldswap::preload
