@@ -1,15 +1,17 @@
 #include "daemon/admission/finder.h"
 
+#include <fcntl.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
+#include <cstdio>
 #include <filesystem>
 #include <utility>
 
 #include "daemon/host/log.h"
-#include "daemon/host/proc_reader.h"
 
 namespace foldswap {
 namespace {
@@ -31,6 +33,31 @@ std::optional<pid_t> number(std::string_view text) {
   if (got.ec != std::errc{} || got.ptr != text.data() + text.size() || value <= 0)
     return std::nullopt;
   return value;
+}
+
+struct Memory {
+  std::uint64_t anonymous_bytes, code_pages;
+};
+
+// Of /proc/PID/statm; nothing: it is gone. Thousands are read each second, so nothing is allocated.
+std::optional<Memory> read_memory(pid_t pid) {
+  std::array<char, 32> path{};
+  std::array<char, 160> text{};
+  std::snprintf(path.data(), path.size(), "/proc/%d/statm", pid);
+  const UniqueFd file(::open(path.data(), O_RDONLY | O_CLOEXEC));
+  if (!file.valid()) return std::nullopt;
+  const ssize_t got = ::read(file.get(), text.data(), text.size() - 1);
+  if (got <= 0) return std::nullopt;
+  std::array<std::uint64_t, 4> fields{};  // size, resident, shared, code: in pages
+  const char* at = text.data();
+  const char* const end = at + got;
+  for (std::uint64_t& field : fields) {
+    const auto number = std::from_chars(at, end, field);
+    if (number.ec != std::errc{}) return std::nullopt;
+    at = number.ptr + 1;
+    if (at > end) at = end;
+  }
+  return Memory{(fields[1] - std::min(fields[2], fields[1])) * kPage, fields[3]};
 }
 
 std::string plain_path(std::string_view path) {
@@ -59,12 +86,7 @@ bool Finder::is_ours(Stage stage) {
 }
 
 std::uint64_t Finder::pause_us(std::uint64_t now_us) const {
-  std::uint64_t at = scan_at_us_;
-  for (const auto& [pid, p] : processes_) {
-    if (p.stage == Stage::announced) at = std::min(at, p.ordered ? p.retry_at_us : p.sample_at_us);
-    if (p.stage == Stage::arriving) at = std::min(at, now_us + 5 * kMs);
-  }
-  return at > now_us ? at - now_us : 0;
+  return next_us_ > now_us ? next_us_ - now_us : 0;
 }
 
 void Finder::step(std::uint64_t now_us) {
@@ -72,8 +94,10 @@ void Finder::step(std::uint64_t now_us) {
   (void)!::read(wake_.get(), &count, sizeof(count));
   take_orders();
   if (now_us >= scan_at_us_ || look_at_all_) scan(now_us);
+  next_us_ = scan_at_us_;
   for (auto it = processes_.begin(); it != processes_.end();) {
     auto& [pid, p] = *it;
+    const Stage before = p.stage;
     switch (p.stage) {
       case Stage::fresh: {
         const InjectorJob job{InjectorJob::Kind::look, pid, {}};
@@ -86,6 +110,7 @@ void Finder::step(std::uint64_t now_us) {
       case Stage::arriving:
         if (is_client(pid)) {
           it = processes_.erase(it);
+          changed_ = true;
           continue;
         }
         if (now_us > p.until_us)
@@ -94,9 +119,14 @@ void Finder::step(std::uint64_t now_us) {
       default:
         break;
     }
+    changed_ = changed_ || p.stage != before;
+    if (p.stage == Stage::announced)
+      next_us_ = std::min(next_us_, p.ordered ? p.retry_at_us : p.sample_at_us);
+    if (p.stage == Stage::arriving || p.stage == Stage::fresh)
+      next_us_ = std::min(next_us_, now_us + 5 * kMs);
     ++it;
   }
-  publish();
+  if (std::exchange(changed_, false)) publish();
 }
 
 // All processes, but for those that are clients already: what is new, what is another program by
@@ -113,9 +143,10 @@ void Finder::scan(std::uint64_t now_us) {
     if (client->record.group[0] != '\0') group_bytes_[client->record.group] += client->rss_bytes;
   }
   for (auto& [pid, p] : processes_) p.seen = false;
+  const pid_t self = ::getpid();
   for (const std::string& name : *names) {
     const auto pid = number(name);
-    if (!pid || clients.contains(*pid) || *pid == ::getpid()) continue;
+    if (!pid || clients.contains(*pid) || *pid == self) continue;
     const auto known = processes_.find(*pid);
     if (known == processes_.end()) {
       if (processes_.size() >= kMostKnown) continue;
@@ -132,7 +163,8 @@ void Finder::scan(std::uint64_t now_us) {
     if (!p.group.empty() && is_ours(p.stage)) group_bytes_[p.group] += p.row.resident_bytes;
     if (now_us >= p.look_at_us || look_at_all_) look_again(*pid, p, now_us);
   }
-  std::erase_if(processes_, [](const auto& item) { return !item.second.seen; });
+  const auto ended = std::erase_if(processes_, [](const auto& item) { return !item.second.seen; });
+  changed_ = changed_ || ended != 0;
   look_at_all_ = false;
 }
 
@@ -141,18 +173,23 @@ bool Finder::is_client(pid_t pid) const {
                              [&](const auto& c) { return c->pid() == pid && !c->gone(); });
 }
 
+// Whether it is another program by now: that has code of another size, nearly always, and to look
+// at that is cheap. When it has not, the injector notices, before anything is done.
 void Finder::look_again(pid_t pid, Process& process, std::uint64_t now_us) {
   process.look_at_us = now_us + (now_us - process.born_us < kYoungUs ? kScanUs : kOldLookUs);
-  if (process.stage == Stage::fresh || process.stage == Stage::looking ||
-      process.stage == Stage::sending)
-    return;
-  const auto stat = os_.read_file("/proc/" + std::to_string(pid) + "/stat");
-  const auto identity = stat ? parse_identity(*stat) : std::nullopt;
-  if (!identity || *identity == process.identity) return;
+  if (process.stage != Stage::other && process.stage != Stage::refused)
+    return;  // announced: at each sample
+  const auto memory = read_memory(pid);
+  if (!memory) return;
+  if (process.code_pages == 0) process.code_pages = memory->code_pages;
+  if (memory->code_pages != process.code_pages) begin_anew(process, now_us);
+}
+
+void Finder::begin_anew(Process& process, std::uint64_t now_us) {
   Process anew;
   anew.seen = true;
   anew.born_us = now_us;
-  anew.row.pid = pid;
+  anew.row.pid = process.row.pid;
   anew.look_at_us = now_us + kScanUs;
   process = std::move(anew);
 }
@@ -162,6 +199,7 @@ void Finder::on_reports(std::uint64_t now_us) {
     const auto known = processes_.find(report->job.pid);
     if (known == processes_.end()) continue;
     Process& p = known->second;
+    changed_ = true;
     if (report->job.kind == InjectorJob::Kind::look && p.stage == Stage::looking) {
       learn(*report, p);
     } else if (report->job.kind == InjectorJob::Kind::send && p.stage == Stage::sending) {
@@ -217,16 +255,21 @@ std::uint64_t Finder::budget_of(pid_t pid, const Process& process) const {
 
 // How much it has, and whether that is too much.
 void Finder::sample(pid_t pid, Process& process, std::uint64_t now_us) {
-  const auto bytes = read_rss_anon(os_, pid);
-  if (!bytes) return;  // the next scan misses it
-  const std::uint64_t before = std::exchange(process.row.resident_bytes, *bytes);
+  const auto memory = read_memory(pid);
+  if (!memory) return;  // the next scan misses it
+  if (process.code_pages == 0) process.code_pages = memory->code_pages;
+  if (memory->code_pages != process.code_pages) return begin_anew(process, now_us);
+  const std::uint64_t bytes = memory->anonymous_bytes;
+  const std::uint64_t before = std::exchange(process.row.resident_bytes, bytes);
+  changed_ = changed_ || before != bytes;
   const std::uint64_t budget = budget_of(pid, process);
-  const bool small = *bytes < limits_.min_size && budget >= limits_.min_size;
-  const bool presses = !small && budget != wire::kNoLimit && *bytes > budget - budget / 8;
-  process.sample_every_us = *bytes > before || presses
+  const bool small = bytes < limits_.min_size && budget >= limits_.min_size;
+  const bool presses = !small && budget != wire::kNoLimit && bytes > budget - budget / 8;
+  process.sample_every_us = bytes > before || presses
                                 ? kFastUs
                                 : std::clamp(2 * process.sample_every_us, kFastUs, kSlowUs);
-  process.sample_at_us = now_us + process.sample_every_us;
+  // Many are looked at in one step.
+  process.sample_at_us = (now_us + process.sample_every_us) / kFastUs * kFastUs;
   if ((presses || process.ordered) && now_us >= process.retry_at_us && !draining_)
     send(pid, process, now_us);
 }
@@ -267,9 +310,7 @@ void Finder::learn_of_agent(const InjectorReport& report, Process& process, std:
       log::info("{} (pid {}) cannot be managed: {}", process.row.name, process.row.pid, reason);
       return;
     case Sent::gone:
-      process.look_at_us = 0;
-      process.identity = {};
-      process.stage = Stage::other;
+      begin_anew(process, now_us);
       return;
   }
 }
@@ -283,11 +324,12 @@ void Finder::take_orders() {
   {
     const RankedLock lock(mutex_);
     orders = orders_;
-    if (orders_seen_ != orders_made_) look_at_all_ = true;
+    if (orders_seen_ != orders_made_) look_at_all_ = changed_ = true;
     orders_seen_ = orders_made_;
   }
   for (auto& [pid, p] : processes_) {
-    if (!is_ours(p.stage)) continue;
+    if (!is_ours(p.stage) || (orders.empty() && !p.ordered)) continue;
+    changed_ = true;
     p.ordered = std::ranges::any_of(orders, [&](const Order& order) { return fits(order, p); });
   }
 }

@@ -81,6 +81,7 @@ class Finder {
     std::string group;
     std::uint64_t group_max_bytes = wire::kNoLimit;
     bool seen = false, ordered = false;
+    std::uint64_t code_pages = 0;  // of its program; 0: not known yet
     std::uint64_t born_us = 0;     // seen first
     std::uint64_t look_at_us = 0;  // whether it is still the same program
     std::uint64_t sample_at_us = 0, sample_every_us = 0;
@@ -95,6 +96,7 @@ class Finder {
 
   void scan(std::uint64_t now_us);
   void look_again(pid_t pid, Process& process, std::uint64_t now_us);
+  static void begin_anew(Process& process, std::uint64_t now_us);
   void sample(pid_t pid, Process& process, std::uint64_t now_us);
   void learn(const InjectorReport& report, Process& process);
   void learn_of_agent(const InjectorReport& report, Process& process, std::uint64_t now_us);
@@ -118,8 +120,9 @@ class Finder {
   UniqueFd wake_;
   std::map<pid_t, Process> processes_;
   std::map<std::string, std::uint64_t> group_bytes_;  // of all that share one, clients among them
-  std::uint64_t scan_at_us_ = 0;
+  std::uint64_t scan_at_us_ = 0, next_us_ = 0;
   bool look_at_all_ = false;
+  bool changed_ = true;  // what publish() tells
   std::uint64_t orders_seen_ = 0;
 
   mutable RankedMutex<LockRank::leaf> mutex_;
