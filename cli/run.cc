@@ -104,6 +104,13 @@ std::string appended_preload(const char* current, const std::string& library) {
   return list + library;
 }
 
+std::string with_asan_option(const char* current) {
+  const std::string ours = "verify_asan_link_order=0";
+  const std::string list = current != nullptr ? current : "";
+  if (list.find("verify_asan_link_order") != std::string::npos) return list;
+  return list.empty() ? ours : list + ":" + ours;
+}
+
 int run(const RunOptions& options) {
   const auto program = find_program(options.command.front());
   if (!program) {
@@ -121,6 +128,9 @@ int run(const RunOptions& options) {
   } else if (const auto library = usable_library(options)) {
     // Set even where it does nothing: the children of a static program may be dynamic.
     set("LD_PRELOAD", appended_preload(std::getenv("LD_PRELOAD"), *library));
+    // The program, or a child of it, may be built with gcc's AddressSanitizer: that refuses to be
+    // behind another library.
+    set("ASAN_OPTIONS", with_asan_option(std::getenv("ASAN_OPTIONS")));
     obstacle = why_not_preloadable(*program);
   } else {
     obstacle = library.error().message;

@@ -34,5 +34,8 @@ struct RunOptions {
 
 // LD_PRELOAD with `library` appended, unless it is already in there.
 [[nodiscard]] std::string appended_preload(const char* current, const std::string& library);
+// ASAN_OPTIONS with what gcc's AddressSanitizer needs to begin behind a preloaded library, unless
+// it says something about that already.
+[[nodiscard]] std::string with_asan_option(const char* current);
 
 }  // namespace foldswap::cli

@@ -87,6 +87,13 @@ TEST(Preload, IsAppendedTo) {
   EXPECT_EQ(appended_preload("/bb.so", "/b.so"), "/bb.so:/b.so");
 }
 
+TEST(AsanOptions, AreKept) {
+  EXPECT_EQ(with_asan_option(nullptr), "verify_asan_link_order=0");
+  EXPECT_EQ(with_asan_option(""), "verify_asan_link_order=0");
+  EXPECT_EQ(with_asan_option("detect_leaks=0"), "detect_leaks=0:verify_asan_link_order=0");
+  EXPECT_EQ(with_asan_option("verify_asan_link_order=1"), "verify_asan_link_order=1");
+}
+
 TEST_F(Run, ArgumentsAreUntouched) {
   install_library();
   FakeDaemon daemon(runtime(), always({}));

@@ -1,7 +1,6 @@
 // The constructor: has the agent come later (arrival.h); where FOLDSWAP_REQUIRE asks for it, makes
 // this process a client at once; or leaves it alone (DESIGN §4). Reads top to bottom: may we, who
 // are we, connect, make the userfaultfd, map the areas, register, start the agent.
-#include <dlfcn.h>
 #include <fcntl.h>
 #include <gnu/libc-version.h>
 #include <stdlib.h>
@@ -20,8 +19,11 @@
 #include "preload/exclusions.h"
 #include "preload/fork.h"
 #include "preload/handshake.h"
+#include "preload/next.h"
 #include "preload/settings.h"
 #include "preload/signals.h"
+
+#pragma weak gnu_get_libc_version  // another C library has none
 
 namespace foldswap::preload {
 
@@ -49,6 +51,10 @@ bool may_ever_run(const Settings& settings, Reason& reason) {
     reason << "FOLDSWAP_DISABLE is set";
     return false;
   }
+  if (&gnu_get_libc_version == nullptr) {
+    reason << "its C library is not glibc";
+    return false;
+  }
   if (getauxval(AT_SECURE) != 0) {
     reason << "the program runs with raised privileges";
     return false;
@@ -67,7 +73,8 @@ bool may_run_now(Reason& reason) {
 
 // Chunk headers may be read only when pointers come from glibc's own malloc.
 bool next_realloc_is_glibc() {
-  void* const next = dlsym(RTLD_NEXT, "realloc");
+  if (&gnu_get_libc_version == nullptr) return false;
+  void* const next = find_next("realloc");
   return next != nullptr && same_module(next, reinterpret_cast<void*>(&gnu_get_libc_version));
 }
 

@@ -188,12 +188,16 @@ TEST_F(InterposeTest, NoRetireForWhatTheKernelRefusesAnyway) {
   EXPECT_TRUE(client->requests().empty());
 }
 
-TEST_F(InterposeTest, MountNamespacesNeedNoRetiring) {
+// An agent in the old namespace would still reach what the program does not.
+TEST_F(InterposeTest, NoAgentIsLeftBehindInAnotherNamespace) {
   start();
   EXPECT_EQ(probe->number(args("unshare", CLONE_NEWNS)), 0);
+  ASSERT_EQ(client->requests().size(), 1U);
+  EXPECT_EQ(client->requests()[0].op, wire::RequestOp::retire);
+  EXPECT_TRUE(client->agent_gone(5000));
+  EXPECT_EQ(probe->agent_tid(), 0);
   EXPECT_EQ(probe->number("setnsmount"), 0);
-  EXPECT_TRUE(client->requests().empty());
-  EXPECT_NE(probe->agent_tid(), 0);
+  EXPECT_EQ(probe->finish(), 0);
 }
 
 TEST_F(InterposeTest, ForkChildIsServedBeforeItHasAnAgent) {

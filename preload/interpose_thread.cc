@@ -33,6 +33,9 @@ constinit Next<int(thrd_t*, thrd_start_t, void*)> next_thrd_create{"thrd_create"
 constinit Next<int(pthread_mutex_t*, const pthread_mutexattr_t*)> next_pthread_mutex_init{
     "pthread_mutex_init"};
 constinit Next<int(pthread_mutex_t*)> next_pthread_mutex_destroy{"pthread_mutex_destroy"};
+constinit Next<int(const pthread_mutexattr_t*, int*)> next_getrobust{"pthread_mutexattr_getrobust"};
+constinit Next<int(const pthread_mutexattr_t*, int*)> next_getprotocol{
+    "pthread_mutexattr_getprotocol"};
 constinit Next<int(int (*)(void*), void*, int, void*, ...)> next_clone{"clone"};
 constinit Next<int(int)> next_unshare{"unshare"};
 constinit Next<int(int, int)> next_setns{"setns"};
@@ -68,9 +71,12 @@ auto announced(Create create) {
 bool changed_by_kernel(const pthread_mutexattr_t* attributes) {
   if (attributes == nullptr) return false;
   int robust = PTHREAD_MUTEX_STALLED, protocol = PTHREAD_PRIO_NONE;
-  return (pthread_mutexattr_getrobust(attributes, &robust) == 0 &&
+  // Not there: nor are such mutexes.
+  auto* const get_robust = next_getrobust.get();
+  auto* const get_protocol = next_getprotocol.get();
+  return (get_robust != nullptr && get_robust(attributes, &robust) == 0 &&
           robust == PTHREAD_MUTEX_ROBUST) ||
-         (pthread_mutexattr_getprotocol(attributes, &protocol) == 0 &&
+         (get_protocol != nullptr && get_protocol(attributes, &protocol) == 0 &&
           protocol == PTHREAD_PRIO_INHERIT && !mutated(Mutation::inheriting_mutexes));
 }
 

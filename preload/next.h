@@ -3,9 +3,12 @@
 // the constructor has run and in fork children.
 #pragma once
 
-#include <dlfcn.h>
-
 namespace foldswap::preload {
+
+// The definition that a reference of this name would bind to if we were not there; null: there is
+// none. It reads the tables that the loader itself reads: the C library's own function for that has
+// moved between libraries and versions, and who needs it loads in fewer programs. No system call.
+[[nodiscard]] void* find_next(const char* name);
 
 template <typename Function>
 class Next {
@@ -14,7 +17,7 @@ class Next {
   [[nodiscard]] Function* get() {
     auto* function = __atomic_load_n(&function_, __ATOMIC_RELAXED);
     if (function == nullptr) [[unlikely]] {
-      function = reinterpret_cast<Function*>(dlsym(RTLD_NEXT, name_));
+      function = reinterpret_cast<Function*>(find_next(name_));
       __atomic_store_n(&function_, function, __ATOMIC_RELAXED);
     }
     return function;

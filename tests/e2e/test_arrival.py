@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -234,12 +235,34 @@ class Rights(Late):
         self.check_way("namespace")
 
 
+@ctest("arrival_run_times", "e2e")
+class RunTimes(E2E):
+    """Programs that bring a run-time of their own which wants to be first, or to see everything."""
+
+    def check_same(self, command, wanted):
+        """Plainly, as a program that is announced, and as a child of such a one."""
+        plain = self.run_plain(command)
+        self.assertEqual((plain.code, plain.output), (0, wanted), plain.stderr())
+        for more in (command, ["/bin/sh", "-c", 'exec "$0" "$@"; exit 9', *command],
+                     ["/bin/sh", "-c", '"$0" "$@"', *command]):
+            self.assert_same(plain, self.run_client(more, 8 * MIB, options=()))
+
+    def test_address_sanitizer(self):
+        self.check_same([Place.program("with_asan")], b"static program ran\n")
+
+    def test_valgrind(self):
+        if shutil.which("valgrind") is None:
+            self.skipTest("valgrind is not installed")
+        self.check_same(["valgrind", "-q", "/bin/echo", "ran"], b"ran\n")
+
+
 @ctest("arrival_orphans", "e2e")
 class Orphans(Late):
     SETTINGS = {"evict.quarantine_s": "0", "client.min_size": "0"}
 
     def test_raw_children(self):
-        """What they have inherited is registered, and not theirs to change: no agent comes, and every page is there."""
+        """What they have inherited is registered, and not theirs to change: no agent comes, and
+        every page is there."""
         client = self.late([Place.program("family"), "--mb=6", f"--seed={self.seed}"],
                            resident_max=2 * MIB)
         client.expect("ready")
@@ -261,8 +284,8 @@ class Orphans(Late):
 
 @ctest("arrival_unseen", "e2e")
 class Unseen(Late):
-    """Agents that are sent again and again, by the injector's own code: the program must see nothing. (All but the first
-    find that there is one, and go.)"""
+    """Agents that are sent again and again, by the injector's own code: the program must see
+    nothing. (All but the first find that there is one, and go.)"""
 
     SETTINGS = {"evict.quarantine_s": "0", "client.min_size": "1G"}
 
