@@ -255,6 +255,9 @@ struct Mailbox {
   std::uint64_t exclusions[kExclusions];  // (shared) pages that hold robust mutexes (HAZARDS 9)
   Request request;
   Command commands[kHalves];
+  // Zero with a library, or a daemon, that does not know them.
+  std::uint32_t can_leave;  // (shared) the library's: its agent can go, and come again
+  std::uint32_t leave;      // (shared) the daemon's: nothing is registered, the agent is to go
 };
 static_assert(offsetof(Mailbox, exclusions) == 88);
 inline constexpr std::uint64_t kMailboxBytes = 32 * 1024;

@@ -166,7 +166,14 @@ std::string render_clients(const Json& clients) {
                human_size(count(client, "same_filled_pages") * wire::kPageBytes),
                text(client, "faults")});
   }
-  return table.text("");
+  std::string reasons;
+  for (const Json& client : clients) {
+    const std::string reason = text(client, "reason");
+    if (reason.empty() || reason == "-") continue;
+    reasons += text(client, "name") + " (pid " + text(client, "pid") +
+               ") is not managed: " + reason + "\n";
+  }
+  return table.text("") + reasons;
 }
 
 std::string render_stats(const Json& stats) {

@@ -69,6 +69,17 @@ TEST(RenderClients, ColumnsLineUp) {
   EXPECT_EQ(render_clients(Json::array()), "no clients\n");
 }
 
+TEST(RenderClients, SaysWhyAProgramIsNotManaged) {
+  Json client = sample()["clients"][0];
+  client["reason"] = "";
+  EXPECT_EQ(render_clients(Json::array({client})).find("not managed"), std::string::npos);
+  client["state"] = "refused";
+  client["reason"] = "a seccomp filter is in force";
+  EXPECT_NE(render_clients(Json::array({client}))
+                .find("\nweb (pid 123) is not managed: a seccomp filter is in force\n"),
+            std::string::npos);
+}
+
 TEST(RenderClients, NoBudgetInAllItsForms) {
   Json client = sample()["clients"][0];
   for (const Json& none : {Json(nullptr), Json(~std::uint64_t{0}), Json(0)}) {

@@ -125,6 +125,46 @@ void answer(Control& c) {
   if (go) leave();
 }
 
+// Ends this thread, whose stack goes before it does. Its end is told nowhere: where it would be may
+// belong to the program by then.
+[[noreturn]] void leave_without_stack(std::uint64_t start, std::uint64_t bytes) {
+  sys::call(SYS_set_tid_address, nullptr);
+  for (;;) {
+    asm volatile(
+        "movl %0, %%eax\n\t"
+        "syscall\n\t"
+        "movl %1, %%eax\n\t"
+        "xorl %%edi, %%edi\n\t"
+        "syscall\n\t"
+        "hlt"
+        :
+        : "i"(SYS_munmap), "i"(SYS_exit), "D"(start), "S"(bytes)
+        : "rax", "rcx", "r11", "memory");
+  }
+}
+
+// The daemon has nothing of this process any more, and nothing of it is registered. From here on it
+// is none of its clients; what calls still use that began before is unmapped when they are over.
+[[noreturn]] void leave_for_now(Control& c) {
+  constexpr int kTurns = 25'000;
+  sys::store(library.leaving, static_cast<std::uint32_t>(sys::call(SYS_gettid)));
+  library.nothing_registered = true;
+  sys::store(library.alive->presence, static_cast<std::uint32_t>(Presence::none));
+  for (int turn = 0; sys::load(library.live_calls) != 0; ++turn) {
+    answer(c);
+    if (turn == kTurns) leave();  // one was left for good by a signal handler: what is mapped stays
+    sys::sleep_us(200);
+  }
+  sys::call(SYS_munmap, c.staging, wire::kStagingBytes);
+  sys::call(SYS_munmap, c.transfer, wire::kTransferBytes);
+  sys::call(SYS_munmap, c.mailbox, wire::kMailboxBytes);
+  const wire::Range own = c.own[1];
+  // The first page is the process's, if it was the first agent that brought it.
+  const std::uint64_t kept =
+      reinterpret_cast<std::uint64_t>(library.alive) == own.start ? kPage : 0;
+  leave_without_stack(own.start + kept, own.bytes - kept);
+}
+
 void serve(Control& c) {
   std::uint32_t wakes = 0;
   for (;;) {
@@ -138,6 +178,7 @@ void serve(Control& c) {
         execute_command(c, half);
       }
     }
+    if (sys::load(c.mailbox->leave) != 0) leave_for_now(c);
     if (sys::load(c.mailbox->to_agent) != seen) continue;
     const long why = sys::futex_wait(c.mailbox->to_agent, seen, sys::Scope::shared, kIdleMs);
     if (why == -ETIMEDOUT || ++wakes % kBusyWakes == 0) {
@@ -230,24 +271,6 @@ void answer_in_vain(Control& c) {
   sys::call(SYS_chdir, "/");
   serve(c);
   __builtin_unreachable();
-}
-
-// Ends this thread, whose stack goes before it does. Its end is told nowhere: where it would be may
-// belong to the program by then.
-[[noreturn]] void leave_without_stack(std::uint64_t start, std::uint64_t bytes) {
-  sys::call(SYS_set_tid_address, nullptr);
-  for (;;) {
-    asm volatile(
-        "movl %0, %%eax\n\t"
-        "syscall\n\t"
-        "movl %1, %%eax\n\t"
-        "xorl %%edi, %%edi\n\t"
-        "syscall\n\t"
-        "hlt"
-        :
-        : "i"(SYS_munmap), "i"(SYS_exit), "D"(start), "S"(bytes)
-        : "rax", "rcx", "r11", "memory");
-  }
 }
 
 // clone(2) with a function to run on the new stack, which must not return. The kernel keeps all

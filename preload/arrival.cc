@@ -74,6 +74,7 @@ void forget_arrival() {
   sys::store(foldswap_alone, 0U);
   sys::store(foldswap_boot_tid, 0U);
   sys::store(library.arriving, 0U);
+  sys::store(library.leaving, 0U);
 }
 
 Alone::Alone() {

@@ -57,6 +57,7 @@ void go_live(Control& control, wire::Mailbox& box, std::uint64_t client_id) {
   sys::store(control.mailbox, &box);
   if (sys::load(library.alive) == nullptr) move_notes_lock(*life_beside(control));
   publish_exclusions(box);
+  sys::store(box.can_leave, 1U);
   sys::store(library.alive->presence, static_cast<std::uint32_t>(Presence::live));
   while (sys::load(library.quiet_calls) != 0) sys::sleep_us(50);
   publish_exclusions(box);

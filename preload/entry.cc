@@ -110,6 +110,7 @@ void go_live(const Settings& settings, const wire::Hello& hello, std::uint64_t c
   move_notes_lock(*areas.alive());
   while (sys::load(library.quiet_calls) != 0) sys::sleep_us(50);
   wire::Mailbox& box = *library.control->mailbox;
+  sys::store(box.can_leave, 1U);
   {
     const SignalBlock signals(SignalBlock::Set::asynchronous);
     publish_exclusions(box);

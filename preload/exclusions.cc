@@ -135,6 +135,7 @@ void copy_to(wire::Mailbox& box) {
 }
 
 void tell() {
+  const LiveCall use;
   if (const Control* const control = live()) copy_to(*control->mailbox);
 }
 

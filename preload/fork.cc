@@ -38,6 +38,7 @@ bool began_quietly() {
 // In the child of such a fork.
 void end_quietly_in_child() {
   sys::store(library.quiet_calls, 0U);
+  sys::store(library.live_calls, 0U);
   sys::add(library.forks, 1);
   library.nothing_registered = true;  // an agent that has come meanwhile waits until this is over
   forget_arrival();
@@ -55,6 +56,7 @@ void prepare() {
   // event the grandchild is.
   (void)live_or_attached();
   const std::uint64_t mask = SignalBlock::block(SignalBlock::Set::asynchronous);
+  sys::add(library.live_calls, 1);
   const bool locks = library.alive != nullptr && !mutated(Mutation::fork_serialised);
   const bool took_lock = locks && RequestLock::acquire();
   Control* const control = live();
@@ -88,6 +90,7 @@ void parent() {
     Announcement::end(*library.control);
   }
   if (took_lock) RequestLock::release();
+  sys::add(library.live_calls, ~0U);
   SignalBlock::restore(mask);
 }
 
@@ -102,6 +105,7 @@ void child() {
   }
   sys::add(library.forks, 1);
   sys::store(library.quiet_calls, 0U);
+  sys::store(library.live_calls, 0U);
   forget_arrival();
   // In a raw fork's child another thread of its parent may have been in the middle of them.
   if (library.fork_of_client || sys::load(library.alive) == nullptr) {

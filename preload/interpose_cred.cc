@@ -26,6 +26,7 @@ void hand_over(Control& control, std::uint32_t* groups, std::uint32_t room) {
 }
 
 void agent_follows() {
+  const LiveCall use;
   Control* control = live();
   if (control == nullptr) control = attaching();
   // A vfork child shares our memory, but its credentials are its own.

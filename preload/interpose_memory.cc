@@ -87,6 +87,7 @@ class Resizing {
 // raised the count is no more (a vfork child killed half-way).
 template <typename Call>
 int lock_memory(Call call) {
+  const LiveCall use;
   if (live() == nullptr) {
     const QuietCall quiet;
     if (live() == nullptr) return call(nullptr);
@@ -135,6 +136,7 @@ auto quietly(With with, Without without) {
 // Runs `with(control)` in a client, `without()` in a process that is none (any more, or yet).
 template <typename With, typename Without>
 auto as_client(With with, Without without) {
+  const LiveCall use;
   Control* control = live();
   if (control != nullptr) return with(*control);
   if (orphaned()) {
@@ -273,6 +275,7 @@ constexpr long kPatienceMs = 20, kMostPatienceMs = 1'000'000;
 // more faults are still served: what may be out is read in.
 template <typename Call>
 auto with_released(const wire::Range& range, Call call) {
+  const LiveCall use;
   if (live() == nullptr && !orphaned()) {
     const QuietCall quiet;
     if (live() == nullptr) return call(nullptr);

@@ -47,6 +47,7 @@ constinit Next<int(int, int)> next_setns{"setns"};
 template <typename Create>
 auto announced(Create create) {
   if (sys::load(library.never) != 0) return create();
+  const LiveCall use;
   Control* control = live();
   if (control == nullptr) {
     const QuietCall quiet;

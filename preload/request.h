@@ -95,6 +95,21 @@ class QuietCall {
   const std::uint32_t forks_;
 };
 
+// Around whatever looks at live() and then uses what that answers: while one exists the agent does
+// not unmap it. Not around a wait for the agent's end. It makes no system call.
+class LiveCall {
+ public:
+  LiveCall() : forks_(sys::load(library.forks)) { sys::add(library.live_calls, 1); }
+  LiveCall(const LiveCall&) = delete;
+  LiveCall& operator=(const LiveCall&) = delete;
+  ~LiveCall() {
+    if (sys::load(library.forks) == forks_) sys::add(library.live_calls, ~0U);
+  }
+
+ private:
+  const std::uint32_t forks_;
+};
+
 // An announced call over a range, with asynchronous signals blocked: no handler may leave it
 // half-way.
 class LayoutSection {

@@ -25,6 +25,7 @@ Control* own_control() {
 // A forked child that is not a client yet becomes one first: what it has inherited is registered,
 // and only a client can ask for that to end.
 void retire_agent(bool only_if_alone) {
+  const LiveCall use;
   Control* const control = own_control();
   if (control == nullptr || (only_if_alone && has_more_threads())) return;
   const RequestLock lock;
@@ -42,9 +43,16 @@ void retire_agent(bool only_if_alone) {
 
 WithoutAgent::WithoutAgent(bool only_if_alone) {
   if (sys::load(library.alive) != nullptr) retire_agent(only_if_alone);
+  // One that the daemon has sent away waits for calls like the above, and then ends by itself.
+  sys::Backoff backoff;
+  for (std::uint32_t tid = sys::load(library.leaving); tid != 0; tid = sys::load(library.leaving)) {
+    if (thread_is_over(tid)) (void)sys::exchange_if(library.leaving, tid, 0);
+    backoff.next();
+  }
 }
 
 void have_rights_followed() {
+  const LiveCall use;
   Control* const control = own_control();
   if (control == nullptr) return;
   const RequestLock lock;

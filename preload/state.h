@@ -108,6 +108,8 @@ struct Library {
   Control* control;     // may be touched only while live() or attaching() answers it
   std::uint64_t client_id;
   std::uint32_t quiet_calls;  // (atomic) see QuietCall in request.h
+  std::uint32_t live_calls;   // (atomic) see LiveCall in request.h
+  std::uint32_t leaving;      // (atomic) thread id of an agent that is about to end; 0: none
   std::uint32_t
       arriving;         // (atomic) process id for which an agent is on its way (arrival.h); 0: none
   std::uint32_t forks;  // (atomic) from the first process of all to this one

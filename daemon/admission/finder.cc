@@ -92,11 +92,11 @@ std::uint64_t Finder::pause_us(std::uint64_t now_us) const {
 void Finder::step(std::uint64_t now_us) {
   std::uint64_t count = 0;
   (void)!::read(wake_.get(), &count, sizeof(count));
+  forget_clients();
   take_orders();
   if (now_us >= scan_at_us_ || look_at_all_) scan(now_us);
   next_us_ = scan_at_us_;
-  for (auto it = processes_.begin(); it != processes_.end();) {
-    auto& [pid, p] = *it;
+  for (auto& [pid, p] : processes_) {
     const Stage before = p.stage;
     switch (p.stage) {
       case Stage::fresh: {
@@ -108,11 +108,6 @@ void Finder::step(std::uint64_t now_us) {
         if (now_us >= p.sample_at_us || p.ordered) sample(pid, p, now_us);
         break;
       case Stage::arriving:
-        if (is_client(pid)) {
-          it = processes_.erase(it);
-          changed_ = true;
-          continue;
-        }
         if (now_us > p.until_us)
           put_off(p, "its agent has come, and has not become a client", now_us);
         break;
@@ -124,7 +119,6 @@ void Finder::step(std::uint64_t now_us) {
       next_us_ = std::min(next_us_, p.ordered ? p.retry_at_us : p.sample_at_us);
     if (p.stage == Stage::arriving || p.stage == Stage::fresh)
       next_us_ = std::min(next_us_, now_us + 5 * kMs);
-    ++it;
   }
   if (std::exchange(changed_, false)) publish();
 }
@@ -168,9 +162,13 @@ void Finder::scan(std::uint64_t now_us) {
   look_at_all_ = false;
 }
 
-bool Finder::is_client(pid_t pid) const {
-  return std::ranges::any_of(registry_.all(),
-                             [&](const auto& c) { return c->pid() == pid && !c->gone(); });
+// Those that have become clients since the last scan, by an agent of ours or by themselves.
+void Finder::forget_clients() {
+  if (std::ranges::none_of(processes_, [](const auto& item) { return is_ours(item.second.stage); }))
+    return;
+  for (const auto& client : registry_.all()) {
+    if (!client->gone() && processes_.erase(client->pid()) != 0) changed_ = true;
+  }
 }
 
 // Whether it is another program by now: that has code of another size, nearly always, and to look

@@ -106,7 +106,7 @@ class Finder {
   void publish();
   [[nodiscard]] bool fits(const Order& order, const Process& process) const;
   [[nodiscard]] std::uint64_t budget_of(pid_t pid, const Process& process) const;
-  [[nodiscard]] bool is_client(pid_t pid) const;
+  void forget_clients();
   [[nodiscard]] static bool is_ours(Stage stage);
 
   Os& os_;

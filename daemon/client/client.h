@@ -248,6 +248,10 @@ class Client {
       0};  // budgets suspended until then (~0: until limit or reclaim)
   std::atomic<bool> release_wanted{false};  // drain: unregister everything, then state released
   std::atomic<bool> retire_wanted{false};   // the library asked: released for good
+  // What an administrator has told it would be forgotten if its agent left: it stays.
+  std::atomic<bool> stays{false};
+  std::atomic<bool> leaving{
+      false};  // likewise, but it was us: there is nothing to do for its agent
   std::atomic<std::uint64_t> reclaim_pages{
       0};  // an admin's reclaim: pages still to take out (~0: everything)
   std::atomic<std::uint64_t> reclaimed_pages{0};
@@ -305,6 +309,7 @@ class Client {
   std::uint64_t fruitless_turns = 0;
   std::uint64_t agentless_since_us = 0;
   std::uint64_t last_evict_us = 0;
+  std::uint64_t seen_first_us = 0;
   std::uint64_t housekeeping_at_us = 0;
   std::uint64_t no_room_since_us = 0;  // the pool had no room for what is to leave; 0: it has
   std::uint64_t blocked_until_us = 0;  // after an abort that will not pass at once

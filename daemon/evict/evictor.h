@@ -74,6 +74,7 @@ class Evictor {
   void list_stale(Client& client);
   void refresh_vmas(Client& client, std::uint64_t now_us, std::uint64_t max_age_us);
   bool list_registered(Client& client, bool everything);
+  [[nodiscard]] static bool may_leave(Client& client, std::uint64_t now_us);
   void release_when_empty(Client& client, std::uint64_t now_us);
   bool note_unregistered(Client& client, std::uint32_t served);
   [[nodiscard]] bool is_ours(Client& client, const VmaInfo& vma);

@@ -10,6 +10,7 @@ namespace {
 constexpr std::uint64_t kEveryUs = 100'000, kEveryAgentlessUs = 20'000;
 constexpr std::uint64_t kQuietUs =
     5'000'000;  // without an eviction: unregister what has nothing out
+constexpr std::uint64_t kLeaveUs = 60'000'000;          // likewise: its agent goes
 constexpr std::uint64_t kTransferQuietUs = 10'000'000;  // likewise: the transfer area is given back
 
 }  // namespace
@@ -45,6 +46,12 @@ void Evictor::housekeeping(Client& client, std::uint64_t now_us) {
       client.cpu = static_cast<std::uint32_t>(thread.cpu);
   }
   if (client.map->out_total() == 0 && client.batches.load() == 0) client.trim_map = true;
+  if (may_leave(client, now_us)) {
+    log::debug("{}: nothing has left it for long, so its agent goes", client.label());
+    client.leaving = true;
+    client.retire_wanted = true;
+    client.release_wanted = true;
+  }
   release_when_empty(client, now_us);
   if (client.release_wanted || client.state() != ClientState::active) return;
   if (client.last_evict_us == 0 || now_us - client.last_evict_us < kQuietUs) return;
@@ -166,6 +173,20 @@ bool Evictor::is_ours(Client& client, const VmaInfo& vma) {
   return os_.uffd_register(client.uffd.get(), vma.start, vma.end - vma.start) != -EBUSY;
 }
 
+// Nothing of it is out, nothing has left it for a minute, and no budget presses.
+bool Evictor::may_leave(Client& client, std::uint64_t now_us) {
+  if (client.seen_first_us == 0) client.seen_first_us = now_us;
+  const std::uint64_t since_us = std::max(client.seen_first_us, client.last_evict_us);
+  if (now_us - since_us < kLeaveUs || client.state() != ClientState::active ||
+      load_word(client.mailbox->can_leave) == 0 || client.stays || client.release_wanted ||
+      client.restore_wanted || client.reclaim_claimed || client.unapplied ||
+      client.batches.load() != 0 || client.revoked || client.map->out_total() != 0) {
+    return false;
+  }
+  const std::uint64_t budget = client.budget_bytes;
+  return budget == wire::kNoLimit || client.rss_bytes < budget / 4 * 3;
+}
+
 // drain, or a library that retires: restore (the reader does it), unregister everything, then
 // `released`.
 void Evictor::release_when_empty(Client& client, std::uint64_t now_us) {
@@ -190,6 +211,11 @@ void Evictor::release_when_empty(Client& client, std::uint64_t now_us) {
   free_transfer(client);
   client.release_wanted = false;
   client.set_state(ClientState::released);
+  if (client.leaving) {
+    store_word(client.mailbox->leave, 1);
+    add_word(client.mailbox->to_agent);
+    os_.futex_wake(&client.mailbox->to_agent);
+  }
   kick_reader_(client);
 }
 

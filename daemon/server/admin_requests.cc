@@ -54,20 +54,42 @@ std::string label_of(const Announced& process) {
   return process.name + " (pid " + std::to_string(process.pid) + ")";
 }
 
-// Likewise, and processes that are no clients yet become some first. `left` gets sentences of those
-// that do not.
+// Waits for the end of those whose agent is just going. True: there was one.
+bool await_leaving(AdminCommands& daemon, const std::vector<std::shared_ptr<Client>>& clients,
+                   const std::atomic<bool>& stop) {
+  constexpr std::uint64_t kMostUs = 5'000'000;
+  const std::uint64_t until_us = daemon.now_us() + kMostUs;
+  bool any = false;
+  for (const auto& client : clients) {
+    if (!client->leaving) continue;
+    any = true;
+    while (!client->gone() && daemon.now_us() < until_us && !stop)
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  return any;
+}
+
+// As chosen(), and processes that are no clients (yet, or any more) become some first. `left` gets
+// sentences of those that do not.
 std::vector<std::shared_ptr<Client>> summoned(AdminCommands& daemon, const json& request,
                                               const std::atomic<bool>& stop,
                                               std::vector<std::string>& left) {
   std::optional<std::string> who;
   if (request.contains("client")) who = text_of(request, "client");
-  for (const Announced& process : daemon.summon(who ? &*who : nullptr, stop)) {
-    const std::string reason = process.reason.empty() ? "its agent does not come" : process.reason;
-    left.push_back(label_of(process) + " is not managed: " + reason);
+  std::vector<std::shared_ptr<Client>> found;
+  constexpr int kRounds = 3;
+  for (int round = 0; round < kRounds; ++round) {
+    left.clear();
+    for (const Announced& process : daemon.summon(who ? &*who : nullptr, stop)) {
+      const std::string reason =
+          process.reason.empty() ? "its agent does not come" : process.reason;
+      left.push_back(label_of(process) + " is not managed: " + reason);
+    }
+    found = who ? daemon.find_clients(*who) : chosen(daemon, request);
+    if (!await_leaving(daemon, found, stop)) break;
   }
-  if (!who) return chosen(daemon, request);
-  auto found = daemon.find_clients(*who);
-  if (found.empty()) refuse(1, left.empty() ? "there is no client '" + *who + "'" : left.front());
+  if (who && found.empty())
+    refuse(1, left.empty() ? "there is no client '" + *who + "'" : left.front());
   return found;
 }
 
@@ -143,6 +165,7 @@ json AdminRequests::limit(const json& request) {
   if (!request.contains("client")) refuse(2, "'client' is missing");
   std::vector<std::string> left;
   for (const auto& client : summoned(daemon_, request, stop_, left)) {
+    client->stays = true;
     client->record.resident_max_bytes = bytes;
     client->hold_until_us = 0;
     daemon_.kick_evictor(*client);

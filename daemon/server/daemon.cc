@@ -176,6 +176,7 @@ void Daemon::serve_taken_over(int epoll) {
   if (state_->header().incarnation > 1)
     log::info("took over {} clients of a daemon that died", left_.clients.size());
   for (const auto& client : TakeOver::complete(left_.clients)) {
+    client->stays = true;  // it may have been told something by the daemon before
     registry_->add(client);
     handshake_->watch_again(*client, epoll);
   }

@@ -118,9 +118,14 @@ json clients_json(const Registry& registry, PageStore& store,
                   const std::vector<Announced>& announced) {
   json list = json::array();
   const bool disk_in_use = store.pool().stats().outside != 0;
-  for (const auto& client : registry.all())
-    list.push_back(client_json(*client, store, disk_in_use));
-  for (const Announced& process : announced) list.push_back(announced_json(process));
+  const auto clients = registry.all();
+  for (const auto& client : clients) list.push_back(client_json(*client, store, disk_in_use));
+  for (const Announced& process : announced) {
+    // It has just become one.
+    if (std::ranges::any_of(clients, [&](const auto& c) { return c->pid() == process.pid; }))
+      continue;
+    list.push_back(announced_json(process));
+  }
   return list;
 }
 

@@ -235,6 +235,44 @@ class Rights(Late):
         self.check_way("namespace")
 
 
+@ctest("arrival_leaves", "e2e", load="light")
+class Leaves(Late):
+    def test_goes_when_nothing_is_out_and_comes_again(self):
+        """A minute after the last page has left, with everything back: no thread, no mapping of
+        ours but one page, and every page of the program's. Then it comes again on command."""
+        client = self.holder(32)
+        forked = self.holder(8)
+        with open(f"/proc/{client.pid}/maps", encoding="ascii") as f:
+            plain = len(f.readlines())
+        for _ in range(2):
+            for proc in (client, forked):
+                self.assertGreater(int(self.cli_ok("reclaim", "--client", str(proc.pid))), 1800)
+                self.await_state(proc.pid, "active")
+                proc.ask("sample")
+                self.cli_ok("restore", "--client", str(proc.pid), "--hold", "0")
+                self.assertEqual(threads(proc.pid), 2)
+            begun = time.monotonic()
+            while time.monotonic() - begun < 50:
+                forked.ask("fork")  # while it is there, while it goes, and when it has gone
+                client.ask("sample")
+                time.sleep(0.3)
+            self.assertEqual(threads(client.pid), 2)
+            while threads(forked.pid) == 2 or threads(client.pid) == 2:
+                self.assertLess(time.monotonic() - begun, harness.slower(60))
+                forked.ask("fork")
+                client.ask("move")
+            self.await_state(client.pid, "announced")
+            self.assert_plain(client.pid)
+            with open(f"/proc/{client.pid}/maps", encoding="ascii") as f:
+                self.assertLessEqual(len(f.readlines()), plain + 6)
+            client.ask("verify")
+            forked.ask("verify")
+            forked.ask("fork")
+        for proc in (client, forked):
+            self.assertEqual(proc.finish(), 0)
+        self.assert_worked(self.finish_daemon())
+
+
 @ctest("arrival_run_times", "e2e")
 class RunTimes(E2E):
     """Programs that bring a run-time of their own which wants to be first, or to see everything."""

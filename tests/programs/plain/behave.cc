@@ -79,6 +79,8 @@ int environment(char** envp) {
   for (; *envp != nullptr; ++envp) {
     const std::string line = *envp;
     if (line.starts_with("FOLDSWAP_") || line.starts_with("LD_PRELOAD=")) continue;
+    // `foldswap run` adds to it what such programs need behind a preloaded library.
+    if (line.starts_with("ASAN_OPTIONS=")) continue;
     lines.push_back(line);
   }
   std::sort(lines.begin(), lines.end());
