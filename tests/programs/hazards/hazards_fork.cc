@@ -114,8 +114,13 @@ void kill_whoever_moves_pages() {
   }};
   sock_fprog program{.len = code.size(), .filter = code.data()};
   must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs");
-  must(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program),
-       "seccomp");
+  // Past the C library, or the agent would leave first.
+  long result = SYS_seccomp;
+  asm volatile("syscall"
+               : "+a"(result)
+               : "D"(SECCOMP_SET_MODE_FILTER), "S"(SECCOMP_FILTER_FLAG_TSYNC), "d"(&program)
+               : "rcx", "r11", "memory");
+  if (result != 0) wrong("seccomp");
 }
 
 int lose_agent(const Options& options) {
