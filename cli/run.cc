@@ -106,7 +106,7 @@ std::string appended_preload(const char* current, const std::string& library) {
 
 std::string with_asan_option(const char* current) {
   const std::string ours = "verify_asan_link_order=0";
-  const std::string list = current != nullptr ? current : "";
+  std::string list = current != nullptr ? current : "";
   if (list.find("verify_asan_link_order") != std::string::npos) return list;
   return list.empty() ? ours : list + ":" + ours;
 }

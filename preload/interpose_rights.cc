@@ -84,7 +84,7 @@ extern "C" [[gnu::used, gnu::visibility("hidden")]] void* foldswap_find_syscall(
 
 using namespace foldswap::preload;
 
-FOLDSWAP_EXPORT int capset(cap_user_header_t header, const cap_user_data_t data) noexcept {
+FOLDSWAP_EXPORT int capset(cap_user_header_t header, cap_user_data_t data) noexcept {
   return watched(SYS_capset, 0, [&] { return next_capset(header, data); });
 }
 

@@ -69,7 +69,7 @@ std::string plain_path(std::string_view path) {
 }  // namespace
 
 Finder::Finder(Os& os, const Registry& registry, Injector& injector, const Access& access,
-               const Limits& limits, std::string runtime_dir, Room room,
+               const Limits& limits, const std::string& runtime_dir, Room room,
                const std::atomic<bool>& draining)
     : os_(os),
       registry_(registry),

@@ -45,7 +45,7 @@ class Finder {
   using Room = std::function<std::uint64_t(pid_t pid, std::uint64_t rss_bytes)>;
 
   Finder(Os& os, const Registry& registry, Injector& injector, const Access& access,
-         const Limits& limits, std::string runtime_dir, Room room,
+         const Limits& limits, const std::string& runtime_dir, Room room,
          const std::atomic<bool>& draining);
 
   // Now and then, and when wake_fd() is readable.

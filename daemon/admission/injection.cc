@@ -72,7 +72,8 @@ bool may_be_stopped(std::string_view status) {
 Choice choose_thread(const Stranger& stranger, bool user_code, std::string& why) {
   auto threads = stranger.threads();
   // The leader first: it is most like what the agent should be.
-  std::ranges::stable_partition(threads, [&](pid_t tid) { return tid == stranger.pid(); });
+  const auto leader = std::ranges::find(threads, stranger.pid());
+  if (leader != threads.end()) std::iter_swap(threads.begin(), leader);
   if (threads.size() > kMostLooked) threads.resize(kMostLooked);
   std::string leaders;
   Choice best;
