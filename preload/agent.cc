@@ -125,10 +125,11 @@ void answer(Control& c) {
   if (go) leave();
 }
 
-// Ends this thread, whose stack goes before it does. Its end is told nowhere: where it would be may
-// belong to the program by then.
-[[noreturn]] void leave_without_stack(std::uint64_t start, std::uint64_t bytes) {
-  sys::call(SYS_set_tid_address, nullptr);
+// Ends this thread, whose stack goes before it does. The kernel clears `tid` then (null: nothing),
+// which must not lie there: that may belong to the program by then.
+[[noreturn]] void leave_without_stack(std::uint64_t start, std::uint64_t bytes,
+                                      std::uint32_t* tid) {
+  sys::call(SYS_set_tid_address, tid);
   for (;;) {
     asm volatile(
         "movl %0, %%eax\n\t"
@@ -152,9 +153,13 @@ void answer(Control& c) {
   sys::store(library.alive->presence, static_cast<std::uint32_t>(Presence::none));
   for (int turn = 0; sys::load(library.live_calls) != 0; ++turn) {
     answer(c);
-    if (turn == kTurns) leave();  // one was left for good by a signal handler: what is mapped stays
+    if (turn == kTurns) {  // one was left for good by a signal handler: what is mapped stays
+      sys::call(SYS_set_tid_address, &library.leaving);
+      leave();
+    }
     sys::sleep_us(200);
   }
+  library.nothing_registered = true;  // a fork that was under way may have thought otherwise
   sys::call(SYS_munmap, c.staging, wire::kStagingBytes);
   sys::call(SYS_munmap, c.transfer, wire::kTransferBytes);
   sys::call(SYS_munmap, c.mailbox, wire::kMailboxBytes);
@@ -162,7 +167,7 @@ void answer(Control& c) {
   // The first page is the process's, if it was the first agent that brought it.
   const std::uint64_t kept =
       reinterpret_cast<std::uint64_t>(library.alive) == own.start ? kPage : 0;
-  leave_without_stack(own.start + kept, own.bytes - kept);
+  leave_without_stack(own.start + kept, own.bytes - kept, &library.leaving);
 }
 
 void serve(Control& c) {
@@ -265,9 +270,11 @@ void answer_in_vain(Control& c) {
   }
   if (!attached) {
     sys::store(library.alive->presence, static_cast<std::uint32_t>(Presence::none));
+    sys::store(library.arriving, 0U);
     answer_in_vain(c);
     leave();
   }
+  sys::store(library.arriving, 0U);
   sys::call(SYS_chdir, "/");
   serve(c);
   __builtin_unreachable();
@@ -304,7 +311,7 @@ void run_arrived_agent(Control& c) {
   if (!attach_arrived(c)) {
     const wire::Range own = c.own[1];
     sys::store(library.arriving, 0U);
-    leave_without_stack(own.start, own.bytes);
+    leave_without_stack(own.start, own.bytes, nullptr);
   }
   answer(c);
   // Its rights were those of a moment before; the calls that may have changed the program's are

@@ -83,7 +83,7 @@ Alone::Alone() {
   for (int turn = 0; turn < kMostTurns; ++turn) {
     const std::uint32_t booting = sys::load(foldswap_boot_tid);
     const std::uint32_t arriving = sys::load(library.arriving);
-    if (booting == 0 && (arriving == 0 || presence() == Presence::live)) return;
+    if (booting == 0 && (arriving == 0 || presence() != Presence::none)) return;
     // Of its parent, in a child by raw fork.
     if (booting != 0 && thread_is_over(booting)) sys::store(foldswap_boot_tid, 0U);
     if (arriving != 0 && !is_process_of(arriving)) sys::store(library.arriving, 0U);

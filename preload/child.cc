@@ -53,13 +53,13 @@ void empty_staging(const Control& control) {
 void go_live(Control& control, wire::Mailbox& box, std::uint64_t client_id) {
   library.client_id = client_id;
   library.control = &control;
-  library.nothing_registered = false;  // so that raw forks are careful
   sys::store(control.mailbox, &box);
   if (sys::load(library.alive) == nullptr) move_notes_lock(*life_beside(control));
   publish_exclusions(box);
   sys::store(box.can_leave, 1U);
   sys::store(library.alive->presence, static_cast<std::uint32_t>(Presence::live));
   while (sys::load(library.quiet_calls) != 0) sys::sleep_us(50);
+  library.nothing_registered = false;  // nothing is yet, but may be soon, and raw forks are careful
   publish_exclusions(box);
   look_anew(control);
 }
@@ -105,11 +105,17 @@ bool try_to_attach(Control& control, Reason& reason) {
 }  // namespace
 
 void begin_child() {
+  const auto pid = static_cast<pid_t>(sys::call(SYS_getpid));
+  // One that the daemon has just sent makes it a client as well as ours would.
+  if (!sys::exchange_if(library.arriving, 0, static_cast<std::uint32_t>(pid))) return;
   Areas areas;
   Reason unused;
-  if (!map_private(areas, Locked::yes, unused)) return;
+  if (!map_private(areas, Locked::yes, unused)) {
+    sys::store(library.arriving, 0U);
+    return;
+  }
   Control& control = *areas.control();
-  control.pid = static_cast<pid_t>(sys::call(SYS_getpid));
+  control.pid = pid;
   control.own[0] = library.own_data;
   control.own[1] = areas.own.range();
   const Life* const old = library.alive;
@@ -118,7 +124,10 @@ void begin_child() {
   sys::store(library.alive, areas.alive());
   sys::call(SYS_munmap, page_floor(reinterpret_cast<std::uint64_t>(old)), kPage);
   const bool started = start_agent(control, AgentDuty::attach);
-  if (!started) sys::store(areas.alive()->presence, static_cast<std::uint32_t>(Presence::none));
+  if (!started) {
+    sys::store(areas.alive()->presence, static_cast<std::uint32_t>(Presence::none));
+    sys::store(library.arriving, 0U);
+  }
   areas.keep();
 }
 

@@ -84,8 +84,9 @@ void parent() {
   const bool took_lock = library.fork_took_lock, of_client = library.fork_of_client;
   unlock_notes();
   if (of_client) {
-    // Holds for that child only, not for one by raw clone() later.
-    library.nothing_registered = false;
+    // Holds for that child only, not for one by raw clone() later. An agent that is leaving says it
+    // again.
+    if (live() != nullptr) library.nothing_registered = false;
     sys::add(library.control->mailbox->fork_seq, 1);
     Announcement::end(*library.control);
   }

@@ -44,11 +44,18 @@ void retire_agent(bool only_if_alone) {
 WithoutAgent::WithoutAgent(bool only_if_alone) {
   if (sys::load(library.alive) != nullptr) retire_agent(only_if_alone);
   // One that the daemon has sent away waits for calls like the above, and then ends by itself.
+  const std::uint32_t tid = sys::load(library.leaving);
+  if (tid == 0) return;
+  // The kernel clears the word a little before it takes the thread out of the group. (In the child
+  // of a raw fork it does not, but there it has no such thread.)
+  const long pid = sys::call(SYS_getpid);
+  constexpr std::uint32_t kTurns = 5'000;
   sys::Backoff backoff;
-  for (std::uint32_t tid = sys::load(library.leaving); tid != 0; tid = sys::load(library.leaving)) {
-    if (thread_is_over(tid)) (void)sys::exchange_if(library.leaving, tid, 0);
+  while (sys::call(SYS_tgkill, pid, tid, 0) == 0 &&
+         (sys::load(library.leaving) != 0 || backoff.turns() < kTurns)) {
     backoff.next();
   }
+  (void)sys::exchange_if(library.leaving, tid, 0);
 }
 
 void have_rights_followed() {

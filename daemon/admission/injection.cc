@@ -125,6 +125,11 @@ class Traced {
   [[nodiscard]] bool go_to_next_call() const {
     return ::ptrace(PTRACE_SYSCALL, tid_, nullptr, nullptr) == 0;
   }
+  // Eight bytes of its code. They are there, because it is at them; should they not be, this
+  // process waits, and is killed.
+  [[nodiscard]] long peek(std::uint64_t address) const {
+    return ::ptrace(PTRACE_PEEKTEXT, tid_, address, nullptr);
+  }
   [[nodiscard]] bool step() const {
     return ::ptrace(PTRACE_SINGLESTEP, tid_, nullptr, nullptr) == 0;
   }
@@ -210,6 +215,14 @@ SentAnswer run_gadget(Traced& thread, const Place& place) {
   }
   if (in_code) {
     // Out of a critical section of restartable sequences, which the kernel would forget otherwise.
+    // A pushf would leave the flag of the step on the program's stack.
+    constexpr int kLongestPrefix = 2, kPushf = 0x9c;
+    const long code = thread.peek(before.rip);
+    for (int i = 0; i <= kLongestPrefix; ++i) {
+      if ((code >> (8 * i) & 0xff) != kPushf) continue;
+      thread.let_go();
+      return {Sent::not_now, "its thread is where it cannot be stopped"};
+    }
     thread.note_step();
     if (!thread.step() || !thread.wait()) return {Sent::gone, "it has ended"};
     if (!thread.stepped()) {
@@ -306,6 +319,19 @@ std::optional<int> fitness_of_call(long call) {
   }
 }
 
+namespace {
+
+// A vfork child, until it executes its program: whose agent would it be?
+bool shares_memory_with_parent(pid_t pid, std::string_view status) {
+  constexpr int kVm = 1;  // KCMP_VM
+  pid_t parent = 0;
+  const std::string_view text = status_value(status, "PPid");
+  (void)std::from_chars(text.data(), text.data() + text.size(), parent);
+  return parent > 0 && ::syscall(SYS_kcmp, pid, parent, kVm, 0, 0) == 0;
+}
+
+}  // namespace
+
 SentAnswer send_agent(const Stranger& stranger, const Identity& identity) {
   const auto now = stranger.identity();
   if (!now || *now != identity) return {Sent::gone, "it has ended, or is another program"};
@@ -317,6 +343,8 @@ SentAnswer send_agent(const Stranger& stranger, const Identity& identity) {
   if (!status) return {Sent::gone, "it has ended"};
   if (status_value(*status, "Seccomp") != "0")
     return {Sent::refused, "a seccomp filter is in force"};
+  if (shares_memory_with_parent(stranger.pid(), *status))
+    return {Sent::not_now, "it shares its memory with its parent"};
   constexpr unsigned long kFsGsBase = 2;  // HWCAP2: instructions that the gadget uses
   std::string why;
   const Choice choice = choose_thread(stranger, (::getauxval(AT_HWCAP2) & kFsGsBase) != 0, why);

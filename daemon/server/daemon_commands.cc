@@ -118,6 +118,7 @@ Status Daemon::restore(const std::vector<std::shared_ptr<Client>>& clients,
     if (!wait_for_progress(*client, [&] { return client->restore_wanted.load(); }, stop))
       stalled += " " + client->label();
     client->hold_until_us = hold_until_us;
+    if (hold_until_us > os_.now_us()) client->stays = true;
   }
   if (!stalled.empty()) return fail("no progress (stopped?), still being restored:" + stalled);
   return {};
