@@ -112,11 +112,18 @@ void answered(Control& c, std::uint32_t asked) {
   sys::futex_wake(c.answered, sys::Scope::own);
 }
 
+[[noreturn]] void leave_for_now(Control& c);
+
 // Once the process is live, `attach` is answered by itself.
 void answer(Control& c) {
   const std::uint32_t asked = sys::load(c.asked);
   if (asked == c.answered) return;
   const auto op = static_cast<AgentOp>(c.op);
+  if (op == AgentOp::retire) {
+    sys::store(library.leaving, static_cast<std::uint32_t>(sys::call(SYS_gettid)));
+    answered(c, asked);
+    leave_for_now(c);
+  }
   const bool go = op == AgentOp::leave ||
                   // An agent with other rights than the program must not live on in its memory.
                   (op == AgentOp::credentials && !follow_credentials(c.credentials)) ||
@@ -142,6 +149,17 @@ void answer(Control& c) {
         : "i"(SYS_munmap), "i"(SYS_exit), "D"(start), "S"(bytes)
         : "rax", "rcx", "r11", "memory");
   }
+}
+
+// The program may be in the middle of a change, and ask for it to be followed in a moment.
+bool settle_rights(Control& c) {
+  constexpr int kTurns = 200;
+  for (int turn = 0; !give_up_rights(); ++turn) {
+    if (turn == kTurns) return false;
+    answer(c);
+    sys::sleep_us(1'000);
+  }
+  return true;
 }
 
 // The daemon has nothing of this process any more, and nothing of it is registered. From here on it
@@ -179,7 +197,7 @@ void serve(Control& c) {
       if (sys::load(c.mailbox->commands[half].state) ==
           static_cast<std::uint32_t>(wire::CommandState::posted)) {
         // By a system call of its own the program may have given something up since.
-        if (!give_up_rights()) leave();
+        if (!settle_rights(c)) leave();
         execute_command(c, half);
       }
     }
@@ -310,16 +328,21 @@ void run_arrived_agent(Control& c) {
   settle_in(c);
   if (!attach_arrived(c)) {
     const wire::Range own = c.own[1];
+    sys::store(library.leaving, static_cast<std::uint32_t>(sys::call(SYS_gettid)));
     sys::store(library.arriving, 0U);
-    leave_without_stack(own.start, own.bytes, nullptr);
+    leave_without_stack(own.start, own.bytes, &library.leaving);
   }
   answer(c);
   // Its rights were those of a moment before; the calls that may have changed the program's are
   // over.
-  if (!give_up_rights()) leave();
+  if (!settle_rights(c)) leave();
   tell_of_agent(c);
   serve(c);
   __builtin_unreachable();
+}
+
+void answer_requests(Control& control) {
+  answer(control);
 }
 
 bool start_agent(Control& control, AgentDuty duty) {

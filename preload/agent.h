@@ -23,6 +23,9 @@ enum class AgentDuty {
 // again; control.start_errno says why.
 [[nodiscard]] bool start_agent(Control& control, AgentDuty duty);
 
+// The agent's own, where it waits for anything else than requests.
+void answer_requests(Control& control);
+
 // Asks the agent and waits for the answer. False: there is no agent (any more).
 // The caller holds the request lock and has signals blocked.
 [[nodiscard]] bool ask_agent(Control& control, AgentOp op);

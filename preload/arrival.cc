@@ -22,9 +22,13 @@ namespace foldswap::preload {
 namespace {
 
 constexpr long kArchSetFs = 0x1002;
-constexpr int kMostTurns = 100'000;
+constexpr std::uint32_t kMostTurns = 20'000;
 
+// Whoever waits for it knows it by Library::leaving, which the kernel clears at its end.
 [[noreturn]] void leave() {
+  sys::store(library.leaving, static_cast<std::uint32_t>(sys::call(SYS_gettid)));
+  sys::call(SYS_set_tid_address, &library.leaving);
+  sys::store(foldswap_boot_tid, 0U);
   for (;;) sys::call(SYS_exit, 0);
 }
 
@@ -39,8 +43,16 @@ void settle(pid_t me) {
   sys::call(SYS_chdir, "/");
 }
 
-bool is_process_of(std::uint32_t pid) {
-  return pid == static_cast<std::uint32_t>(sys::call(SYS_getpid));
+// Both may be left over from a process that this one was forked from.
+bool is_booting() {
+  const std::uint32_t tid = sys::load(foldswap_boot_tid);
+  return tid != 0 && sys::call(SYS_tgkill, sys::call(SYS_getpid), tid, 0) == 0;
+}
+
+bool is_arriving() {
+  const std::uint32_t pid = sys::load(library.arriving);
+  return pid != 0 && presence() == Presence::none &&
+         pid == static_cast<std::uint32_t>(sys::call(SYS_getpid));
 }
 
 [[noreturn]] void go_on_on_own_stack(Control& control) {
@@ -64,6 +76,7 @@ void await_arrival(const Settings& settings, const wire::Hello& hello) {
   library.nothing_registered = true;
   library.comes_late = true;
   install_fork_handlers();
+  sys::store(library.ready, 1U);
 }
 
 bool nobody_may_arrive() {
@@ -77,22 +90,14 @@ void forget_arrival() {
   sys::store(library.leaving, 0U);
 }
 
-Alone::Alone() {
+Alone::Alone() : forks_(sys::load(library.forks)) {
   sys::add(foldswap_alone, 1);
   sys::Backoff backoff;
-  for (int turn = 0; turn < kMostTurns; ++turn) {
-    const std::uint32_t booting = sys::load(foldswap_boot_tid);
-    const std::uint32_t arriving = sys::load(library.arriving);
-    if (booting == 0 && (arriving == 0 || presence() != Presence::none)) return;
-    // Of its parent, in a child by raw fork.
-    if (booting != 0 && thread_is_over(booting)) sys::store(foldswap_boot_tid, 0U);
-    if (arriving != 0 && !is_process_of(arriving)) sys::store(library.arriving, 0U);
-    backoff.next();
-  }
+  while (backoff.turns() < kMostTurns && (is_booting() || is_arriving())) backoff.next();
 }
 
 Alone::~Alone() {
-  sys::add(foldswap_alone, ~0U);
+  if (sys::load(library.forks) == forks_) sys::add(foldswap_alone, ~0U);
 }
 
 // Where the gadget's thread begins, on the boot stack. Nobody waits for it but the daemon, which
@@ -104,7 +109,7 @@ extern "C" [[noreturn, gnu::used, gnu::visibility("hidden")]] void foldswap_arri
   // What an orphan has inherited is registered with a userfaultfd that the daemon has for it: with
   // one more it would be two clients, and one of them would undo what the other needs.
   if (before == static_cast<std::uint32_t>(me) || presence() != Presence::none || orphaned() ||
-      sys::load(library.never) != 0 || nobody_may_arrive() ||
+      sys::load(library.ready) == 0 || sys::load(library.never) != 0 || nobody_may_arrive() ||
       !sys::exchange_if(library.arriving, before, static_cast<std::uint32_t>(me))) {
     leave();
   }
@@ -112,6 +117,7 @@ extern "C" [[noreturn, gnu::used, gnu::visibility("hidden")]] void foldswap_arri
   Areas areas;
   Reason unused;
   if (!map_private(areas, Locked::no, unused)) {
+    sys::store(library.leaving, static_cast<std::uint32_t>(sys::call(SYS_gettid)));
     sys::store(library.arriving, 0U);
     leave();
   }

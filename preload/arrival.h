@@ -29,6 +29,9 @@ class Alone {
   ~Alone();
   Alone(const Alone&) = delete;
   Alone& operator=(const Alone&) = delete;
+
+ private:
+  const std::uint32_t forks_;
 };
 
 // In a forked child: an agent that was arriving in its parent does not arrive here.

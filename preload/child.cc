@@ -58,7 +58,11 @@ void go_live(Control& control, wire::Mailbox& box, std::uint64_t client_id) {
   publish_exclusions(box);
   sys::store(box.can_leave, 1U);
   sys::store(library.alive->presence, static_cast<std::uint32_t>(Presence::live));
-  while (sys::load(library.quiet_calls) != 0) sys::sleep_us(50);
+  while (sys::load(library.quiet_calls) != 0) {
+    answer_requests(
+        control);  // a signal handler may have interrupted such a call, and ask for something
+    sys::sleep_us(50);
+  }
   library.nothing_registered = false;  // nothing is yet, but may be soon, and raw forks are careful
   publish_exclusions(box);
   look_anew(control);

@@ -171,11 +171,17 @@ bool become_client(Settings& settings, Reason& reason) {
     reason.clear();
   }
   sys::store(library.arriving, 0U);
+  sys::store(library.ready, 1U);
   return true;
 }
 
 [[gnu::constructor]] void start() {
   const int saved = errno;
+  find_all_of_cred();
+  find_all_of_fork();
+  find_all_of_memory();
+  find_all_of_rights();
+  find_all_of_thread();
   Settings settings;
   read_switches(settings);
   Reason reason;

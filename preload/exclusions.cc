@@ -289,7 +289,7 @@ void make_room() {
 }  // namespace
 
 bool notes_in_use() {
-  const std::uint32_t lock = sys::load(notes.early_lock);
+  const std::uint32_t lock = sys::load(lock_word());
   return sys::load(notes.used) != 0 || sys::load(notes.words_used) != 0 ||
          (lock != 0 && lock != kMoved);
 }

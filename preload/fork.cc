@@ -142,6 +142,10 @@ void install_fork_handlers() {
   sys::store(installing, done ? kInstalled : std::uint64_t{0});
 }
 
+void find_all_of_fork() {
+  find_all(next_register_atfork);
+}
+
 }  // namespace foldswap::preload
 
 using namespace foldswap::preload;

@@ -10,7 +10,8 @@
 // foldswap_gadget_user: for one that was stopped in the program's own code. gs base: where to go
 // on; it was 0.
 //
-// While foldswap_alone is not 0 nothing happens. One thread at a time: the slots are there once.
+// While foldswap_alone is not 0, or an agent is on the boot stack, nothing happens. One thread at a
+// time: the slots are there once.
 //
 // What the daemon needs to know of it is a note of the ELF file, of the name "foldswap" and type 1:
 // its version, then where entry points and end are, each as a distance from the word that says so.
@@ -42,6 +43,10 @@ foldswap_gadget_call:
   jrcxz 2f
   jmp 9f
 2:
+  movl foldswap_boot_tid(%rip), %ecx    # one is there already, on the one stack that there is
+  jrcxz 6f
+  jmp 9f
+6:
   movq %rdi, foldswap_slot+32(%rip)
   movq %rsi, foldswap_slot+40(%rip)
   movq %rdx, foldswap_slot+48(%rip)

@@ -106,6 +106,10 @@ bool connect_to(const char* path, Fd& socket, long limit_ms, Reason& reason) {
   address.sun_family = AF_UNIX;
   std::size_t bytes = 1;
   while (path[bytes - 1] != '\0') ++bytes;
+  if (path[0] != '/') {
+    reason << "the runtime directory has no absolute path";
+    return false;
+  }
   if (bytes > sizeof(address.sun_path)) {
     reason << "the path of the runtime directory is too long";
     return false;

@@ -75,6 +75,12 @@ constinit Next<int(std::size_t, const gid_t*)> next_setgroups{"setgroups"};
 constinit Next<int(const char*, gid_t)> next_initgroups{"initgroups"};
 
 }  // namespace
+
+void find_all_of_cred() {
+  find_all(next_setuid, next_seteuid, next_setgid, next_setegid, next_setreuid, next_setregid,
+           next_setresuid, next_setresgid, next_setgroups, next_initgroups);
+}
+
 }  // namespace foldswap::preload
 
 using namespace foldswap::preload;

@@ -378,6 +378,12 @@ int lock_everything(Control* control, int flags) {
 }
 
 }  // namespace
+
+void find_all_of_memory() {
+  find_all(next_mremap, next_realloc, next_madvise, next_shmat, next_ioctl, next_mlock, next_mlock2,
+           next_mlockall);
+}
+
 }  // namespace foldswap::preload
 
 using namespace foldswap::preload;

@@ -3,6 +3,7 @@
 // before a filter or another root it leaves (retire.h).
 #include <linux/capability.h>
 #include <linux/prctl.h>
+#include <linux/seccomp.h>
 #include <sched.h>
 #include <stdarg.h>
 #include <sys/ioctl.h>
@@ -12,6 +13,9 @@
 #include "preload/next.h"
 #include "preload/retire.h"
 
+// Where syscall() below goes on.
+extern "C" void* foldswap_next_syscall __attribute__((visibility("hidden")));
+
 namespace foldswap::preload {
 namespace {
 
@@ -20,6 +24,8 @@ constinit Next<int(int, unsigned long, unsigned long, unsigned long, unsigned lo
     "prctl"};
 constinit Next<int(const char*)> next_chroot{"chroot"};
 constinit Next<long(long, long, long, long, long, long, long)> next_syscall{"syscall"};
+
+constexpr long kLandlockRestrictSelf = 446;  // not in older headers
 
 bool succeeded(long result) {
   return result == 0;
@@ -40,7 +46,9 @@ bool gives_up_rights(long option) {
 
 // With what the program is about to get, or lose, the agent would not go on.
 bool ends_agent(long number, long option) {
-  return number == SYS_seccomp || number == SYS_chroot ||
+  constexpr long kStrict = SECCOMP_SET_MODE_STRICT, kFilter = SECCOMP_SET_MODE_FILTER;
+  return (number == SYS_seccomp && (option == kStrict || option == kFilter)) ||
+         number == kLandlockRestrictSelf || number == SYS_chroot ||
          (number == SYS_prctl && option == PR_SET_SECCOMP);
 }
 
@@ -78,6 +86,11 @@ extern "C" [[gnu::used, gnu::visibility("hidden")]] long foldswap_watched_syscal
 // The next syscall(), looked up once.
 extern "C" [[gnu::used, gnu::visibility("hidden")]] void* foldswap_find_syscall() {
   return reinterpret_cast<void*>(next_syscall.get());
+}
+
+void find_all_of_rights() {
+  find_all(next_capset, next_prctl, next_chroot, next_syscall);
+  foldswap_next_syscall = reinterpret_cast<void*>(next_syscall.get());
 }
 
 }  // namespace foldswap::preload
@@ -125,6 +138,8 @@ syscall:
   je 1f
   cmpq $317, %rdi                       # seccomp
   je 1f
+  cmpq $446, %rdi                       # landlock_restrict_self
+  je 1f
   jmp *foldswap_next_syscall(%rip)
 1:
   jmp foldswap_watched_syscall
@@ -151,6 +166,8 @@ foldswap_first_syscall:
 
   .data
   .balign 8
+  .globl foldswap_next_syscall
+  .hidden foldswap_next_syscall
 foldswap_next_syscall:
   .quad foldswap_first_syscall
   .text

@@ -199,6 +199,13 @@ int namespace_kinds(int descriptor, int kinds) {
 }
 
 }  // namespace
+
+void find_all_of_thread() {
+  find_all(next_pthread_create, next_thrd_create, next_pthread_mutex_init,
+           next_pthread_mutex_destroy, next_getrobust, next_getprotocol, next_clone, next_unshare,
+           next_setns);
+}
+
 }  // namespace foldswap::preload
 
 using namespace foldswap::preload;

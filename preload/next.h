@@ -32,6 +32,18 @@ class Next {
   Function* function_ = nullptr;
 };
 
+// Looks them all up. The constructor does this, so that no call later waits for the loader's lock,
+// which a forked child may inherit held, or touches tables that may be out.
+template <typename... Function>
+void find_all(Next<Function>&... next) {
+  (static_cast<void>(next.get()), ...);
+}
+void find_all_of_cred();
+void find_all_of_fork();
+void find_all_of_memory();
+void find_all_of_rights();
+void find_all_of_thread();
+
 }  // namespace foldswap::preload
 
 // The symbols that programs see; everything else is hidden.

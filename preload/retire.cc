@@ -35,8 +35,7 @@ void retire_agent(bool only_if_alone) {
   if (ask_daemon(*control, wire::RequestOp::retire, 0, 0) != 0) return;
   library.nothing_registered = true;
   sys::store(library.alive->presence, static_cast<std::uint32_t>(Presence::none));
-  (void)ask_agent(*control, AgentOp::leave);
-  await_agent_exit(*control, tid);
+  (void)ask_agent(*control, AgentOp::retire);  // the constructor of WithoutAgent waits for its end
 }
 
 }  // namespace

@@ -13,7 +13,8 @@ namespace {
 // As /proc/TID/status has them. Lists of numbers are kept as a sum that no two lists share by
 // chance.
 struct Rights {
-  std::uint64_t ids = 0;  // users and groups
+  std::uint32_t uid[3] = {}, gid[3] = {};  // real, effective, saved
+  std::uint64_t groups = 0;
   std::uint64_t inheritable = 0, permitted = 0, effective = 0, bounding = 0, ambient = 0;
   std::uint64_t no_new_privs = 0, filtered = 0;
   bool read = false;
@@ -49,6 +50,20 @@ std::uint64_t read_number(ProcText& text, unsigned base) {
   return value;
 }
 
+// The fourth, for files, is left alone.
+void read_ids(ProcText& text, std::uint32_t (&ids)[3]) {
+  int c = text.get();
+  for (std::uint32_t& id : ids) {
+    while (c == '\t' || c == ' ') c = text.get();
+    id = static_cast<std::uint32_t>(text.rest_of_number(c, 10));
+  }
+  while (c != '\n' && c != ProcText::kEnd) c = text.get();
+}
+
+bool same_ids(const std::uint32_t (&a)[3], const std::uint32_t (&b)[3]) {
+  return a[0] == b[0] && a[1] == b[1] && a[2] == b[2];
+}
+
 void mix_line(ProcText& text, std::uint64_t& sum) {
   int c = 0;
   do {
@@ -63,8 +78,12 @@ Rights read_rights(const char* path) {
   ProcText text(path);
   char key[16];
   while (read_key(text, key)) {
-    if (same(key, "Uid") || same(key, "Gid") || same(key, "Groups")) {
-      mix_line(text, rights.ids);
+    if (same(key, "Uid")) {
+      read_ids(text, rights.uid);
+    } else if (same(key, "Gid")) {
+      read_ids(text, rights.gid);
+    } else if (same(key, "Groups")) {
+      mix_line(text, rights.groups);
     } else if (same(key, "CapInh")) {
       rights.inheritable = read_number(text, 16);
     } else if (same(key, "CapPrm")) {
@@ -88,7 +107,8 @@ Rights read_rights(const char* path) {
 }
 
 bool has_no_more(const Rights& mine, const Rights& leaders) {
-  return mine.read && leaders.read && mine.ids == leaders.ids &&
+  return mine.read && leaders.read && same_ids(mine.uid, leaders.uid) &&
+         same_ids(mine.gid, leaders.gid) && mine.groups == leaders.groups &&
          (mine.inheritable & ~leaders.inheritable) == 0 &&
          (mine.permitted & ~leaders.permitted) == 0 && (mine.effective & ~leaders.effective) == 0 &&
          (mine.bounding & ~leaders.bounding) == 0 && (mine.ambient & ~leaders.ambient) == 0 &&
@@ -120,6 +140,12 @@ bool give_up_rights() {
   const Rights mine = read_rights("/proc/thread-self/status");
   if (has_no_more(mine, leaders)) return true;
   if (!mine.read || !leaders.read) return false;
+  // By a system call of its own; what the C library does is followed by itself. Groups before
+  // users.
+  if (!same_ids(mine.gid, leaders.gid))
+    sys::call(SYS_setresgid, leaders.gid[0], leaders.gid[1], leaders.gid[2]);
+  if (!same_ids(mine.uid, leaders.uid))
+    sys::call(SYS_setresuid, leaders.uid[0], leaders.uid[1], leaders.uid[2]);
   if (leaders.no_new_privs != 0) sys::call(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
   // The bounding set first: to change it takes a capability.
   for_each_bit(mine.bounding & ~leaders.bounding,
@@ -127,8 +153,9 @@ bool give_up_rights() {
   for_each_bit(mine.ambient & ~leaders.ambient, [](unsigned bit) {
     sys::call(SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_LOWER, bit, 0, 0);
   });
-  set_capabilities(mine.effective & leaders.effective, mine.permitted & leaders.permitted,
-                   mine.inheritable & leaders.inheritable);
+  const Rights now = read_rights("/proc/thread-self/status");  // another user has fewer
+  set_capabilities(now.effective & leaders.effective, now.permitted & leaders.permitted,
+                   now.inheritable & leaders.inheritable);
   return has_no_more(read_rights("/proc/thread-self/status"), leaders);
 }
 

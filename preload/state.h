@@ -32,6 +32,7 @@ enum class AgentOp : std::uint32_t {
   credentials = 1,  // become what Control::credentials says, or exit
   leave = 2,        // exit
   rights = 4,       // give up what the leader does not have, or exit (rights.h)
+  retire = 5,       // exit, and unmap what it has brought; Library::leaving says when it is gone
   attach = 3,       // of a forked child: become a client now (answered when that is settled)
 };
 
@@ -108,6 +109,7 @@ struct Library {
   Control* control;     // may be touched only while live() or attaching() answers it
   std::uint64_t client_id;
   std::uint32_t quiet_calls;  // (atomic) see QuietCall in request.h
+  std::uint32_t ready;        // (atomic) 1: what an agent needs to know is here
   std::uint32_t live_calls;   // (atomic) see LiveCall in request.h
   std::uint32_t leaving;      // (atomic) thread id of an agent that is about to end; 0: none
   std::uint32_t

@@ -24,6 +24,8 @@ constexpr std::uint64_t kFastUs = 100 * kMs, kSlowUs = 2 * kSecond;  // between 
 constexpr std::uint64_t kArriveUs = 5 * kSecond;
 constexpr std::uint64_t kFirstRetryUs = 100 * kMs, kLastRetryUs = 10 * kSecond,
                         kOrderedRetryUs = 20 * kMs;
+constexpr std::uint64_t kSureUs = 60 * kSecond;
+constexpr std::uint64_t kLateRetryUs = 5 * kSecond;
 constexpr std::uint64_t kSummonUs = 8 * kSecond;
 constexpr const char* kUsualRuntimeDir = "/run/foldswap";
 
@@ -33,6 +35,11 @@ std::optional<pid_t> number(std::string_view text) {
   if (got.ec != std::errc{} || got.ptr != text.data() + text.size() || value <= 0)
     return std::nullopt;
   return value;
+}
+
+// A group is of one user, as in budget.cc.
+std::string group_key(std::uint32_t uid, std::string_view group) {
+  return std::to_string(uid) + "/" + std::string(group);
 }
 
 struct Memory {
@@ -134,7 +141,8 @@ void Finder::scan(std::uint64_t now_us) {
   for (const auto& client : registry_.all()) {
     if (client->gone()) continue;
     clients.emplace(client->pid(), true);
-    if (client->record.group[0] != '\0') group_bytes_[client->record.group] += client->rss_bytes;
+    if (client->record.group[0] != '\0')
+      group_bytes_[group_key(client->uid, client->record.group)] += client->rss_bytes;
   }
   for (auto& [pid, p] : processes_) p.seen = false;
   const pid_t self = ::getpid();
@@ -154,7 +162,8 @@ void Finder::scan(std::uint64_t now_us) {
     }
     Process& p = known->second;
     p.seen = true;
-    if (!p.group.empty() && is_ours(p.stage)) group_bytes_[p.group] += p.row.resident_bytes;
+    if (!p.group.empty() && is_ours(p.stage))
+      group_bytes_[group_key(p.row.uid, p.group)] += p.row.resident_bytes;
     if (now_us >= p.look_at_us || look_at_all_) look_again(*pid, p, now_us);
   }
   const auto ended = std::erase_if(processes_, [](const auto& item) { return !item.second.seen; });
@@ -180,7 +189,9 @@ void Finder::look_again(pid_t pid, Process& process, std::uint64_t now_us) {
   const auto memory = read_memory(pid);
   if (!memory) return;
   if (process.code_pages == 0) process.code_pages = memory->code_pages;
-  if (memory->code_pages != process.code_pages) begin_anew(process, now_us);
+  // Now and then for sure: a program may have executed itself, with another environment.
+  if (memory->code_pages != process.code_pages || now_us - process.born_us > kSureUs)
+    begin_anew(process, now_us);
 }
 
 void Finder::begin_anew(Process& process, std::uint64_t now_us) {
@@ -242,7 +253,7 @@ std::uint64_t Finder::budget_of(pid_t pid, const Process& process) const {
   const std::uint64_t bytes = process.row.resident_bytes;
   std::uint64_t budget = process.row.resident_max_bytes;
   if (process.group_max_bytes != wire::kNoLimit) {
-    const auto all = group_bytes_.find(process.group);
+    const auto all = group_bytes_.find(group_key(process.row.uid, process.group));
     const std::uint64_t others =
         all == group_bytes_.end() ? 0 : all->second - std::min(all->second, bytes);
     budget = std::min(budget, process.group_max_bytes - std::min(process.group_max_bytes, others));
@@ -300,6 +311,11 @@ void Finder::learn_of_agent(const InjectorReport& report, Process& process, std:
       return;
     case Sent::not_now:
       put_off(process, reason, now_us);
+      return;
+    case Sent::late:
+      // The thread may be where it was sent, and there is room for one.
+      put_off(process, reason, now_us);
+      process.retry_at_us = std::max(process.retry_at_us, now_us + kLateRetryUs);
       return;
     case Sent::refused:
       process.stage = Stage::refused;

@@ -22,7 +22,9 @@ namespace {
 constexpr long kRestartUnlessHandled = -514;  // ERESTARTNOHAND, of the kernel's own
 constexpr unsigned long kOf64Bits = 0x33;     // code segment
 constexpr unsigned long kTrapFlag = 0x100;
-constexpr std::uint64_t kPatienceNs = 20'000'000;
+// A thread that does not stop is not held up by us: it runs, or waits for a CPU.
+constexpr std::uint64_t kPatienceNs = 1'000'000'000;
+constexpr std::uint64_t kSpinNs = 200'000;  // so long it is looked for without a pause
 constexpr std::size_t kMostLooked = 32;
 constexpr int kWaitedInCode = 1;  // fitness
 
@@ -119,7 +121,7 @@ class Traced {
       if (got == tid_) return WIFSTOPPED(status_);
       if (got < 0) return false;
       if (now_ns() > until) ::_exit(kLate);  // only that lets go of a thread that does not stop
-      if (now_ns() + kPatienceNs / 2 > until) ::usleep(50);
+      if (now_ns() + kPatienceNs - kSpinNs > until) ::usleep(50);
     }
   }
   [[nodiscard]] bool go_to_next_call() const {
@@ -127,18 +129,32 @@ class Traced {
   }
   // Eight bytes of its code. They are there, because it is at them; should they not be, this
   // process waits, and is killed.
-  [[nodiscard]] long peek(std::uint64_t address) const {
-    return ::ptrace(PTRACE_PEEKTEXT, tid_, address, nullptr);
-  }
-  [[nodiscard]] bool step() const {
-    return ::ptrace(PTRACE_SINGLESTEP, tid_, nullptr, nullptr) == 0;
+  // Whether it is between beginning and commit of a restartable sequence (rseq(2)). What tells is
+  // in its memory, which it uses itself all the time; should that not be there, this process waits,
+  // and is killed.
+  [[nodiscard]] bool in_critical_section(std::uint64_t rip) const {
+    struct {
+      std::uint64_t pointer;
+      std::uint32_t size, signature, flags, pad;
+    } registered{};
+    constexpr int kGetRseqConfiguration = 0x420f;
+    constexpr std::uint64_t kCsOffset = 8;
+    if (::ptrace(static_cast<__ptrace_request>(kGetRseqConfiguration), tid_, sizeof(registered),
+                 &registered) <= 0)
+      return errno != EINVAL && errno != EIO;  // a kernel without it, or an error
+    if (registered.pointer == 0) return false;
+    std::uint64_t section = 0;
+    if (!peek(registered.pointer + kCsOffset, section)) return true;
+    if (section == 0) return false;
+    // version and flags; then where it starts, and how long it is
+    std::uint64_t start = 0, length = 0;
+    return !peek(section + 8, start) || !peek(section + 16, length) || rip - start < length;
   }
   // Our own interruption, and nothing else.
   [[nodiscard]] bool interrupted() const {
     return status_ >> 16 == PTRACE_EVENT_STOP && WSTOPSIG(status_) == SIGTRAP;
   }
   [[nodiscard]] bool at_call() const { return WSTOPSIG(status_) == (SIGTRAP | 0x80); }
-  [[nodiscard]] bool stepped() const { return status_ >> 8 == SIGTRAP; }
   [[nodiscard]] bool get(user_regs_struct& regs) const {
     return ::ptrace(PTRACE_GETREGS, tid_, nullptr, &regs) == 0;
   }
@@ -148,6 +164,11 @@ class Traced {
   [[nodiscard]] bool get_mask(std::uint64_t& mask) const {
     return ::ptrace(PTRACE_GETSIGMASK, tid_, sizeof(mask), &mask) == 0;
   }
+  [[nodiscard]] bool peek(std::uint64_t address, std::uint64_t& word) const {
+    errno = 0;
+    word = static_cast<std::uint64_t>(::ptrace(PTRACE_PEEKDATA, tid_, address, nullptr));
+    return errno == 0;
+  }
   void set_mask(std::uint64_t mask) const {
     (void)::ptrace(PTRACE_SETSIGMASK, tid_, sizeof(mask), &mask);
   }
@@ -155,17 +176,13 @@ class Traced {
   // made again. One that has died meanwhile is reaped.
   void let_go() {
     let_call_restart(tid_, status_);
-    const int signal = status_ >> 16 != 0 || at_call() || stepped_ ? 0 : WSTOPSIG(status_);
+    const int signal = status_ >> 16 != 0 || at_call() ? 0 : WSTOPSIG(status_);
     if (::ptrace(PTRACE_DETACH, tid_, nullptr, static_cast<long>(signal)) != 0) (void)wait();
   }
-  // The stop that comes next is one of a single step, and no signal of the program's.
-  void note_step() { stepped_ = true; }
-  void note_no_step() { stepped_ = false; }
 
  private:
   const pid_t tid_;
   int status_ = 0;
-  bool stepped_ = false;
 };
 
 // What it goes on with: `before` as it was, but a call that has given up because of us is made
@@ -213,27 +230,11 @@ SentAnswer run_gadget(Traced& thread, const Place& place) {
     thread.let_go();
     return {Sent::not_now, "its thread is where it cannot be stopped"};
   }
-  if (in_code) {
-    // Out of a critical section of restartable sequences, which the kernel would forget otherwise.
-    // A pushf would leave the flag of the step on the program's stack.
-    constexpr int kLongestPrefix = 2, kPushf = 0x9c;
-    const long code = thread.peek(before.rip);
-    for (int i = 0; i <= kLongestPrefix; ++i) {
-      if ((code >> (8 * i) & 0xff) != kPushf) continue;
-      thread.let_go();
-      return {Sent::not_now, "its thread is where it cannot be stopped"};
-    }
-    thread.note_step();
-    if (!thread.step() || !thread.wait()) return {Sent::gone, "it has ended"};
-    if (!thread.stepped()) {
-      thread.note_no_step();
-      thread.let_go();
-      return {Sent::not_now, "its thread got a signal"};
-    }
-    if (!thread.get(before) || static_cast<long>(before.orig_rax) >= 0 || before.cs != kOf64Bits) {
-      thread.let_go();
-      return {Sent::not_now, "its thread has made a system call"};
-    }
+  // The kernel would forget a critical section of restartable sequences whose program counter is
+  // moved.
+  if (in_code && thread.in_critical_section(before.rip)) {
+    thread.let_go();
+    return {Sent::not_now, "its thread is in a critical section"};
   }
   const user_regs_struct resume = resumed(before);
   user_regs_struct regs{};
@@ -243,7 +244,6 @@ SentAnswer run_gadget(Traced& thread, const Place& place) {
     thread.let_go();
     return {Sent::not_now, "its thread uses gs"};
   }
-  thread.note_no_step();
   constexpr int kMaskDone = 2, kCloneDone = 4;  // system call stops: two for each call
   for (int stops = 0;;) {
     if (!thread.go_to_next_call() || !thread.wait()) return {Sent::gone, "it has ended"};
@@ -252,7 +252,8 @@ SentAnswer run_gadget(Traced& thread, const Place& place) {
     if (thread.at_call()) {
       if (now.rip < place.low || now.rip > place.high) {
         thread.let_go();  // it is through, and has done nothing
-        return {Sent::not_now, "it is in a call that needs it to be alone"};
+        return {Sent::not_now,
+                "an agent has just come, or it is in a call for which it must be alone"};
       }
       if (++stops < kCloneDone) continue;
     }
@@ -263,7 +264,8 @@ SentAnswer run_gadget(Traced& thread, const Place& place) {
     if (stops < kCloneDone) return {Sent::not_now, "its thread got a signal"};
     const auto tid = static_cast<long>(now.rax);
     if (tid > 0) return {Sent::sent, ""};
-    return {tid == -513 ? Sent::not_now : Sent::refused, clone_failed(tid)};
+    return {tid == -513 || tid == -EAGAIN || tid == -ENOMEM ? Sent::not_now : Sent::refused,
+            clone_failed(tid)};
   }
 }
 
@@ -321,6 +323,13 @@ std::optional<int> fitness_of_call(long call) {
 
 namespace {
 
+// What cannot be opened or read may be there again; but what is forbidden, or not what it should
+// be, stays so.
+Sent failed_for_now(const Error& error) {
+  return error.code == 0 || error.code == EPERM || error.code == EACCES ? Sent::refused
+                                                                        : Sent::not_now;
+}
+
 // A vfork child, until it executes its program: whose agent would it be?
 bool shares_memory_with_parent(pid_t pid, std::string_view status) {
   constexpr int kVm = 1;  // KCMP_VM
@@ -336,9 +345,9 @@ SentAnswer send_agent(const Stranger& stranger, const Identity& identity) {
   const auto now = stranger.identity();
   if (!now || *now != identity) return {Sent::gone, "it has ended, or is another program"};
   const auto library = stranger.library();
-  if (!library) return {Sent::refused, library.error().text()};
+  if (!library) return {failed_for_now(library.error()), library.error().text()};
   const auto gadget = stranger.gadget(*library);
-  if (!gadget) return {Sent::refused, gadget.error().text()};
+  if (!gadget) return {failed_for_now(gadget.error()), gadget.error().text()};
   const auto status = stranger.read("status");
   if (!status) return {Sent::gone, "it has ended"};
   if (status_value(*status, "Seccomp") != "0")

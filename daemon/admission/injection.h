@@ -17,6 +17,7 @@ namespace foldswap {
 
 enum class Sent : std::uint8_t {
   sent,     // a thread has been started in it; whether it becomes a client is another question
+  late,     // a thread of it did not stop in time, or is still where it was sent
   not_now,  // no thread of it is where this can be done; or it is being traced
   refused,  // it cannot be done in this process
   gone,     // it has ended, or is another program

@@ -13,11 +13,12 @@
 #include <cstring>
 #include <ctime>
 #include <utility>
+#include <vector>
 
 namespace foldswap {
 namespace {
 
-constexpr int kLookMs = 2'000, kSendMs = 500;  // then the worker is killed
+constexpr int kLookMs = 2'000, kSendMs = 3'000;  // then the worker is killed
 
 std::int64_t now_ms() {
   timespec ts{};
@@ -104,7 +105,6 @@ InjectorReport work(const InjectorJob& job) {
 
 [[noreturn]] void run_worker(pid_t keeper, int channel) {
   die_with(keeper);
-  (void)::signal(SIGCHLD, SIG_DFL);
   InjectorJob job{};
   while (receive_one(channel, job, 0)) {
     if (!send_one(channel, work(job))) break;
@@ -127,26 +127,33 @@ class Worker {
     }
     return pid_ > 0;
   }
+  // Its number stays its own until it is reaped, and it may take long to die.
   void end() {
     if (pid_ > 0) {
       ::kill(pid_, SIGKILL);
-      (void)::waitpid(pid_, nullptr, WNOHANG);
+      dying_.push_back(pid_);
     }
+    std::erase_if(dying_, [](pid_t pid) { return ::waitpid(pid, nullptr, WNOHANG) != 0; });
     pid_ = -1;
     channel_.reset();
   }
+  // While so many of them hang there is no point in another.
+  [[nodiscard]] bool may_start() const { return dying_.size() < kMostDying; }
   [[nodiscard]] bool runs() const { return pid_ > 0; }
   [[nodiscard]] int channel() const { return channel_.get(); }
 
  private:
+  static constexpr std::size_t kMostDying = 32;
   pid_t pid_ = -1;
+  std::vector<pid_t> dying_;
   UniqueFd channel_;
 };
 
 // One job: with the worker, or for want of an answer by ourselves.
 InjectorReport have_it_done(Worker& worker, const InjectorJob& job) {
   InjectorReport report{};
-  if ((worker.runs() || worker.start()) && send_one(worker.channel(), job)) {
+  if ((worker.runs() || (worker.may_start() && worker.start())) &&
+      send_one(worker.channel(), job)) {
     const std::int64_t until = now_ms() + (job.kind == InjectorJob::Kind::look ? kLookMs : kSendMs);
     for (std::int64_t left = until - now_ms(); left > 0; left = until - now_ms()) {
       pollfd ready{worker.channel(), POLLIN, 0};
@@ -158,7 +165,7 @@ InjectorReport have_it_done(Worker& worker, const InjectorJob& job) {
   worker.end();
   report = {};
   report.job = job;
-  report.sent = Sent::not_now;
+  report.sent = Sent::late;
   set_reason(report, "it does not stop in time");
   return report;
 }
@@ -172,7 +179,6 @@ InjectorReport have_it_done(Worker& worker, const InjectorJob& job) {
   ::dup2(results, 4);
   ::close_range(5, ~0U, 0);
   for (const int signal : {SIGTERM, SIGINT, SIGUSR2, SIGHUP}) (void)::signal(signal, SIG_IGN);
-  (void)::signal(SIGCHLD, SIG_IGN);  // nobody waits for workers
   sigset_t none;
   sigemptyset(&none);
   ::sigprocmask(SIG_SETMASK, &none, nullptr);
@@ -230,7 +236,11 @@ bool Injector::submit(const InjectorJob& job) {
 
 std::optional<InjectorReport> Injector::take() {
   InjectorReport report{};
-  if (!receive_one(results_.get(), report, MSG_DONTWAIT)) return std::nullopt;
+  ssize_t got = 0;
+  do got = ::recv(results_.get(), &report, sizeof(report), MSG_DONTWAIT);
+  while (got < 0 && errno == EINTR);
+  if (got == 0) ended_ = true;
+  if (got != static_cast<ssize_t>(sizeof(report))) return std::nullopt;
   if (waiting_ != 0) --waiting_;
   return report;
 }

@@ -51,7 +51,9 @@ class Injector {
   // Readable when a report waits.
   [[nodiscard]] int result_fd() const { return results_.get(); }
   [[nodiscard]] std::optional<InjectorReport> take();
-  [[nodiscard]] std::size_t waiting() const { return waiting_; }
+  // It has been killed, as nobody but an administrator can do: no agent is sent any more by this
+  // daemon.
+  [[nodiscard]] bool ended() const { return ended_; }
 
   static constexpr std::size_t kMostWaiting = 32;
 
@@ -59,6 +61,7 @@ class Injector {
   Injector() = default;
   UniqueFd jobs_, results_;
   std::size_t waiting_ = 0;
+  bool ended_ = false;
   int keeper_pid_ = -1;
 };
 

@@ -355,6 +355,12 @@ Result<Daemon::Ending> Daemon::run(const Shell& shell) {
           break;
         case kTokenInjected:
           finder_->on_reports(os_.now_us());
+          if (injector_.ended()) {
+            log::error(
+                "the injector has ended: no program becomes a client until the daemon is "
+                "restarted");
+            (void)::epoll_ctl(epoll.get(), EPOLL_CTL_DEL, injector_.result_fd(), nullptr);
+          }
           break;
         case kTokenSummoned:
           break;  // step() below

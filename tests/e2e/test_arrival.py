@@ -352,15 +352,21 @@ class Unseen(Late):
         """How often it was done. One that did not come to it in time, on a busy machine, is tried again."""
         code, said = LATE, ""
         for _ in range(20):
-            code, said = self.run_here(Place.program("send_agent"), str(pid), str(times))
+            code, said = self.run_here(Place.program("send_agent"), str(pid), str(times), "1000")
             if code != LATE:
                 break
         self.assertEqual(code, 0, said)
         print(said.strip())
         return int(re.match(r"sent (\d+)", said).group(1))
 
+    def assert_goes_on(self, proc):
+        begun = self.counted(proc)["begun"]
+        os.kill(proc.pid, signal.SIGUSR1)
+        wait_until("it goes on", lambda: self.counted(proc)["begun"] > begun)
+
     def assert_unseen(self, proc):
         """And it still does what it did: a signal ends its call."""
+        self.assertIsNone(proc.poll())
         before = self.counted(proc)
         for key in ("eintr", "odd", "elsewhere", "wrong"):
             self.assertEqual(before[key], 0, (proc.command, before))
@@ -419,6 +425,8 @@ class Unseen(Late):
                 for key in ("odd", "elsewhere", "wrong"):
                     self.assertEqual(counted[key], 0, (kind, counted))
                 print(f"{kind}: {stops} stops, {counted['eintr']} EINTR")
+                self.assertIsNone(proc.poll(), kind)
+                self.assert_goes_on(proc)
                 if kind != "epoll":
                     self.assertEqual(counted["eintr"], 0, (kind, counted))
                 proc.kill()

@@ -43,8 +43,8 @@ class Traced(E2E):
 
     def run_in_gdb_reclaimed(self, *more):
         gdb = self.start_in_gdb(*more)
-        gdb.line()
-        wait_until("its memory", lambda: b"ready" in gdb.output or gdb.line())
+        while b"ready" not in gdb.output:
+            gdb.line()
         self.assertGreater(self.reclaim(self.wait_for_client()), 1500)
         self.finish_in_gdb(gdb)
 
