@@ -87,6 +87,7 @@ void parent() {
     // Holds for that child only, not for one by raw clone() later. An agent that is leaving says it
     // again.
     if (live() != nullptr) library.nothing_registered = false;
+    // NOLINTNEXTLINE(clang-analyzer-core.NullDereference): of_client says that it is there
     sys::add(library.control->mailbox->fork_seq, 1);
     Announcement::end(*library.control);
   }

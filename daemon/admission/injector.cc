@@ -34,6 +34,8 @@ void die_with(pid_t parent) {
 template <typename T>
 bool send_one(int socket, const T& message) {
   ssize_t sent = 0;
+  // NOLINTNEXTLINE(clang-analyzer-unix.StdCLibraryFunctions): callers have started what is at its
+  // other end
   do sent = ::send(socket, &message, sizeof(message), MSG_NOSIGNAL);
   while (sent < 0 && errno == EINTR);
   return sent == static_cast<ssize_t>(sizeof(message));
@@ -107,7 +109,7 @@ InjectorReport work(const InjectorJob& job) {
   die_with(keeper);
   InjectorJob job{};
   while (receive_one(channel, job, 0)) {
-    if (!send_one(channel, work(job))) break;
+    if (!send_one(channel, work(job)) || job.kind == InjectorJob::Kind::send) break;
   }
   ::_exit(0);
 }
@@ -158,8 +160,11 @@ InjectorReport have_it_done(Worker& worker, const InjectorJob& job) {
     for (std::int64_t left = until - now_ms(); left > 0; left = until - now_ms()) {
       pollfd ready{worker.channel(), POLLIN, 0};
       if (::poll(&ready, 1, static_cast<int>(left)) <= 0) continue;
-      if (receive_one(worker.channel(), report, 0)) return report;
-      break;
+      if (!receive_one(worker.channel(), report, 0)) break;
+      // A thread that was traced may have made others with CLONE_PTRACE: they are traced as long as
+      // this worker lives.
+      if (job.kind == InjectorJob::Kind::send) worker.end();
+      return report;
     }
   }
   worker.end();

@@ -379,7 +379,7 @@ class Unseen(Late):
     def check_kind(self, kind, times=200):
         proc = self.waiting(kind)
         sent = self.send(proc.pid, times)
-        self.assertGreater(sent, times * 3 // 4, kind)
+        self.assertGreater(sent, times // 4, kind)
         time.sleep(0.1)
         self.assert_unseen(proc)
         proc.kill()
