@@ -34,8 +34,7 @@ void die_with(pid_t parent) {
 template <typename T>
 bool send_one(int socket, const T& message) {
   ssize_t sent = 0;
-  // NOLINTNEXTLINE(clang-analyzer-unix.StdCLibraryFunctions): callers have started what is at its
-  // other end
+  // NOLINTNEXTLINE(clang-analyzer-unix.StdCLibraryFunctions): callers have it open
   do sent = ::send(socket, &message, sizeof(message), MSG_NOSIGNAL);
   while (sent < 0 && errno == EINTR);
   return sent == static_cast<ssize_t>(sizeof(message));
