@@ -389,14 +389,4 @@ bool ask_agent(Control& control, AgentOp op) {
   }
 }
 
-void await_agent_exit(Control& control, std::uint32_t tid) {
-  while (sys::load(control.tid) != 0) sys::yield();
-  // The kernel clears the word a little before it takes the thread out of the group.
-  sys::Backoff backoff;
-  constexpr std::uint32_t kTurns = 5000;
-  while (backoff.turns() < kTurns && sys::call(SYS_tgkill, control.pid, tid, 0) == 0) {
-    backoff.next();
-  }
-}
-
 }  // namespace foldswap::preload

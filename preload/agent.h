@@ -30,7 +30,4 @@ void answer_requests(Control& control);
 // The caller holds the request lock and has signals blocked.
 [[nodiscard]] bool ask_agent(Control& control, AgentOp op);
 
-// Waits until the agent is no longer a thread of this process.
-void await_agent_exit(Control& control, std::uint32_t tid);
-
 }  // namespace foldswap::preload

@@ -7,7 +7,6 @@
 #include "preload/agent.h"
 #include "preload/areas.h"
 #include "preload/fork.h"
-#include "preload/request.h"
 
 // gadget.cc has them.
 extern "C" {
@@ -90,14 +89,9 @@ void forget_arrival() {
   sys::store(library.leaving, 0U);
 }
 
-Alone::Alone() : forks_(sys::load(library.forks)) {
-  sys::add(foldswap_alone, 1);
+Alone::Alone() : CountedCall(foldswap_alone) {
   sys::Backoff backoff;
   while (backoff.turns() < kMostTurns && (is_booting() || is_arriving())) backoff.next();
-}
-
-Alone::~Alone() {
-  if (sys::load(library.forks) == forks_) sys::add(foldswap_alone, ~0U);
 }
 
 // Where the gadget's thread begins, on the boot stack. Nobody waits for it but the daemon, which

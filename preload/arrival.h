@@ -11,6 +11,7 @@
 
 #include <cstdint>
 
+#include "preload/request.h"
 #include "preload/settings.h"
 
 namespace foldswap::preload {
@@ -23,15 +24,9 @@ void await_arrival(const Settings& settings, const wire::Hello& hello);
 
 // Around a call that the kernel refuses to processes of several threads: no agent comes meanwhile,
 // and one that has just come, and is not the process's agent yet, has gone again. Any thread.
-class Alone {
+class Alone : CountedCall {
  public:
   Alone();
-  ~Alone();
-  Alone(const Alone&) = delete;
-  Alone& operator=(const Alone&) = delete;
-
- private:
-  const std::uint32_t forks_;
 };
 
 // In a forked child: an agent that was arriving in its parent does not arrive here.

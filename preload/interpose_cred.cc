@@ -7,7 +7,7 @@
 
 #include "preload/agent.h"
 #include "preload/next.h"
-#include "preload/request.h"
+#include "preload/retire.h"
 
 namespace foldswap::preload {
 namespace {
@@ -27,10 +27,8 @@ void hand_over(Control& control, std::uint32_t* groups, std::uint32_t room) {
 
 void agent_follows() {
   const LiveCall use;
-  Control* control = live();
-  if (control == nullptr) control = attaching();
-  // A vfork child shares our memory, but its credentials are its own.
-  if (control == nullptr || sys::call(SYS_getpid) != control->pid) return;
+  Control* const control = own_control();
+  if (control == nullptr) return;
   const RequestLock lock;
   const long count = sys::call(SYS_getgroups, 0, nullptr);
   if (count <= static_cast<long>(kSmallGroups)) {
@@ -47,22 +45,6 @@ void agent_follows() {
   }
   hand_over(*control, reinterpret_cast<std::uint32_t*>(map), static_cast<std::uint32_t>(count));
   sys::call(SYS_munmap, map, bytes);
-}
-
-// The agent of a process that is none yet may arrive meanwhile, with the rights from before: it
-// waits for the end of this call and looks again (arrival.cc).
-template <typename Call>
-int followed(Call call) {
-  if (inert()) return call();
-  int result = 0;
-  if (live() == nullptr) {
-    const QuietCall quiet;
-    result = call();
-  } else {
-    result = call();
-  }
-  if (result == 0 && library.alive != nullptr) agent_follows();
-  return result;
 }
 
 constinit Next<int(uid_t)> next_setuid{"setuid"}, next_seteuid{"seteuid"};
@@ -86,32 +68,32 @@ void find_all_of_cred() {
 using namespace foldswap::preload;
 
 FOLDSWAP_EXPORT int setuid(uid_t user) noexcept {
-  return followed([&] { return next_setuid(user); });
+  return followed([&] { return next_setuid(user); }, agent_follows);
 }
 FOLDSWAP_EXPORT int seteuid(uid_t user) noexcept {
-  return followed([&] { return next_seteuid(user); });
+  return followed([&] { return next_seteuid(user); }, agent_follows);
 }
 FOLDSWAP_EXPORT int setgid(gid_t group) noexcept {
-  return followed([&] { return next_setgid(group); });
+  return followed([&] { return next_setgid(group); }, agent_follows);
 }
 FOLDSWAP_EXPORT int setegid(gid_t group) noexcept {
-  return followed([&] { return next_setegid(group); });
+  return followed([&] { return next_setegid(group); }, agent_follows);
 }
 FOLDSWAP_EXPORT int setreuid(uid_t real, uid_t effective) noexcept {
-  return followed([&] { return next_setreuid(real, effective); });
+  return followed([&] { return next_setreuid(real, effective); }, agent_follows);
 }
 FOLDSWAP_EXPORT int setregid(gid_t real, gid_t effective) noexcept {
-  return followed([&] { return next_setregid(real, effective); });
+  return followed([&] { return next_setregid(real, effective); }, agent_follows);
 }
 FOLDSWAP_EXPORT int setresuid(uid_t real, uid_t effective, uid_t saved) noexcept {
-  return followed([&] { return next_setresuid(real, effective, saved); });
+  return followed([&] { return next_setresuid(real, effective, saved); }, agent_follows);
 }
 FOLDSWAP_EXPORT int setresgid(gid_t real, gid_t effective, gid_t saved) noexcept {
-  return followed([&] { return next_setresgid(real, effective, saved); });
+  return followed([&] { return next_setresgid(real, effective, saved); }, agent_follows);
 }
 FOLDSWAP_EXPORT int setgroups(size_t count, const gid_t* groups) noexcept {
-  return followed([&] { return next_setgroups(count, groups); });
+  return followed([&] { return next_setgroups(count, groups); }, agent_follows);
 }
 FOLDSWAP_EXPORT int initgroups(const char* user, gid_t group) {
-  return followed([&] { return next_initgroups(user, group); });
+  return followed([&] { return next_initgroups(user, group); }, agent_follows);
 }

@@ -143,8 +143,7 @@ auto as_client(With with, Without without) {
     // What it has inherited is registered, and only a client can ask for that to change.
     const SignalBlock signals(SignalBlock::Set::asynchronous);
     control = live_or_attached();
-    if (control != nullptr) return with(*control);
-    return quietly(with, without);
+    return control != nullptr ? with(*control) : quietly(with, without);
   }
   return quietly(with, without);
 }
@@ -273,13 +272,15 @@ constexpr long kPatienceMs = 20, kMostPatienceMs = 1'000'000;
 // during the call, but come through while a long range is on its way back; each such interruption
 // is given more time than the one before, so that there is an end. Where nobody serves requests any
 // more faults are still served: what may be out is read in.
-template <typename Call>
-auto with_released(const wire::Range& range, Call call) {
+template <typename FindRange, typename Call>
+auto with_released(FindRange find_range, Call call) {
   const LiveCall use;
   if (live() == nullptr && !orphaned()) {
     const QuietCall quiet;
     if (live() == nullptr) return call(nullptr);
   }
+  const wire::Range range = find_range();
+  if (range.bytes == 0) return call(nullptr);
   bool read_in = false;
   for (long patience_ms = kPatienceMs;; patience_ms = std::min(2 * patience_ms, kMostPatienceMs)) {
     {
@@ -310,7 +311,8 @@ int advise_silently(void* address, std::size_t bytes, int advice) {
   const wire::Range range = advised_range(reinterpret_cast<std::uint64_t>(address), bytes);
   if (range.bytes == 0) return next_madvise(address, bytes, advice);
   if (hides(advice)) note_hidden(range.start, range.bytes);
-  return with_released(range, [&](Control* control) {
+  const auto found = [&] { return range; };
+  return with_released(found, [&](Control* control) {
     const int result = next_madvise(address, bytes, advice);
     if (control != nullptr && hides(advice) && !mutated(Mutation::h12_fresh_mappings)) {
       look_anew(*control);
@@ -332,38 +334,30 @@ wire::Range attached_range(int segment, const void* address, int flags) {
 }
 
 void* attach_over(int segment, const void* address, int flags) {
-  if (live() == nullptr && !orphaned()) {
-    const QuietCall quiet;
-    if (live() == nullptr) return next_shmat(segment, address, flags);
-  }
-  const wire::Range range = attached_range(segment, address, flags);
-  if (range.bytes == 0) return next_shmat(segment, address, flags);
-  return with_released(range, [&](Control* control) {
+  const auto find_range = [&] { return attached_range(segment, address, flags); };
+  return with_released(find_range, [&](Control* control) {
     void* const attached = next_shmat(segment, address, flags);
     if (control != nullptr) look_anew(*control);
     return attached;
   });
 }
 
+// What the program wants to register. Read by a call that fails where its own would: then, none.
+wire::Range wanted_range(void* argument) {
+  uffdio_register wanted{};
+  const iovec to{&wanted, sizeof(wanted)};
+  const iovec from{argument, sizeof(wanted)};
+  const long got = sys::call(SYS_process_vm_readv, sys::call(SYS_getpid), &to, 1, &from, 1, 0);
+  if (got != static_cast<long>(sizeof(wanted))) return {};
+  return advised_range(wanted.range.start, wanted.range.len);
+}
+
 // The program registers memory with a userfaultfd of its own, which the kernel refuses while it is
 // registered with ours.
-int register_own(int descriptor, unsigned long request, void* argument) {
-  const auto* const wanted = static_cast<const uffdio_register*>(argument);
-  if (live() == nullptr && !orphaned()) {
-    const QuietCall quiet;
-    if (live() == nullptr) return next_ioctl(descriptor, request, argument);
-  }
-  // A copy, made by a call that fails where the program's own would.
-  uffdio_register copy{};
-  const iovec to{&copy, sizeof(copy)};
-  const iovec from{const_cast<uffdio_register*>(wanted), sizeof(copy)};
-  const long got = sys::call(SYS_process_vm_readv, sys::call(SYS_getpid), &to, 1, &from, 1, 0);
-  const wire::Range range = got == static_cast<long>(sizeof(copy))
-                                ? advised_range(copy.range.start, copy.range.len)
-                                : wire::Range{};
-  if (range.bytes == 0) return next_ioctl(descriptor, request, argument);
-  return with_released(range, [&](Control* control) {
-    const int result = next_ioctl(descriptor, request, argument);
+int register_own(int descriptor, void* argument) {
+  const auto find_range = [&] { return wanted_range(argument); };
+  return with_released(find_range, [&](Control* control) {
+    const int result = next_ioctl(descriptor, UFFDIO_REGISTER, argument);
     if (control != nullptr) look_anew(*control);
     return result;
   });
@@ -445,7 +439,7 @@ FOLDSWAP_EXPORT int ioctl(int descriptor, unsigned long request, ...) noexcept {
   void* const argument = va_arg(rest, void*);
   va_end(rest);
   if (request != UFFDIO_REGISTER || inert()) return next_ioctl(descriptor, request, argument);
-  return register_own(descriptor, request, argument);
+  return register_own(descriptor, argument);
 }
 
 FOLDSWAP_EXPORT void* shmat(int segment, const void* address, int flags) noexcept {

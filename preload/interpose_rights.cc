@@ -10,6 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "preload/agent.h"
 #include "preload/next.h"
 #include "preload/retire.h"
 
@@ -27,8 +28,13 @@ constinit Next<long(long, long, long, long, long, long, long)> next_syscall{"sys
 
 constexpr long kLandlockRestrictSelf = 446;  // not in older headers
 
-bool succeeded(long result) {
-  return result == 0;
+// The agent gives up what the leader does not have (rights.h).
+void agent_gives_up() {
+  const LiveCall use;
+  Control* const control = own_control();
+  if (control == nullptr) return;
+  const RequestLock lock;
+  (void)ask_agent(*control, AgentOp::rights);  // no agent: nobody to follow
 }
 
 bool gives_up_rights(long option) {
@@ -60,7 +66,7 @@ auto watched(long number, long option, Call call) {
     return call();
   }
   if (number == SYS_capset || (number == SYS_prctl && gives_up_rights(option)))
-    return with_rights_followed(call, succeeded);
+    return followed(call, agent_gives_up);
   return call();
 }
 

@@ -76,38 +76,39 @@ class Announcement {
   Control& control_;
 };
 
-// Brackets an interposed call in a process that is not live, but may become so at any moment (its
-// agent arrives, or it is a forked child that is attaching). The agent goes live first and then
-// waits until no such call is left, before it does anything. So: make one, look at live() again,
-// and go the live way if it answers. It makes no system call. Where a signal handler leaves the
-// call half-way, and never comes back, no agent will come to the process any more.
-class QuietCall {
+// Counts a call for as long as it lives. It makes no system call.
+class CountedCall {
  public:
-  QuietCall() : forks_(sys::load(library.forks)) { sys::add(library.quiet_calls, 1); }
-  QuietCall(const QuietCall&) = delete;
-  QuietCall& operator=(const QuietCall&) = delete;
-  ~QuietCall() {
+  explicit CountedCall(std::uint32_t& count) : count_(count), forks_(sys::load(library.forks)) {
+    sys::add(count_, 1);
+  }
+  CountedCall(const CountedCall&) = delete;
+  CountedCall& operator=(const CountedCall&) = delete;
+  ~CountedCall() {
     // Not in a child of a fork in a handler meanwhile, which began to count anew.
-    if (sys::load(library.forks) == forks_) sys::add(library.quiet_calls, ~0U);
+    if (sys::load(library.forks) == forks_) sys::add(count_, ~0U);
   }
 
  private:
+  std::uint32_t& count_;
   const std::uint32_t forks_;
 };
 
-// Around whatever looks at live() and then uses what that answers: while one exists the agent does
-// not unmap it. Not around a wait for the agent's end. It makes no system call.
-class LiveCall {
+// Brackets an interposed call in a process that is not live, but may become so at any moment (its
+// agent arrives, or it is a forked child that is attaching). The agent goes live first and then
+// waits until no such call is left, before it does anything. So: make one, look at live() again,
+// and go the live way if it answers. Where a signal handler leaves the call half-way, and never
+// comes back, no agent will come to the process any more.
+class QuietCall : CountedCall {
  public:
-  LiveCall() : forks_(sys::load(library.forks)) { sys::add(library.live_calls, 1); }
-  LiveCall(const LiveCall&) = delete;
-  LiveCall& operator=(const LiveCall&) = delete;
-  ~LiveCall() {
-    if (sys::load(library.forks) == forks_) sys::add(library.live_calls, ~0U);
-  }
+  QuietCall() : CountedCall(library.quiet_calls) {}
+};
 
- private:
-  const std::uint32_t forks_;
+// Around whatever looks at live() and then uses what that answers: while one exists the agent does
+// not unmap it. Not around a wait for the agent's end.
+class LiveCall : CountedCall {
+ public:
+  LiveCall() : CountedCall(library.live_calls) {}
 };
 
 // An announced call over a range, with asynchronous signals blocked: no handler may leave it

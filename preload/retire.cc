@@ -15,13 +15,6 @@ bool has_more_threads() {
          st.st_nlink > kDirectoryLinks + kCallerAndAgent;
 }
 
-// A vfork child shares our memory, but what it is and may is its own.
-Control* own_control() {
-  Control* control = live();
-  if (control == nullptr) control = attaching();
-  return control != nullptr && sys::call(SYS_getpid) == control->pid ? control : nullptr;
-}
-
 // A forked child that is not a client yet becomes one first: what it has inherited is registered,
 // and only a client can ask for that to end.
 void retire_agent(bool only_if_alone) {
@@ -40,6 +33,12 @@ void retire_agent(bool only_if_alone) {
 
 }  // namespace
 
+Control* own_control() {
+  Control* control = live();
+  if (control == nullptr) control = attaching();
+  return control != nullptr && sys::call(SYS_getpid) == control->pid ? control : nullptr;
+}
+
 WithoutAgent::WithoutAgent(bool only_if_alone) {
   if (sys::load(library.alive) != nullptr) retire_agent(only_if_alone);
   // One that the daemon has sent away waits for calls like the above, and then ends by itself.
@@ -55,14 +54,6 @@ WithoutAgent::WithoutAgent(bool only_if_alone) {
     backoff.next();
   }
   (void)sys::exchange_if(library.leaving, tid, 0);
-}
-
-void have_rights_followed() {
-  const LiveCall use;
-  Control* const control = own_control();
-  if (control == nullptr) return;
-  const RequestLock lock;
-  (void)ask_agent(*control, AgentOp::rights);  // no agent: nobody to follow
 }
 
 }  // namespace foldswap::preload

@@ -23,24 +23,23 @@ class WithoutAgent {
   const Alone alone_;
 };
 
-// Has the agent, if there is one, give up what the leader does not have (rights.h), and waits for
-// that.
-void have_rights_followed();
+// The control page of this process as a client, or as one that is about to be; null: it is none, or
+// a vfork child, which shares our memory, but what it is and may is its own.
+[[nodiscard]] Control* own_control();
 
-// Makes a call by which the program may give up rights, and has the agent follow. `succeeded` says
-// whether it did.
-template <typename Call, typename Succeeded>
-auto with_rights_followed(Call call, Succeeded succeeded) {
+// Makes a call by which the program may change its rights (0: it has), and has the agent follow.
+template <typename Call, typename Follow>
+auto followed(Call call, Follow follow) {
   if (inert()) return call();
   const auto made = [&] {
     // An agent that arrives meanwhile has the rights from before: it waits for the end of this call
-    // and looks again.
+    // and looks again (agent.cc).
     if (live() != nullptr) return call();
     const QuietCall quiet;
     return call();
   };
   const auto result = made();
-  if (succeeded(result) && library.alive != nullptr) have_rights_followed();
+  if (result == 0 && library.alive != nullptr) follow();
   return result;
 }
 

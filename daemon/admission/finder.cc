@@ -9,6 +9,7 @@
 #include <charconv>
 #include <cstdio>
 #include <filesystem>
+#include <set>
 #include <utility>
 
 #include "daemon/host/log.h"
@@ -136,11 +137,11 @@ void Finder::scan(std::uint64_t now_us) {
   scan_at_us_ = now_us + kScanUs;
   const auto names = os_.list_directory("/proc");
   if (!names) return;
-  std::map<pid_t, bool> clients;
+  std::set<pid_t> clients;
   group_bytes_.clear();
   for (const auto& client : registry_.all()) {
     if (client->gone()) continue;
-    clients.emplace(client->pid(), true);
+    clients.insert(client->pid());
     if (client->record.group[0] != '\0')
       group_bytes_[group_key(client->uid, client->record.group)] += client->rss_bytes;
   }
@@ -152,12 +153,9 @@ void Finder::scan(std::uint64_t now_us) {
     const auto known = processes_.find(*pid);
     if (known == processes_.end()) {
       if (processes_.size() >= kMostKnown) continue;
-      Process p;
-      p.seen = true;
-      p.born_us = now_us;
+      Process& p = processes_[*pid];
       p.row.pid = *pid;
-      p.look_at_us = now_us + kScanUs;
-      processes_.emplace(*pid, std::move(p));
+      begin_anew(p, now_us);
       continue;
     }
     Process& p = known->second;
@@ -329,8 +327,8 @@ void Finder::learn_of_agent(const InjectorReport& report, Process& process, std:
   }
 }
 
-bool Finder::fits(const Order& order, const Process& process) const {
-  return order.all || process.row.name == order.who || std::to_string(process.row.pid) == order.who;
+bool Finder::fits(const Order& order, const Announced& row) {
+  return order.all || row.name == order.who || std::to_string(row.pid) == order.who;
 }
 
 void Finder::take_orders() {
@@ -344,7 +342,7 @@ void Finder::take_orders() {
   for (auto& [pid, p] : processes_) {
     if (!is_ours(p.stage) || (orders.empty() && !p.ordered)) continue;
     changed_ = true;
-    p.ordered = std::ranges::any_of(orders, [&](const Order& order) { return fits(order, p); });
+    p.ordered = std::ranges::any_of(orders, [&](const Order& order) { return fits(order, p.row); });
   }
 }
 
@@ -394,8 +392,7 @@ std::vector<Announced> Finder::summon(const std::string* pid_or_name,
   });
   if (done != orders_.end()) orders_.erase(done);
   for (const Announced& row : rows_) {
-    if (order.all || row.name == order.who || std::to_string(row.pid) == order.who)
-      left.push_back(row);
+    if (fits(order, row)) left.push_back(row);
   }
   return left;
 }

@@ -104,7 +104,7 @@ class Finder {
   void put_off(Process& process, std::string reason, std::uint64_t now_us);
   void take_orders();
   void publish();
-  [[nodiscard]] bool fits(const Order& order, const Process& process) const;
+  [[nodiscard]] static bool fits(const Order& order, const Announced& row);
   [[nodiscard]] std::uint64_t budget_of(pid_t pid, const Process& process) const;
   void forget_clients();
   [[nodiscard]] static bool is_ours(Stage stage);
